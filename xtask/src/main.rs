@@ -1,2 +1,74 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask`: the only door to everything a developer runs.
+//!
+//! It depends on little, so that it builds in seconds on a machine that has nothing yet; what it needs of the machine
+//! it installs (`setup`), what it needs of Weir it builds (`build`).
+
+mod bench;
+mod build;
+mod ci;
+mod command;
+mod image;
+mod setup;
+mod test;
+mod up;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing to build and run Weir on this machine.
+    Setup,
+    /// Build Weir, start a one-node cluster, apply the example, print the URLs; runs until Ctrl-C.
+    Up(up::Flags),
+    /// Run all tests, or one kind.
+    Test {
+        /// Which tests; all kinds when none is named.
+        kind: Option<test::Kind>,
+        /// Only tests whose name holds this.
+        #[arg(long, default_value = "")]
+        filter: String,
+    },
+    /// Measure, and print each figure beside its peer's.
+    Bench {
+        /// What to measure.
+        subject: bench::Subject,
+        /// Also write the rows here, as JSON.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// All that must hold before a change lands: fmt, clippy, deny, docs, test.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Setup => setup::run(),
+        Task::Up(flags) => up::run(&flags),
+        Task::Test { kind, filter } => test::run(kind, &filter),
+        Task::Bench { subject, json } => bench::run(subject, json.as_deref()),
+        Task::Ci => ci::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's root, wherever the command was started.
+fn root() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.parent().expect("xtask is a folder of the workspace").to_owned()
+}

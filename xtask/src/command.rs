@@ -1,0 +1,45 @@
+//! Child processes: said before they run, and an error when they fail.
+
+use std::{
+    ffi::OsStr,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::root;
+
+/// `cargo` with the given words, in the workspace.
+pub(crate) fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Command> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(root());
+    Ok(command)
+}
+
+/// Runs to the end; its output is the user's.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let line = describe(command);
+    eprintln!("+ {line}");
+    let status = command.status().with_context(|| format!("starting {line}"))?;
+    ensure!(status.success(), "{line}: {status}");
+    Ok(())
+}
+
+/// Runs to the end and returns what it wrote to standard output.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let line = describe(command);
+    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("starting {line}"))?;
+    ensure!(output.status.success(), "{line}: {}", output.status);
+    String::from_utf8(output.stdout).with_context(|| format!("reading what {line} wrote"))
+}
+
+/// Whether a program of this name is on the `PATH`.
+pub(crate) fn exists(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+}
+
+fn describe(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,113 @@
+//! OCI archives of one static program: the layout of the OCI image specification, in a tar.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::build;
+
+/// Name and tag of the echo image.
+pub(crate) const ECHO: &str = "weir.dev/echo:latest";
+
+/// Builds the echo image and returns the path of its archive.
+pub(crate) fn echo() -> Result<PathBuf> {
+    let program = build::echo()?;
+    let archive = build::target_dir()?.join("weir-echo.tar");
+    write_archive(&archive, ECHO, "echo", &program)?;
+    Ok(archive)
+}
+
+/// One blob of the archive: its content and how others refer to it.
+struct Blob {
+    media_type: &'static str,
+    digest: String,
+    content: Vec<u8>,
+}
+
+impl Blob {
+    fn new(media_type: &'static str, content: Vec<u8>) -> Self {
+        let hash = Sha256::digest(&content);
+        let digest = hash.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        Self { media_type, digest, content }
+    }
+
+    fn json(media_type: &'static str, document: &Value) -> Self {
+        Self::new(media_type, document.to_string().into_bytes())
+    }
+
+    fn descriptor(&self) -> Value {
+        json!({
+            "mediaType": self.media_type,
+            "digest": format!("sha256:{}", self.digest),
+            "size": self.content.len(),
+        })
+    }
+}
+
+/// Writes an image whose one layer holds `program` as `/name`, its entrypoint.
+fn write_archive(archive: &Path, reference: &str, name: &str, program: &Path) -> Result<()> {
+    let layer = Blob::new("application/vnd.oci.image.layer.v1.tar", layer(name, program)?);
+    let config = Blob::json(
+        "application/vnd.oci.image.config.v1+json",
+        &json!({
+            "architecture": architecture(),
+            "os": "linux",
+            "config": {"Entrypoint": [format!("/{name}")], "WorkingDir": "/"},
+            "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", layer.digest)]},
+        }),
+    );
+    let manifest = Blob::json(
+        "application/vnd.oci.image.manifest.v1+json",
+        &json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": config.descriptor(),
+            "layers": [layer.descriptor()],
+        }),
+    );
+    let mut entry = manifest.descriptor();
+    entry["annotations"] = json!({
+        "io.containerd.image.name": reference,
+        "org.opencontainers.image.ref.name": reference,
+    });
+    let index = json!({"schemaVersion": 2, "manifests": [entry]});
+
+    let mut tar = tar::Builder::new(fs::File::create(archive)?);
+    append(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
+    append(&mut tar, "index.json", index.to_string().as_bytes(), 0o644)?;
+    for blob in [&layer, &config, &manifest] {
+        append(&mut tar, &format!("blobs/sha256/{}", blob.digest), &blob.content, 0o644)?;
+    }
+    tar.finish()?;
+    Ok(())
+}
+
+fn layer(name: &str, program: &Path) -> Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(Vec::new());
+    append(&mut tar, name, &fs::read(program)?, 0o755)?;
+    Ok(tar.into_inner()?)
+}
+
+/// Adds a file; its times and owner are fixed, so that the same program is the same image.
+fn append(tar: &mut tar::Builder<impl Write>, path: &str, content: &[u8], mode: u32) -> Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(mode);
+    tar.append_data(&mut header, path, content)?;
+    Ok(())
+}
+
+/// The machine's architecture by its name in the OCI specification (Go's names).
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
