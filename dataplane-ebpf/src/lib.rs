@@ -1,1 +1,54 @@
-//! Placeholder.
+//! The ABI of the dataplane: every map's key, value, name and bound, shared by the programs and by user space.
+//!
+//! This is the single truth for layouts. A layout is `#[repr(C)]`, has no implicit padding, no `bool`, `Option`
+//! or data enum, and says its byte order in its types. Compile-time assertions beside each type pin its size, so that
+//! a change which would break pinned maps does not compile unnoticed; such a change raises [`LAYOUT_VERSION`].
+//!
+//! IPv4 and IPv6 share each definition through [`Address`]: a map exists once per family, the code that uses it once.
+
+#![no_std]
+#![allow(
+    clippy::inline_always,
+    reason = "in a program a call is a BPF subprogram: it costs registers, and old verifiers forget what is behind it"
+)]
+
+mod address;
+mod backend;
+pub mod bench;
+pub mod checksum;
+mod config;
+mod counters;
+mod endpoint;
+mod flow;
+mod frontend;
+pub mod hash;
+pub mod maps;
+mod socket;
+
+pub use address::{Address, Be16, Be32, Ip4, Ip6, Mac};
+pub use backend::Backend;
+pub use config::NodeConfig;
+pub use counters::{DROP_REASONS, DropReason};
+pub use endpoint::Endpoint;
+pub use flow::{Flow, FlowKey, FlowState};
+pub use frontend::{Frontend, FrontendKey, Protocol, Scope};
+pub use socket::{SocketPeer, SocketPeerKey};
+
+/// Version of all layouts together. Pins live below a directory of this name, so that an agent never adopts a map
+/// whose entries it would misread.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Marks a layout as plain old data for user space, and asserts its size for both sides.
+macro_rules! layout {
+    ($($type:ty = $size:literal),+ $(,)?) => {
+        $(
+            const _: () = assert!(core::mem::size_of::<$type>() == $size);
+
+            // SAFETY: `#[repr(C)]`, every field is plain old data, and the size assertion above
+            // shows that no padding is left.
+            #[cfg(feature = "user")]
+            unsafe impl aya::Pod for $type {}
+        )+
+    };
+}
+use layout;

@@ -1,1 +1,33 @@
-//! Placeholder.
+//! The dataplane in user space: loads the eBPF programs, reconciles Services into their maps, gives pods their links,
+//! and says what it did and why.
+//!
+//! ```text
+//! Services, EndpointSlices, Node ─watch─▶ Store ─▶ plan (pure) ─▶ maps ─▶ programs (dataplane-ebpf)
+//! container runtime ─▶ cni ─▶ pod link + tc_pod          maps ─▶ cli: services, flows, explain
+//! ```
+//! Everything that serves is pinned below the run directory ([`paths`]): the agent may end, be killed, or be replaced
+//! by a newer one, and packets go on. Speaks the Kubernetes API and the kernel's interfaces, and nothing of Weir's own.
+
+mod agent;
+pub mod cidr;
+mod cleanup;
+pub mod cli;
+pub mod cni;
+mod config;
+pub mod flows;
+pub mod kernel;
+mod metrics;
+pub mod names;
+pub mod netlink;
+pub mod node;
+pub mod paths;
+pub mod plan;
+pub mod programs;
+pub mod reconcile;
+mod sysctl;
+pub mod watch;
+
+pub use agent::{Dataplane, Error};
+pub use cleanup::{CleanupError, cleanup};
+pub use config::{Config, Uplinks};
+pub use metrics::Metrics;

@@ -1,0 +1,163 @@
+//! Packets of known flows: one lookup, and the bookkeeping that an entry needs.
+//!
+//! The two halves of a flow do not refer to each other; each holds what the other's key and value are made of. Once in
+//! [`UPKEEP_JIFFIES`] a packet of either half looks after the other: it marks it as alive, and makes it again when it
+//! is gone. So no garbage collection, eviction or lost write can leave half a flow that misroutes.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use weir_dataplane_ebpf::{Backend, Flow, FlowKey, FlowState, Protocol, Scope};
+
+use crate::{
+    counters::Verdict,
+    kernel::now_jiffies,
+    maps::Family,
+    parse::{Headers, Layout, TcpFlags, Transport},
+    rewrite::{self, Hook},
+};
+
+/// How often a busy half looks after the other: a quarter of a second to two and a half, by the kernel's tick. A power
+/// of two, so that passing a multiple of it shows in the bits above.
+const UPKEEP_JIFFIES: u32 = 256;
+
+/// Serves a packet whose tuple has an entry. `None`: there is none that still holds, and the packet opens a flow.
+#[inline(always)]
+pub fn follow<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) -> Option<Verdict> {
+    let flow = A::flows().get_ptr_mut(&headers.key)?;
+    // SAFETY: a preallocated entry stays mapped memory. Another CPU may write to it; the fields that the rewrite reads
+    // are written before the entry is published, and a lost count or time does no harm.
+    let flow = unsafe { &mut *flow };
+    if !H::LEAVES && flow.ifindex != 0 {
+        return Some(Verdict::Pass);
+    }
+    if !holds(headers, flow) {
+        return None;
+    }
+    touch::<A, T, H>(hook, headers, flow);
+    Some(rewrite::translate::<A, T, H>(hook, headers, flow))
+}
+
+/// Whether the entry may be followed: its backend serves, and the packet does not start a new connection where an old
+/// one ended.
+#[inline(always)]
+fn holds<A: Layout>(headers: &Headers<A>, flow: &Flow<A>) -> bool {
+    if headers.flags.opens() && flow.state.0 >= FlowState::CLOSING.0 {
+        return false;
+    }
+    if flow.flags & Flow::<A>::FLAG_REPLY != 0 {
+        return true;
+    }
+    // The address is compared too: an id may serve another backend by now.
+    A::backends().get(flow.backend).is_some_and(|backend| {
+        backend.flags & Backend::<A>::FLAG_ACTIVE != 0
+            && backend.address == flow.destination
+            && backend.port == flow.destination_port
+    })
+}
+
+#[inline(always)]
+fn touch<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>, flow: &mut Flow<A>) {
+    flow.packets += 1;
+    flow.bytes += u64::from(headers.length);
+    let now = now_jiffies();
+    let last = flow.last_seen_jiffies;
+    if last != now {
+        // An unchanged cache line stays shared between CPUs.
+        flow.last_seen_jiffies = now;
+    }
+    let upkeep = (last ^ now) >= UPKEEP_JIFFIES;
+    let opening = flow.state.0 == FlowState::OPENING.0 && establishes(T::PROTOCOL, flow.flags);
+    if upkeep || opening || !headers.flags.carries_on() {
+        tend(&headers.key, flow, headers.flags, way_back(hook));
+    }
+}
+
+/// Whether a packet in this direction can show that both sides speak. A server's SYN-ACK to a forged source must not,
+/// so for TCP it is the client's next packet; for UDP it is the answer.
+#[inline(always)]
+fn establishes(protocol: Protocol, flags: u8) -> bool {
+    (protocol == Protocol::TCP) == (flags & Flow::<Protocol>::FLAG_REPLY == 0)
+}
+
+/// The interface that answers leave by: the one the packet came in by, unless that is a pod's.
+#[inline(always)]
+pub fn way_back<H: Hook>(hook: &H) -> u32 {
+    if hook.scope().0 == Scope::EXTERNAL.0 { hook.ifindex() } else { 0 }
+}
+
+/// Moves both halves on in their protocol's life, and repairs the other one. Rare, so that it stays out of the way of
+/// the packets that only pass.
+#[inline(never)]
+fn tend<A: Layout>(key: &FlowKey<A>, flow: &mut Flow<A>, flags: TcpFlags, way_back: u32) {
+    let other_key = flow.reply_key(key.protocol);
+    let Some(other) = A::flows().get_ptr_mut(&other_key) else {
+        let mut other = opposite(key, flow, way_back);
+        let state = next_state(key.protocol, flow, flags, flow.state);
+        flow.state = state;
+        other.state = state;
+        // Full or made by another CPU meanwhile: the next upkeep tries again.
+        let _ = A::flows().insert(other_key, other, u64::from(BPF_NOEXIST));
+        return;
+    };
+    // SAFETY: as in `follow`.
+    let other = unsafe { &mut *other };
+    other.last_seen_jiffies = flow.last_seen_jiffies;
+    let state = next_state(key.protocol, flow, flags, other.state);
+    flow.state = state;
+    // A FIN closes its own direction only; everything else is true of both.
+    if state.0 != FlowState::CLOSING.0 {
+        other.state = state;
+    }
+}
+
+/// The state after a packet with these flags.
+#[inline(always)]
+fn next_state<A>(protocol: Protocol, flow: &Flow<A>, flags: TcpFlags, other: FlowState) -> FlowState {
+    if flags.resets() {
+        FlowState::CLOSED
+    } else if flags.finishes() {
+        if other.0 >= FlowState::CLOSING.0 { FlowState::CLOSED } else { FlowState::CLOSING }
+    } else if flow.state.0 == FlowState::OPENING.0 && flags.carries_on() && establishes(protocol, flow.flags)
+    {
+        FlowState::ESTABLISHED
+    } else {
+        flow.state
+    }
+}
+
+/// The other half of a flow: the same change, undone, and the way that this half's packets came.
+#[inline(always)]
+pub fn opposite<A: Family>(key: &FlowKey<A>, flow: &Flow<A>, way_back: u32) -> Flow<A> {
+    let mut other = Flow {
+        packets: 0,
+        bytes: 0,
+        source: key.destination,
+        destination: key.source,
+        source_port: key.destination_port,
+        destination_port: key.source_port,
+        network_delta: !flow.network_delta,
+        transport_delta: !flow.transport_delta,
+        last_seen_jiffies: flow.last_seen_jiffies,
+        service: flow.service,
+        backend: flow.backend,
+        ifindex: way_back,
+        state: flow.state,
+        flags: (flow.flags ^ Flow::<A>::FLAG_REPLY) & Flow::<A>::FLAG_REPLY,
+        ..Flow::default()
+    };
+    if way_back == 0 {
+        lead_to_pod(&mut other);
+    }
+    other
+}
+
+/// Sets the way into the pod that a flow is rewritten to, if that is a pod of this node.
+#[inline(always)]
+pub fn lead_to_pod<A: Family>(flow: &mut Flow<A>) {
+    // SAFETY: an entry is replaced whole; a link that is just being removed gets no more packets either way.
+    if let Some(endpoint) = unsafe { A::endpoints().get(flow.destination) } {
+        flow.ifindex = endpoint.ifindex;
+        flow.destination_mac = endpoint.pod_mac;
+        flow.source_mac = endpoint.host_mac;
+        flow.flags |= Flow::<A>::FLAG_TO_POD;
+    }
+}

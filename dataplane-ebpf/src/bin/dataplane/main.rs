@@ -1,0 +1,55 @@
+//! The dataplane's programs: one object, so that they share their maps.
+//!
+//! | program | attached to | sees | does |
+//! |---|---|---|---|
+//! | `xdp_uplink` | XDP, uplink | every frame from outside | NodePorts and other external frontends to backends of this node |
+//! | `tc_uplink` | tcx ingress, uplink | what XDP passed | the same, and what XDP leaves to it; hands packets to local pods |
+//! | `tc_pod` | tcx ingress, host end of a pod link | every packet from a pod | service addresses, answers of local backends, pod to pod |
+//! | `connect4/6`, `sendmsg4/6`, `recvmsg4/6`, `getpeername4/6` | cgroup root | socket calls | the choice once per connection, nothing per packet |
+//!
+//! An entry point reads the headers, asks [`service`] for a verdict, and carries it out. A packet goes through
+//! [`parse`] → [`flow`] (a known connection: one lookup) or [`service`] (a new one: frontend, Maglev, backend, two
+//! entries) → [`rewrite`] → the way out. IPv4 and IPv6 share all of it through [`maps::Family`].
+
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", allow(clippy::inline_always, reason = "a call is a BPF subprogram"))]
+
+#[cfg(target_arch = "bpf")]
+mod counters;
+#[cfg(target_arch = "bpf")]
+mod flow;
+#[cfg(target_arch = "bpf")]
+mod kernel;
+#[cfg(target_arch = "bpf")]
+mod maglev;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod parse;
+#[cfg(target_arch = "bpf")]
+mod rewrite;
+#[cfg(target_arch = "bpf")]
+mod service;
+#[cfg(target_arch = "bpf")]
+mod socket;
+#[cfg(target_arch = "bpf")]
+mod tc;
+#[cfg(target_arch = "bpf")]
+mod xdp;
+
+/// Some helpers that the programs call are the kernel's only for programs under a licence that the GPL accepts.
+#[cfg(target_arch = "bpf")]
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Nothing here panics: every access is bounded where it stands, and the verifier would refuse the program otherwise.
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The programs exist for the BPF target only; this keeps the package part of an ordinary workspace build.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

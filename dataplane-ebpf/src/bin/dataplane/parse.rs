@@ -1,0 +1,326 @@
+//! From bytes to a tuple.
+//!
+//! Everything else works on [`Headers`]; only this file and [`crate::rewrite`] know where a field stands. What cannot
+//! be a service's packet (other ethertypes and protocols, fragments, IP options, extension headers, frames for a link
+//! group) is [`Error::NotOurs`] and passes untouched: a rewrite on a guess would be worse than none.
+
+use weir_dataplane_ebpf::{Be16, DropReason, FlowKey, Ip4, Ip6, Protocol};
+
+use crate::{counters::Verdict, maps::Family};
+
+/// Bytes before the network header.
+pub const ETHERNET_LENGTH: usize = 14;
+const ETHERTYPE_IPV4: Be16 = Be16::new(0x0800);
+const ETHERTYPE_IPV6: Be16 = Be16::new(0x86dd);
+/// Version 4, header of five words: no options.
+const IPV4_WITHOUT_OPTIONS: u8 = 0x45;
+/// "More fragments" and the fragment offset.
+const IPV4_FRAGMENT: Be16 = Be16::new(0x3fff);
+
+/// TCP flags, from the header's fourteenth byte.
+#[derive(Clone, Copy)]
+pub struct TcpFlags(u8);
+
+impl TcpFlags {
+    const FIN: u8 = 0x01;
+    const SYN: u8 = 0x02;
+    const RST: u8 = 0x04;
+    const ACK: u8 = 0x10;
+
+    /// What a UDP packet has.
+    pub const NONE: Self = Self(0);
+
+    /// The first packet of a connection.
+    #[inline(always)]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK) == Self::SYN
+    }
+
+    /// The answer to it, which no client sends.
+    #[inline(always)]
+    pub const fn accepts(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK) == Self::SYN | Self::ACK
+    }
+
+    /// An ordinary packet of an open connection: nothing about its life changes.
+    #[inline(always)]
+    pub const fn carries_on(self) -> bool {
+        self.0 & (Self::SYN | Self::FIN | Self::RST) == 0
+    }
+
+    /// The sender has nothing more to say.
+    #[inline(always)]
+    pub const fn finishes(self) -> bool {
+        self.0 & Self::FIN != 0
+    }
+
+    /// The connection ends at once.
+    #[inline(always)]
+    pub const fn resets(self) -> bool {
+        self.0 & Self::RST != 0
+    }
+}
+
+/// A transport protocol. Each has its own copy of the path, so that every offset in it is a constant: the verifier
+/// forgets what one branch on the protocol says about the next.
+pub trait Transport {
+    /// Its number.
+    const PROTOCOL: Protocol;
+    /// Bytes of its header.
+    const LENGTH: usize;
+    /// Offset of the checksum in it.
+    const CHECKSUM: usize;
+    /// Whether a checksum of zero means that there is none (RFC 768).
+    const CHECKSUM_OPTIONAL: bool;
+
+    /// TCP's flags; the frame holds the header at `offset`.
+    fn flags(frame: Frame, offset: usize) -> TcpFlags;
+}
+
+/// TCP (RFC 9293).
+pub struct Tcp;
+/// UDP (RFC 768).
+pub struct Udp;
+
+impl Transport for Tcp {
+    const PROTOCOL: Protocol = Protocol::TCP;
+    const LENGTH: usize = 20;
+    const CHECKSUM: usize = 16;
+    const CHECKSUM_OPTIONAL: bool = false;
+
+    #[inline(always)]
+    fn flags(frame: Frame, offset: usize) -> TcpFlags {
+        TcpFlags(frame.read(offset + 13))
+    }
+}
+
+impl Transport for Udp {
+    const PROTOCOL: Protocol = Protocol::UDP;
+    const LENGTH: usize = 8;
+    const CHECKSUM: usize = 6;
+    const CHECKSUM_OPTIONAL: bool = true;
+
+    #[inline(always)]
+    fn flags(_: Frame, _: usize) -> TcpFlags {
+        TcpFlags::NONE
+    }
+}
+
+/// What the programs must know of a packet.
+pub struct Headers<A> {
+    /// The tuple as it stands in the packet.
+    pub key: FlowKey<A>,
+    /// Bytes from the network header on.
+    pub length: u32,
+    /// TCP's flags.
+    pub flags: TcpFlags,
+    /// Time to live, or hop limit.
+    pub ttl: u8,
+}
+
+/// Why there are no [`Headers`].
+#[derive(Clone, Copy)]
+pub enum Error {
+    /// Nothing that a service could be asked by.
+    NotOurs,
+    /// The packet ends before its headers do.
+    Truncated,
+}
+
+impl Error {
+    /// What becomes of such a packet.
+    #[inline(always)]
+    pub const fn verdict(self) -> Verdict {
+        match self {
+            Self::NotOurs => Verdict::Pass,
+            Self::Truncated => Verdict::Drop(DropReason::Truncated),
+        }
+    }
+}
+
+/// The family of a frame's packet.
+pub enum Kind {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// The bytes of a frame that are at hand.
+#[derive(Clone, Copy)]
+pub struct Frame {
+    start: usize,
+    end: usize,
+}
+
+impl Frame {
+    /// From a context's `data` and `data_end`.
+    #[inline(always)]
+    pub const fn new(start: usize, end: usize) -> Self {
+        Self { start, end }
+    }
+
+    /// Whether the frame holds `length` bytes. Accesses below that are safe from here on.
+    #[inline(always)]
+    pub const fn holds(self, length: usize) -> bool {
+        self.start + length <= self.end
+    }
+
+    /// Reads a field; the caller has asked [`Frame::holds`].
+    #[inline(always)]
+    pub fn read<T: Copy>(self, offset: usize) -> T {
+        // SAFETY: the verifier admits the load only below the bound that `holds` compared, and only where the machine
+        // can do it at this alignment. (The compiler would do an unaligned read byte by byte.)
+        unsafe { ((self.start + offset) as *const T).read() }
+    }
+
+    /// Writes a field; the caller has asked [`Frame::holds`].
+    #[inline(always)]
+    pub fn write<T: Copy>(self, offset: usize, value: T) {
+        // SAFETY: as in `read`.
+        unsafe { ((self.start + offset) as *mut T).write(value) }
+    }
+}
+
+/// Where a family's headers are, and how the fields before the ports are read.
+pub trait Layout: Family {
+    /// Bytes of the network header.
+    const NETWORK_LENGTH: usize;
+    /// Offset of the ports in the frame.
+    const TRANSPORT: usize = ETHERNET_LENGTH + Self::NETWORK_LENGTH;
+    /// Offset of source and destination address, which stand side by side.
+    const ADDRESSES: usize;
+    /// Offset of the time to live.
+    const TTL: usize;
+    /// Offset of the network header's checksum, if it has one.
+    const NETWORK_CHECKSUM: Option<usize>;
+
+    /// Reads an address. Word by word: a copy of 16 unaligned bytes would be done byte by byte.
+    fn read_address(frame: Frame, offset: usize) -> Self;
+    /// Writes an address.
+    fn write_address(self, frame: Frame, offset: usize);
+    /// Reads protocol and length, or says that the packet is not ours. The frame holds the network header.
+    fn network(frame: Frame) -> Result<(Protocol, u32), Error>;
+}
+
+impl Layout for Ip4 {
+    const NETWORK_LENGTH: usize = 20;
+    const ADDRESSES: usize = ETHERNET_LENGTH + 12;
+    const TTL: usize = ETHERNET_LENGTH + 8;
+    const NETWORK_CHECKSUM: Option<usize> = Some(ETHERNET_LENGTH + 10);
+
+    #[inline(always)]
+    fn read_address(frame: Frame, offset: usize) -> Self {
+        Self(frame.read(offset))
+    }
+
+    #[inline(always)]
+    fn write_address(self, frame: Frame, offset: usize) {
+        frame.write(offset, self.0);
+    }
+
+    #[inline(always)]
+    fn network(frame: Frame) -> Result<(Protocol, u32), Error> {
+        let fragment: Be16 = frame.read(ETHERNET_LENGTH + 6);
+        if frame.read::<u8>(ETHERNET_LENGTH) != IPV4_WITHOUT_OPTIONS
+            || fragment.bits() & IPV4_FRAGMENT.bits() != 0
+        {
+            return Err(Error::NotOurs);
+        }
+        Ok((frame.read(ETHERNET_LENGTH + 9), u32::from(frame.read::<Be16>(ETHERNET_LENGTH + 2).get())))
+    }
+}
+
+impl Layout for Ip6 {
+    const NETWORK_LENGTH: usize = 40;
+    const ADDRESSES: usize = ETHERNET_LENGTH + 8;
+    const TTL: usize = ETHERNET_LENGTH + 7;
+    const NETWORK_CHECKSUM: Option<usize> = None;
+
+    #[inline(always)]
+    fn read_address(frame: Frame, offset: usize) -> Self {
+        Self([frame.read(offset), frame.read(offset + 4), frame.read(offset + 8), frame.read(offset + 12)])
+    }
+
+    #[inline(always)]
+    fn write_address(self, frame: Frame, offset: usize) {
+        frame.write(offset, self.0[0]);
+        frame.write(offset + 4, self.0[1]);
+        frame.write(offset + 8, self.0[2]);
+        frame.write(offset + 12, self.0[3]);
+    }
+
+    #[inline(always)]
+    fn network(frame: Frame) -> Result<(Protocol, u32), Error> {
+        if frame.read::<u8>(ETHERNET_LENGTH) >> 4 != 6 {
+            return Err(Error::NotOurs);
+        }
+        let payload = u32::from(frame.read::<Be16>(ETHERNET_LENGTH + 4).get());
+        Ok((frame.read(ETHERNET_LENGTH + 6), payload + Self::NETWORK_LENGTH as u32))
+    }
+}
+
+/// The family of the packet in a frame that is for this machine alone.
+#[inline(always)]
+pub fn kind(frame: Frame) -> Result<Kind, Error> {
+    if !frame.holds(ETHERNET_LENGTH) {
+        return Err(Error::Truncated);
+    }
+    if frame.read::<u8>(0) & 1 != 0 {
+        return Err(Error::NotOurs);
+    }
+    match frame.read(12) {
+        ETHERTYPE_IPV4 => Ok(Kind::V4),
+        ETHERTYPE_IPV6 => Ok(Kind::V6),
+        _ => Err(Error::NotOurs),
+    }
+}
+
+/// Reads the network header: the transport protocol, and the packet's length. `frame_length` is the frame's true
+/// length, which for a non-linear buffer is more than the bytes at hand.
+#[inline(always)]
+pub fn network<A: Layout>(frame: Frame, frame_length: u32) -> Result<(Protocol, u32), Error> {
+    if !frame.holds(A::TRANSPORT) {
+        return Err(Error::Truncated);
+    }
+    let (protocol, length) = A::network(frame)?;
+    // The length field decides what belongs to the packet: short frames are padded, and padding is no header.
+    // Segmentation offload leaves 0 there when the truth does not fit in 16 bits.
+    let frame_length = frame_length - ETHERNET_LENGTH as u32;
+    let length = if length == 0 { frame_length } else { length };
+    if length > frame_length { Err(Error::Truncated) } else { Ok((protocol, length)) }
+}
+
+/// Reads the rest, once the transport is known.
+#[inline(always)]
+pub fn headers<A: Layout, T: Transport>(frame: Frame, length: u32) -> Result<Headers<A>, Error> {
+    if length < (A::NETWORK_LENGTH + T::LENGTH) as u32 || !frame.holds(A::TRANSPORT + T::LENGTH) {
+        return Err(Error::Truncated);
+    }
+    Ok(Headers {
+        key: FlowKey {
+            source: A::read_address(frame, A::ADDRESSES),
+            destination: A::read_address(frame, A::ADDRESSES + size_of::<A>()),
+            source_port: frame.read(A::TRANSPORT),
+            destination_port: frame.read(A::TRANSPORT + 2),
+            protocol: T::PROTOCOL,
+            padding: 0,
+            padding_word: 0,
+        },
+        length,
+        flags: T::flags(frame, A::TRANSPORT),
+        ttl: frame.read(A::TTL),
+    })
+}
+
+/// The pseudo header's sum as a sender leaves it in the checksum field for its network card to complete.
+#[inline(always)]
+pub fn unfinished_checksum<A: Layout, T: Transport>(headers: &Headers<A>) -> u16 {
+    let payload = headers.length as u16 - A::NETWORK_LENGTH as u16;
+    weir_dataplane_ebpf::checksum::Sum::default()
+        .add_address(&headers.key.source)
+        .add_address(&headers.key.destination)
+        .add_word(Be16::new(u16::from(T::PROTOCOL.0)))
+        .add_word(Be16::new(payload))
+        .fold()
+}

@@ -1,0 +1,113 @@
+//! From a flow entry to a changed packet.
+
+use weir_dataplane_ebpf::{Be16, DropReason, Endpoint, Flow, FlowKey, Mac, Scope, checksum};
+
+use crate::{
+    counters::Verdict,
+    parse::{Frame, Headers, Layout, Transport},
+};
+
+/// Where a program is attached, and what it can do there.
+pub trait Hook {
+    /// Whether it can hand a packet to a pod or to another interface. One that cannot leaves such flows to one that can.
+    const LEAVES: bool;
+
+    /// The bytes at hand. What was checked on an earlier frame must be checked again.
+    fn frame(&self) -> Frame;
+    /// The interface that the packet came in by.
+    fn ifindex(&self) -> u32;
+    /// From where its packets come.
+    fn scope(&self) -> Scope;
+    /// Whether the sender left the transport checksum to a network card, and this hook cannot tell when changing it.
+    fn unfinished<A: Layout, T: Transport>(&self, headers: &Headers<A>) -> bool;
+    /// Changes the transport checksum as the flow says. Nothing may be read or written after it.
+    fn change_transport_checksum<A: Layout, T: Transport>(
+        &self,
+        frame: Frame,
+        flow: &Flow<A>,
+    ) -> Result<(), DropReason>;
+}
+
+/// Sets the deltas from the packet's tuple to the flow's.
+#[inline(always)]
+pub fn set_deltas<A: Layout>(key: &FlowKey<A>, flow: &mut Flow<A>) {
+    let addresses = checksum::Sum::default()
+        .replace(&key.source, &flow.source)
+        .replace(&key.destination, &flow.destination);
+    flow.network_delta = addresses.fold();
+    flow.transport_delta = addresses
+        .replace_word(key.source_port, flow.source_port)
+        .replace_word(key.destination_port, flow.destination_port)
+        .fold();
+}
+
+/// Rewrites the packet as the flow says, and tells which way it goes on.
+#[inline(always)]
+pub fn translate<A: Layout, T: Transport, H: Hook>(
+    hook: &H,
+    headers: &Headers<A>,
+    flow: &Flow<A>,
+) -> Verdict {
+    let frame = hook.frame();
+    if !frame.holds(A::TRANSPORT + T::LENGTH) {
+        return Verdict::Drop(DropReason::Truncated);
+    }
+    let leaves = H::LEAVES && flow.ifindex != 0;
+    if leaves && headers.ttl <= 1 {
+        return Verdict::Drop(DropReason::TtlExceeded);
+    }
+    flow.source.write_address(frame, A::ADDRESSES);
+    flow.destination.write_address(frame, A::ADDRESSES + size_of::<A>());
+    frame.write(A::TRANSPORT, flow.source_port);
+    frame.write(A::TRANSPORT + 2, flow.destination_port);
+    change_network_checksum::<A>(frame, flow.network_delta);
+    let into_pod = flow.flags & Flow::<A>::FLAG_TO_POD != 0;
+    if leaves {
+        decrement_ttl::<A>(frame, headers.ttl);
+        if into_pod {
+            write_link_addresses(frame, flow.destination_mac, flow.source_mac);
+        }
+    }
+    if let Err(reason) = hook.change_transport_checksum::<A, T>(frame, flow) {
+        return Verdict::Drop(reason);
+    }
+    match (leaves, into_pod) {
+        (false, _) => Verdict::Pass,
+        (true, true) => Verdict::ToPod(flow.ifindex),
+        (true, false) => Verdict::Out(flow.ifindex),
+    }
+}
+
+/// Hands an untranslated packet to a pod of this node. The stack gets what has no hop left: it knows how to say so.
+#[inline(always)]
+pub fn deliver<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>, endpoint: &Endpoint) -> Verdict {
+    let frame = hook.frame();
+    if headers.ttl <= 1 || !frame.holds(A::TRANSPORT) {
+        return Verdict::Pass;
+    }
+    decrement_ttl::<A>(frame, headers.ttl);
+    write_link_addresses(frame, endpoint.pod_mac, endpoint.host_mac);
+    Verdict::ToPod(endpoint.ifindex)
+}
+
+#[inline(always)]
+fn write_link_addresses(frame: Frame, destination: Mac, source: Mac) {
+    let (Mac([a, b, c, d, e, f]), Mac([g, h, i, j, k, l])) = (destination, source);
+    frame.write(0, [a, b, c, d]);
+    frame.write(4, [e, f, g, h]);
+    frame.write(8, [i, j, k, l]);
+}
+
+#[inline(always)]
+fn decrement_ttl<A: Layout>(frame: Frame, ttl: u8) {
+    frame.write(A::TTL, ttl - 1);
+    // The time to live is the high byte of its word: the word falls by 0x0100.
+    change_network_checksum::<A>(frame, !Be16::new(0x0100).bits());
+}
+
+#[inline(always)]
+fn change_network_checksum<A: Layout>(frame: Frame, delta: u16) {
+    if let Some(offset) = A::NETWORK_CHECKSUM {
+        frame.write(offset, checksum::apply(frame.read(offset), delta));
+    }
+}

@@ -1,0 +1,257 @@
+//! The decision about a packet: a known flow, a service's new one, a pod of this node, or nobody's.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use weir_dataplane_ebpf::{
+    Backend, Be16, DropReason, Flow, FlowKey, FlowState, Frontend, FrontendKey, Ip4, Ip6, Protocol, Scope,
+    hash,
+    maps::{MASQUERADE_PORT_FIRST, MASQUERADE_PORTS, MASQUERADE_TRIES},
+};
+
+use crate::{
+    counters::Verdict,
+    flow,
+    kernel::now_jiffies,
+    maglev,
+    maps::{Draft, Family, NODE_CONFIG},
+    parse::{self, Frame, Headers, Kind, Layout, Tcp, TcpFlags, Transport, Udp},
+    rewrite::{self, Hook},
+};
+
+/// EEXIST, as a helper returns it.
+const EXISTS: i32 = -17;
+
+/// What became of the attempt to open a flow. One scalar, since a subprogram returns no more.
+enum Opened {
+    /// The entries stand; rewrite.
+    Serve,
+    /// A program that can redirect must do it.
+    Leave,
+    /// Refused.
+    Drop(DropReason),
+}
+
+/// What [`open`] must know of the place.
+struct Origin {
+    /// See [`flow::way_back`].
+    way_back: u32,
+    /// Where the packet came in.
+    ifindex: u32,
+    scope: Scope,
+    leaves: bool,
+    length: u32,
+    flags: TcpFlags,
+}
+
+/// Reads a frame, decides about its packet and rewrites it.
+#[inline(always)]
+pub fn serve<H: Hook>(hook: &H, frame_length: u32) -> Verdict {
+    let frame = hook.frame();
+    match parse::kind(frame) {
+        Ok(Kind::V4) => serve_family::<Ip4, H>(hook, frame, frame_length),
+        Ok(Kind::V6) => serve_family::<Ip6, H>(hook, frame, frame_length),
+        Err(error) => error.verdict(),
+    }
+}
+
+#[inline(always)]
+fn serve_family<A: Layout, H: Hook>(hook: &H, frame: Frame, frame_length: u32) -> Verdict {
+    match parse::network::<A>(frame, frame_length) {
+        Ok((Tcp::PROTOCOL, length)) => serve_transport::<A, Tcp, H>(hook, frame, length),
+        Ok((Udp::PROTOCOL, length)) => serve_transport::<A, Udp, H>(hook, frame, length),
+        Ok(_) => Verdict::Pass,
+        Err(error) => error.verdict(),
+    }
+}
+
+#[inline(always)]
+fn serve_transport<A: Layout, T: Transport, H: Hook>(hook: &H, frame: Frame, length: u32) -> Verdict {
+    match parse::headers::<A, T>(frame, length) {
+        Ok(headers) => decide::<A, T, H>(hook, &headers),
+        Err(error) => error.verdict(),
+    }
+}
+
+/// A known flow, a service, or neither.
+#[inline(always)]
+fn decide<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
+    if let Some(verdict) = flow::follow::<A, T, H>(hook, headers) {
+        return verdict;
+    }
+    let key = &headers.key;
+    let frontend_key = FrontendKey {
+        address: key.destination,
+        port: key.destination_port,
+        protocol: key.protocol,
+        scope: hook.scope(),
+    };
+    // SAFETY: the agent replaces a frontend whole, and the old value stays readable for this program's run.
+    match unsafe { A::frontends().get(&frontend_key) } {
+        Some(frontend) if !headers.flags.accepts() => start::<A, T, H>(hook, headers, frontend),
+        _ => pass(hook, headers),
+    }
+}
+
+/// Nobody's packet: into the pod it is for, or up the stack.
+#[inline(always)]
+fn pass<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
+    if !H::LEAVES {
+        return Verdict::Pass;
+    }
+    // SAFETY: as in `flow::lead_to_pod`.
+    match unsafe { A::endpoints().get(&headers.key.destination) } {
+        Some(endpoint) => rewrite::deliver(hook, headers, endpoint),
+        None => Verdict::Pass,
+    }
+}
+
+/// The first packet of a flow, or one whose entry was lost.
+#[inline(always)]
+fn start<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>, frontend: &Frontend) -> Verdict {
+    if hook.unfinished::<A, T>(headers) {
+        return Verdict::Pass;
+    }
+    let origin = Origin {
+        way_back: flow::way_back(hook),
+        ifindex: hook.ifindex(),
+        scope: hook.scope(),
+        leaves: H::LEAVES,
+        length: headers.length,
+        flags: headers.flags,
+    };
+    let Some(draft) = A::draft() else { return Verdict::Pass };
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let draft = unsafe { &mut *draft };
+    match open(&headers.key, frontend, &origin, draft) {
+        Opened::Serve => rewrite::translate::<A, T, H>(hook, headers, &draft.flow),
+        Opened::Leave => Verdict::Pass,
+        Opened::Drop(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Chooses a backend and makes both entries, the answer's first: no packet can be answered before its answer is known.
+#[inline(never)]
+fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, origin: &Origin, draft: &mut Draft<A>) -> Opened {
+    let (id, backend) = match maglev::backend::<A>(frontend, hash::flow_slot(frontend, key)) {
+        Ok(found) => found,
+        Err(reason) => return Opened::Drop(reason),
+    };
+    let here = backend.flags & Backend::<A>::FLAG_LOCAL != 0;
+    let outside = origin.scope.0 == Scope::EXTERNAL.0;
+    // The answer must come back through this node: a pod would answer itself directly, and a backend on another node
+    // would answer a client outside past this one.
+    let masquerade = backend.address == key.source || (outside && !here);
+    if masquerade && !origin.leaves {
+        return Opened::Leave;
+    }
+    draft.flow = Flow {
+        packets: 1,
+        bytes: u64::from(origin.length),
+        source: key.source,
+        destination: backend.address,
+        source_port: key.source_port,
+        destination_port: backend.port,
+        last_seen_jiffies: now_jiffies(),
+        service: frontend.service,
+        backend: id,
+        state: first_state(key.protocol, origin.flags),
+        ..Flow::default()
+    };
+    let flow = &mut draft.flow;
+    if origin.leaves {
+        flow::lead_to_pod(flow);
+    }
+    if masquerade {
+        let Some(gateway) = gateway::<A>() else { return Opened::Drop(DropReason::NoGateway) };
+        flow.source = gateway;
+        flow.source_port = masquerade_port(key, 0);
+        if flow.ifindex == 0 {
+            flow.ifindex = origin.ifindex;
+        }
+    }
+    let mut attempt = 0;
+    while attempt < MASQUERADE_TRIES {
+        rewrite::set_deltas(key, flow);
+        match reserve_answer(key, flow, &mut draft.answer, origin.way_back) {
+            Answer::Reserved => {
+                // Without room for this half the packet is still served, and so is the next one: Maglev finds the
+                // same backend, and the answer's entry is there.
+                let _ = A::flows().insert(key, &*flow, u64::from(BPF_ANY));
+                return Opened::Serve;
+            }
+            Answer::Full => return Opened::Drop(DropReason::FlowTableFull),
+            Answer::Taken => {}
+        }
+        attempt += 1;
+        flow.source_port = masquerade_port(key, attempt);
+    }
+    Opened::Drop(DropReason::PortsExhausted)
+}
+
+/// What became of the attempt to make the answer's entry.
+enum Answer {
+    Reserved,
+    /// Another flow of the same client and backend has this tuple.
+    Taken,
+    Full,
+}
+
+/// Makes the answer's entry, or finds that it stands already. Two frontends may lead one client port to one backend;
+/// then the tuple of the answer would be the same for both, and the second flow must take another port.
+#[inline(always)]
+fn reserve_answer<A: Layout>(
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    answer: &mut Flow<A>,
+    way_back: u32,
+) -> Answer {
+    *answer = flow::opposite(key, flow, way_back);
+    let answer_key = flow.reply_key(key.protocol);
+    match A::flows().insert(&answer_key, &*answer, u64::from(BPF_NOEXIST)) {
+        Ok(()) => return Answer::Reserved,
+        Err(EXISTS) => {}
+        Err(_) => return Answer::Full,
+    }
+    // SAFETY: as in `flow::follow`.
+    let ours = unsafe { A::flows().get(&answer_key) }.is_none_or(|standing| {
+        standing.state.0 == FlowState::CLOSED.0
+            || (standing.source == answer.source
+                && standing.destination == answer.destination
+                && standing.source_port == answer.source_port
+                && standing.destination_port == answer.destination_port)
+    });
+    if !ours {
+        return Answer::Taken;
+    }
+    match A::flows().insert(&answer_key, &*answer, u64::from(BPF_ANY)) {
+        Ok(()) => Answer::Reserved,
+        Err(_) => Answer::Full,
+    }
+}
+
+/// The life of a flow starts where its first packet seen is: an entry that was lost is not a new connection.
+#[inline(always)]
+fn first_state(protocol: Protocol, flags: TcpFlags) -> FlowState {
+    if flags.resets() {
+        FlowState::CLOSED
+    } else if flags.finishes() {
+        FlowState::CLOSING
+    } else if protocol == Protocol::TCP && flags.carries_on() {
+        FlowState::ESTABLISHED
+    } else {
+        FlowState::OPENING
+    }
+}
+
+/// The port that a tuple takes at this attempt; the same tuple tries the same ports, so that it finds its answer's entry.
+#[inline(always)]
+fn masquerade_port<A: Family>(key: &FlowKey<A>, attempt: u16) -> Be16 {
+    let hash = hash::flow(key) as u16;
+    Be16::new(MASQUERADE_PORT_FIRST + (hash.wrapping_add(attempt * 509) & (MASQUERADE_PORTS - 1)))
+}
+
+/// The node's address in the pod network, if it has one in this family.
+#[inline(always)]
+fn gateway<A: Family>() -> Option<A> {
+    let gateway = A::gateway(NODE_CONFIG.get(0)?);
+    if gateway == A::default() { None } else { Some(gateway) }
+}

@@ -1,0 +1,116 @@
+//! TC on uplinks and pod links: everything that XDP leaves, and everything that pods send.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::{bpf_redirect_neigh, bpf_redirect_peer},
+    macros::classifier,
+    programs::TcContext,
+};
+use weir_dataplane_ebpf::{DropReason, Flow, Scope, checksum};
+
+use crate::{
+    counters::{Verdict, count_drop},
+    parse::{Frame, Headers, Layout, Transport},
+    rewrite::Hook,
+    service,
+};
+
+/// Bytes that the longest headers we read take: Ethernet, IPv6, TCP.
+const HEADERS_LENGTH: u32 = 14 + 40 + 20;
+/// `pkt_type` of a packet that is for this machine.
+const PACKET_HOST: u32 = 0;
+
+/// A socket buffer on its way in.
+struct Ingress<'a> {
+    context: &'a TcContext,
+    scope: Scope,
+}
+
+impl Hook for Ingress<'_> {
+    const LEAVES: bool = true;
+
+    #[inline(always)]
+    fn frame(&self) -> Frame {
+        Frame::new(self.context.data(), self.context.data_end())
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context is the kernel's, for as long as the program runs.
+        unsafe { (*self.context.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    #[inline(always)]
+    fn unfinished<A: Layout, T: Transport>(&self, _: &Headers<A>) -> bool {
+        false
+    }
+
+    /// The helper knows what the program cannot see: whether the sum is complete, left to the card, or kept beside the
+    /// packet. Each wants the pseudo header's change told apart from the rest.
+    #[inline(always)]
+    fn change_transport_checksum<A: Layout, T: Transport>(
+        &self,
+        _: Frame,
+        flow: &Flow<A>,
+    ) -> Result<(), DropReason> {
+        let optional = if T::CHECKSUM_OPTIONAL { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let addresses = flow.network_delta;
+        let ports = checksum::without(flow.transport_delta, addresses);
+        let change = |delta: u16, flags: u64| {
+            self.context
+                .l4_csum_replace(A::TRANSPORT + T::CHECKSUM, 0, u64::from(delta), flags | optional)
+                .map_err(|_| DropReason::RewriteFailed)
+        };
+        change(addresses, u64::from(BPF_F_PSEUDO_HDR))?;
+        if ports == 0 || ports == u16::MAX { Ok(()) } else { change(ports, 0) }
+    }
+}
+
+/// Packets from outside.
+#[classifier]
+pub fn tc_uplink(context: TcContext) -> i32 {
+    carry_out(try_ingress(&Ingress { context: &context, scope: Scope::EXTERNAL }))
+}
+
+/// Packets from a pod.
+#[classifier]
+pub fn tc_pod(context: TcContext) -> i32 {
+    carry_out(try_ingress(&Ingress { context: &context, scope: Scope::INTERNAL }))
+}
+
+#[inline(always)]
+fn try_ingress(ingress: &Ingress<'_>) -> Verdict {
+    // SAFETY: as in `ifindex`.
+    let (kind, tagged) =
+        unsafe { ((*ingress.context.skb.skb).pkt_type, (*ingress.context.skb.skb).vlan_present) };
+    if kind != PACKET_HOST || tagged != 0 {
+        return Verdict::Pass;
+    }
+    let length = ingress.context.len();
+    if !ingress.frame().holds(HEADERS_LENGTH as usize) {
+        // The headers may lie in a fragment of the buffer. A packet that is shorter than that is whole afterwards.
+        let _ = ingress.context.pull_data(if length < HEADERS_LENGTH { length } else { HEADERS_LENGTH });
+    }
+    service::serve(ingress, length)
+}
+
+/// `TC_ACT_UNSPEC` leaves the packet to whatever else is attached; the host's own programs keep their say.
+#[inline(always)]
+fn carry_out(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Drop(reason) => {
+            count_drop(reason);
+            TC_ACT_SHOT
+        }
+        // SAFETY: the helpers take plain numbers; without a neighbour argument its length is zero.
+        Verdict::ToPod(ifindex) => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
+        // SAFETY: as above.
+        Verdict::Out(ifindex) => unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 },
+    }
+}

@@ -1,0 +1,84 @@
+//! XDP on uplinks: services for clients outside, before the kernel has made a socket buffer of the packet.
+//!
+//! A backend of this node gets its packet by way of the stack's first steps and `tc_uplink`. Flows that must leave by
+//! another way, and senders whose checksums are not finished (a veth peer with transmit offload), are `tc_uplink`'s.
+
+use aya_ebpf::{
+    bindings::xdp_action::{XDP_DROP, XDP_PASS},
+    macros::xdp,
+    programs::XdpContext,
+};
+use weir_dataplane_ebpf::{DropReason, Flow, Scope, checksum};
+
+use crate::{
+    counters::{Verdict, count_drop},
+    parse::{self, Frame, Headers, Layout, Transport},
+    rewrite::Hook,
+    service,
+};
+
+/// A frame on an uplink.
+struct Uplink<'a>(&'a XdpContext);
+
+impl Hook for Uplink<'_> {
+    const LEAVES: bool = false;
+
+    #[inline(always)]
+    fn frame(&self) -> Frame {
+        Frame::new(self.0.data(), self.0.data_end())
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        self.0.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn scope(&self) -> Scope {
+        Scope::EXTERNAL
+    }
+
+    /// A new flow tells for all its packets: offload is the sending link's property. One finished checksum in 65,536
+    /// looks unfinished by chance, and is served by `tc_uplink` just as well.
+    #[inline(always)]
+    fn unfinished<A: Layout, T: Transport>(&self, headers: &Headers<A>) -> bool {
+        let offset = A::TRANSPORT + T::CHECKSUM;
+        let frame = self.frame();
+        frame.holds(offset + 2) && frame.read::<u16>(offset) == parse::unfinished_checksum::<A, T>(headers)
+    }
+
+    #[inline(always)]
+    fn change_transport_checksum<A: Layout, T: Transport>(
+        &self,
+        frame: Frame,
+        flow: &Flow<A>,
+    ) -> Result<(), DropReason> {
+        let offset = A::TRANSPORT + T::CHECKSUM;
+        let old: u16 = frame.read(offset);
+        // Where zero means that there is none, a sum that comes out as zero is sent as its complement.
+        if T::CHECKSUM_OPTIONAL && old == 0 {
+            return Ok(());
+        }
+        let new = checksum::apply(old, flow.transport_delta);
+        frame.write(offset, if T::CHECKSUM_OPTIONAL && new == 0 { u16::MAX } else { new });
+        Ok(())
+    }
+}
+
+/// See the module.
+#[xdp]
+pub fn xdp_uplink(context: XdpContext) -> u32 {
+    match try_uplink(&Uplink(&context)) {
+        Verdict::Drop(reason) => {
+            count_drop(reason);
+            XDP_DROP
+        }
+        Verdict::Pass | Verdict::ToPod(_) | Verdict::Out(_) => XDP_PASS,
+    }
+}
+
+#[inline(always)]
+fn try_uplink(uplink: &Uplink<'_>) -> Verdict {
+    let length = (uplink.0.data_end() - uplink.0.data()) as u32;
+    service::serve(uplink, length)
+}

@@ -1,0 +1,37 @@
+//! Why a packet was dropped: one counter for each reason, per CPU.
+
+/// Declares the reasons once: the enum, their names and their count.
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])+ $variant:ident = $name:literal),+ $(,)?) => {
+        /// Index into the `drops` map. Each value has one meaning for ever; new ones go to the end.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum DropReason {
+            $($(#[$doc])+ $variant),+
+        }
+
+        /// Every reason with the name that metrics and `weir dataplane drops` show, by index.
+        pub const DROP_REASONS: &[(DropReason, &str)] = &[$((DropReason::$variant, $name)),+];
+    };
+}
+
+drop_reasons! {
+    /// The service has no endpoint to choose.
+    NoBackend = "no-backend",
+    /// A traffic policy asks for local endpoints and none is here.
+    NoLocalBackend = "no-local-backend",
+    /// The chosen backend id was not in use: the maps changed under the packet, the client's retry finds the new ones.
+    StaleBackend = "stale-backend",
+    /// The packet ends before its headers do.
+    Truncated = "truncated",
+    /// The flow table is full and the packet cannot be served without an entry.
+    FlowTableFull = "flow-table-full",
+    /// The kernel refused to change the packet.
+    RewriteFailed = "rewrite-failed",
+    /// The time to live ran out.
+    TtlExceeded = "ttl-exceeded",
+    /// No source port was free to keep this flow apart from the others of its backend.
+    PortsExhausted = "ports-exhausted",
+    /// The flow needs the node's own address as its source, and `node_config` has none.
+    NoGateway = "no-gateway",
+}

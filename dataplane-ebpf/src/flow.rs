@@ -1,0 +1,125 @@
+//! Flows: what was decided for a connection, one entry per direction.
+
+use crate::{Be16, Ip4, Ip6, Mac, Protocol, layout};
+
+/// Key of `flows_v4` and `flows_v6`: the packet's tuple as it arrives.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// Source port.
+    pub source_port: Be16,
+    /// Destination port.
+    pub destination_port: Be16,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// Zero. Not an array of three bytes, which the compiler would fill by a call for every packet.
+    pub padding: u8,
+    /// Zero.
+    pub padding_word: u16,
+}
+
+/// Where a flow is in its protocol's life; decides how long an idle entry stays.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowState(pub u8);
+
+impl FlowState {
+    /// Packets one way only: a SYN, or a first datagram.
+    pub const OPENING: Self = Self(0);
+    /// Both directions were seen.
+    pub const ESTABLISHED: Self = Self(1);
+    /// A FIN was seen.
+    pub const CLOSING: Self = Self(2);
+    /// A RST was seen, or a FIN from both sides.
+    pub const CLOSED: Self = Self(3);
+}
+
+/// Value of `flows_v4` and `flows_v6`: the whole rewrite of one direction.
+///
+/// An established packet costs one lookup: new tuple, checksum deltas and the way out all stand here. No entry
+/// refers to its other half, so that losing one half misroutes nothing: the half that is left, or the
+/// frontend, restores it.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow<A> {
+    /// Packets seen in this direction.
+    pub packets: u64,
+    /// Bytes seen in this direction, from the network header on.
+    pub bytes: u64,
+    /// Source address after the rewrite.
+    pub source: A,
+    /// Destination address after the rewrite.
+    pub destination: A,
+    /// Source port after the rewrite.
+    pub source_port: Be16,
+    /// Destination port after the rewrite.
+    pub destination_port: Be16,
+    /// RFC 1624 delta of the network header's checksum (IPv4), one's complement, folded.
+    pub network_delta: u16,
+    /// RFC 1624 delta of the transport checksum, pseudo header included, folded.
+    pub transport_delta: u16,
+    /// When the last packet passed, in jiffies (low 32 bits).
+    pub last_seen_jiffies: u32,
+    /// [`crate::Frontend::service`] that made this flow.
+    pub service: u32,
+    /// Backend id of this flow.
+    pub backend: u32,
+    /// Interface to leave by, 0 when the stack decides.
+    pub ifindex: u32,
+    /// Link addresses to leave with, when `ifindex` is set.
+    pub destination_mac: Mac,
+    /// See `destination_mac`.
+    pub source_mac: Mac,
+    /// Life of the flow.
+    pub state: FlowState,
+    /// [`Flow::FLAG_REPLY`] and its siblings.
+    pub flags: u8,
+    /// Zero.
+    pub padding: u16,
+}
+
+impl<A> Flow<A> {
+    /// This entry is for packets of the backend.
+    pub const FLAG_REPLY: u8 = 1 << 0;
+    /// `ifindex` is the host's end of a pod link and the packet goes straight into the pod. Without it the packet leaves
+    /// by `ifindex` as the neighbour table says, and the link addresses are not used.
+    pub const FLAG_TO_POD: u8 = 1 << 1;
+}
+
+impl<A: Copy> Flow<A> {
+    /// The tuple that answers arrive with once this entry's rewrite was done: the key of the other direction.
+    #[inline(always)]
+    pub fn reply_key(&self, protocol: Protocol) -> FlowKey<A> {
+        FlowKey {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol,
+            padding: 0,
+            padding_word: 0,
+        }
+    }
+}
+
+impl<A: Copy> FlowKey<A> {
+    /// The tuple as an answer would carry it if nothing were rewritten.
+    #[inline(always)]
+    pub fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+            padding: 0,
+            padding_word: 0,
+        }
+    }
+}
+
+layout!(FlowKey<Ip4> = 16, FlowKey<Ip6> = 40, FlowState = 1, Flow<Ip4> = 64, Flow<Ip6> = 88);

@@ -1,0 +1,73 @@
+//! Frontends: the addresses that clients of a Service talk to.
+
+use crate::{Be16, Ip4, Ip6, layout};
+
+/// An IP protocol number (IANA).
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Protocol(pub u8);
+
+impl Protocol {
+    /// TCP.
+    pub const TCP: Self = Self(6);
+    /// UDP.
+    pub const UDP: Self = Self(17);
+    /// SCTP.
+    pub const SCTP: Self = Self(132);
+}
+
+/// From where a client comes; traffic policies may give each its own backends.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Scope(pub u8);
+
+impl Scope {
+    /// From outside the cluster: arrives on an uplink.
+    pub const EXTERNAL: Self = Self(0);
+    /// From a pod or a process of this node.
+    pub const INTERNAL: Self = Self(1);
+}
+
+/// Key of `frontends_v4` and `frontends_v6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FrontendKey<A> {
+    /// ClusterIP, node address, LoadBalancer or external IP.
+    pub address: A,
+    /// The service port or the NodePort.
+    pub port: Be16,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// Whose packets this entry is for.
+    pub scope: Scope,
+}
+
+/// Value of `frontends_v4` and `frontends_v6`.
+///
+/// The entry carries its region of the `maglev` map, so that a change of backends is one write: the new table goes
+/// into a free region first, then this entry is replaced, and no packet ever sees half of either.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Frontend {
+    /// Which service port this is, for counters and `weir explain`; chosen by the agent, stable while the port lives.
+    pub service: u32,
+    /// First slot of this service's region in `maglev`.
+    pub maglev_offset: u32,
+    /// Region size minus one; the size is a power of two, so that a slot is `hash & mask`.
+    pub maglev_mask: u32,
+    /// Backends behind the region; 0 means that there is nothing to choose and the region must not be read.
+    pub backends: u32,
+    /// [`Frontend::FLAG_LOCAL_POLICY`] and its siblings.
+    pub flags: u32,
+    /// Session affinity's timeout in seconds, 0 without affinity.
+    pub affinity_timeout_s: u32,
+}
+
+impl Frontend {
+    /// A traffic policy left only local backends: without any, a packet is dropped in silence instead of rejected.
+    pub const FLAG_LOCAL_POLICY: u32 = 1 << 0;
+    /// The address is a node's own: a packet to it that matches no frontend is the host's.
+    pub const FLAG_NODE_PORT: u32 = 1 << 1;
+}
+
+layout!(Protocol = 1, Scope = 1, FrontendKey<Ip4> = 8, FrontendKey<Ip6> = 20, Frontend = 24);

@@ -1,0 +1,22 @@
+//! Names and bounds of all maps. A map is pinned under its name.
+
+/// Frontends, by family: every address and port of every service, for each scope.
+pub const FRONTENDS: u32 = 65_536;
+/// Backends, by family. Ids run from 1.
+pub const BACKENDS: u32 = 65_536;
+/// Slots of all services' Maglev tables together, 4 bytes each.
+pub const MAGLEV_SLOTS: u32 = 1 << 21;
+/// Flow entries, by family; a connection takes two.
+pub const FLOWS: u32 = 262_144;
+/// Pod links of this node, by family.
+pub const ENDPOINTS: u32 = 1_024;
+/// Sockets that were translated and not yet forgotten, by family (least recently used go first).
+pub const SOCKET_PEERS: u32 = 65_536;
+
+/// Source ports that Weir takes when it must put its own address in the source: above the kernel's default ephemeral
+/// range and the NodePorts, so that neither a socket of the host nor a frontend has one.
+pub const MASQUERADE_PORT_FIRST: u16 = 61_000;
+/// How many ports from [`MASQUERADE_PORT_FIRST`] on; a power of two. They are taken per backend, port and protocol.
+pub const MASQUERADE_PORTS: u16 = 4_096;
+/// Ports that one new flow tries before it counts [`crate::DropReason::PortsExhausted`].
+pub const MASQUERADE_TRIES: u16 = 8;

@@ -1,0 +1,200 @@
+//! What each path through the packet programs costs: nanoseconds per packet by `BPF_PROG_TEST_RUN`, and the instructions
+//! that the verifier walks. Prints rows as JSON; `cargo xtask bench dataplane` runs it, as root.
+//!
+//! Every time is the difference to the same driver over an empty program, measured just before it, so that neither the
+//! driver nor the kernel's test loop is counted. Each path is checked before it is timed: its verdict, what it did to
+//! the frame, and how many flow entries it left.
+
+mod driver;
+#[path = "../../tests/packets/mod.rs"]
+mod packets;
+mod row;
+
+use driver::{Driver, Flows, Hook};
+use packets::{
+    Dataplane, Family, Frame,
+    frame::{SYN, TCP, UDP, tcp, udp},
+};
+use row::Row;
+use weir_dataplane::programs::{SOCKET_HOOKS, TC_POD, TC_UPLINK, XDP_UPLINK};
+use weir_dataplane_ebpf::{Ip4, Ip6, Scope, bench::FRAME_LENGTH, maps::FLOWS};
+
+/// Runs of each figure.
+const RUNS: usize = 7;
+/// Packets of a run.
+const PACKETS: u32 = 1_000_000;
+/// Packets of a run in which each opens a flow. Their entries, two each, fit into the table with its real bound.
+const OPENING_PACKETS: u32 = 100_000;
+const _: () = assert!(OPENING_PACKETS * 2 < FLOWS);
+/// Flows of the larger working set, whose entries fit likewise.
+const MANY: u32 = 65_536;
+/// The order in which entries are made.
+const IN_ORDER: u32 = 1;
+/// An order in which they are looked up again that no prefetcher guesses; see [`weir_dataplane_ebpf::bench::Load::stride`].
+const SCATTERED: u32 = 40_503;
+
+/// The service, for both families and both scopes, and pods of this node behind it.
+const FRONTEND_V4: &str = "10.96.0.10:80";
+const FRONTEND_V6: &str = "[fd00:96::10]:80";
+const PODS_V4: [&str; 3] = ["10.244.0.2", "10.244.0.3", "10.244.0.4"];
+const PODS_V6: [&str; 3] = ["fd00:244::2", "fd00:244::3", "fd00:244::4"];
+/// Clients, from the ranges for measurements (RFC 2544, RFC 5180). The driver varies the last 16 bits and the port.
+const CLIENT_V4: &str = "198.18.0.1:40000";
+const CLIENT_V6: &str = "[2001:2::1]:40000";
+
+/// Verdicts, as the kernel numbers them.
+const XDP_PASS: i32 = 2;
+const TC_ACT_UNSPEC: i32 = -1;
+const TC_ACT_REDIRECT: i32 = 7;
+
+/// A program under test.
+struct Subject {
+    name: &'static str,
+    hook: Hook,
+}
+
+const SUBJECTS: [Subject; 3] = [
+    Subject { name: XDP_UPLINK, hook: Hook::Xdp },
+    Subject { name: TC_UPLINK, hook: Hook::Tc },
+    Subject { name: TC_POD, hook: Hook::Tc },
+];
+
+/// What is timed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Path {
+    /// Packets of so many flows that have their entries, which are visited with this stride.
+    Established(u32, u32),
+    /// Every packet is the first of its flow.
+    Opening,
+    /// No service has the address.
+    NoService,
+}
+
+fn main() {
+    let mut driver = Driver::new();
+    let mut rows = Vec::new();
+    for subject in &SUBJECTS {
+        let mut measure = |name: &str, frame: &Frame, path| {
+            let pairs = time(&mut driver, subject, frame, path);
+            rows.push(Row::net(&format!("{}: {name}", subject.name), &pairs));
+        };
+        let tcp_v4 = tcp(CLIENT_V4, FRONTEND_V4);
+        let udp_v6 = udp(CLIENT_V6, FRONTEND_V6);
+        measure("established, 1 flow, TCP v4", &tcp_v4, Path::Established(1, IN_ORDER));
+        measure("established, 1 flow, UDP v4", &udp(CLIENT_V4, FRONTEND_V4), Path::Established(1, IN_ORDER));
+        measure("established, 1 flow, UDP v6", &udp_v6, Path::Established(1, IN_ORDER));
+        for (order, stride) in [("in order", IN_ORDER), ("scattered", SCATTERED)] {
+            let path = Path::Established(MANY, stride);
+            measure(&format!("established, 65,536 flows {order}, TCP v4"), &tcp_v4, path);
+            measure(&format!("established, 65,536 flows {order}, UDP v6"), &udp_v6, path);
+        }
+        measure("first packet of a flow, with insert, TCP v4", &tcp_v4.flags(SYN), Path::Opening);
+        measure("no service, TCP v4", &tcp(CLIENT_V4, "10.0.0.9:22"), Path::NoService);
+    }
+    rows.extend(instructions(&mut Dataplane::new(), &driver));
+    println!("{}", serde_json::to_string_pretty(&rows).expect("plain numbers"));
+}
+
+/// Programs with empty tables of the real size. Every path starts with its own: entries that were removed leave the free
+/// ones in disorder, and so the next path would find its own entries scattered.
+fn dataplane() -> Dataplane {
+    let mut dataplane = Dataplane::with_flows(FLOWS);
+    for scope in [Scope::EXTERNAL, Scope::INTERNAL] {
+        serve::<Ip4>(&mut dataplane, scope, TCP, FRONTEND_V4, PODS_V4);
+        serve::<Ip4>(&mut dataplane, scope, UDP, FRONTEND_V4, PODS_V4);
+        serve::<Ip6>(&mut dataplane, scope, UDP, FRONTEND_V6, PODS_V6);
+    }
+    dataplane
+}
+
+fn serve<A: Family>(dataplane: &mut Dataplane, scope: Scope, protocol: u8, frontend: &str, pods: [&str; 3]) {
+    let backends =
+        pods.map(|pod| if pod.contains(':') { format!("[{pod}]:8080") } else { format!("{pod}:8080") });
+    let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
+    dataplane.service::<A>(scope, protocol, frontend, &backends, true);
+    for pod in pods {
+        dataplane.endpoint::<A>(pod);
+    }
+}
+
+/// Times of (a program, the empty program) on one path.
+fn time(driver: &mut Driver, subject: &Subject, frame: &Frame, path: Path) -> Vec<(f64, f64)> {
+    let mut dataplane = dataplane();
+    let hook = subject.hook;
+    let frame = padded(frame);
+    let target = driver::fd(dataplane.program_mut(subject.name));
+    let (count, stride, packets) = match path {
+        Path::Established(count, stride) => (count, stride, PACKETS),
+        Path::Opening => (OPENING_PACKETS.next_power_of_two(), IN_ORDER, OPENING_PACKETS),
+        Path::NoService => (1, IN_ORDER, PACKETS),
+    };
+    if let Path::Established(count, _) = path {
+        driver.run(hook, &target, &frame, Flows { count, stride: IN_ORDER }, count);
+        check_entries(&mut dataplane, count);
+    }
+    let flows = Flows { count, stride };
+    let mut pairs = Vec::with_capacity(RUNS);
+    for _ in 0..RUNS {
+        let empty = driver.run_empty(hook, &frame, flows, packets);
+        let outcome = driver.run(hook, &target, &frame, flows, packets);
+        let served = path != Path::NoService;
+        let verdict = match hook {
+            Hook::Xdp => XDP_PASS,
+            Hook::Tc if served => TC_ACT_REDIRECT,
+            Hook::Tc => TC_ACT_UNSPEC,
+        };
+        assert_eq!(outcome.verdict, verdict, "{}: verdict", subject.name);
+        assert_eq!(destination(&outcome.frame) != destination(&frame), served, "{}: rewrite", subject.name);
+        pairs.push((outcome.nanoseconds, empty.nanoseconds));
+        if path == Path::Opening {
+            check_entries(&mut dataplane, packets);
+            clear(&mut dataplane);
+        }
+    }
+    pairs
+}
+
+/// Makes the frame as long as the driver's.
+fn padded(frame: &Frame) -> Vec<u8> {
+    let headers = frame.clone().payload(&[]).bytes().len();
+    frame.clone().payload(&[0; FRAME_LENGTH][headers..]).bytes()
+}
+
+/// The destination address of a frame.
+fn destination(frame: &[u8]) -> &[u8] {
+    if frame[12..14] == [0x86, 0xdd] { &frame[38..54] } else { &frame[30..34] }
+}
+
+/// Each flow has two entries. XDP leaves one flow in 65,536 to TC, whose checksum looks unfinished by chance.
+fn check_entries(dataplane: &mut Dataplane, flows: u32) {
+    let found = (Ip4::flows(dataplane).len() + Ip6::flows(dataplane).len()) as u32;
+    assert!(found <= flows * 2 && found + 16 >= flows * 2, "{found} entries for {flows} flows");
+    assert_ne!(found, 0, "no flow was opened");
+}
+
+/// Empties the flow tables.
+fn clear(dataplane: &mut Dataplane) {
+    for key in Ip4::flows(dataplane) {
+        Ip4::remove_flow(dataplane, &key);
+    }
+    for key in Ip6::flows(dataplane) {
+        Ip6::remove_flow(dataplane, &key);
+    }
+}
+
+/// Instructions that the verifier walked: what a program's branches multiply to, and what the kernel bounds.
+fn instructions(dataplane: &mut Dataplane, driver: &Driver) -> Vec<Row> {
+    let verified = |program: &aya::programs::Program| {
+        program.info().expect("it is loaded").verified_instruction_count().expect("Linux 5.16")
+    };
+    let packet = [(XDP_UPLINK, "empty_xdp"), (TC_UPLINK, "empty_tc"), (TC_POD, "empty_tc")];
+    let socket = SOCKET_HOOKS.map(|name| (name, "empty_socket"));
+    packet
+        .into_iter()
+        .chain(socket)
+        .map(|(name, empty)| {
+            let count = verified(dataplane.program_mut(name));
+            Row::count(format!("{name}: verifier"), "instructions", count, verified(driver.empty(empty)))
+        })
+        .collect()
+}

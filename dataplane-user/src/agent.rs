@@ -1,0 +1,358 @@
+//! The role: brings the programs up, and keeps the maps as the API says, for as long as it runs.
+//!
+//! One task owns everything that changes; it waits for the watches, for addresses of this machine, and for two timers.
+//! When it ends, or is killed, programs, maps and links stay and serve.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, Stream, StreamExt as _, channel::mpsc::UnboundedReceiver};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use prometheus_client::registry::Registry;
+use rtnetlink::{
+    MulticastGroup, packet_core::NetlinkMessage, packet_route::RouteNetlinkMessage, sys::SocketAddr,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use weir_dataplane_ebpf::{Ip4, Ip6, NodeConfig, maps::FLOWS};
+
+use crate::{
+    config::Config,
+    flows::{self, TickClock},
+    kernel::{
+        attach::{AttachError, Programs, Targets},
+        maps::{Maps, TableError},
+    },
+    metrics::{Metrics, observe},
+    netlink::{Netlink, NetlinkError},
+    node::{self, NodeError},
+    paths::Paths,
+    plan::model::ServiceKey,
+    reconcile::{Complaint, Reconciler, SyncError},
+    watch::{self, Change, NodeFacts, Store},
+};
+
+/// Changes that one round takes together: enough for a burst, few enough that the first of them does not wait long.
+const ROUND: usize = 4_096;
+/// First wait after a failed round; doubled up to [`LONGEST_RETRY`].
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// Longest wait between rounds that fail, and between attempts to place what had no room.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// Events that wait to be written; beyond it they are only logged.
+const EVENT_QUEUE: usize = 256;
+
+/// Why the dataplane ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Programs, maps or links.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// A map.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The node's own set-up.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// Netlink.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The first round.
+    #[error(transparent)]
+    Sync(#[from] SyncError),
+    /// The kernel's tick.
+    #[error("read the kernel's tick counter: {0}")]
+    Clock(#[source] std::io::Error),
+    /// The run directory.
+    #[error("make the run directory {path}: {source}")]
+    RunDir {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The agent.
+pub struct Dataplane {
+    config: Config,
+    client: kube::Client,
+    metrics: Metrics,
+}
+
+impl Dataplane {
+    /// Registers the metrics.
+    pub fn new(config: Config, client: kube::Client, registry: &mut Registry) -> Result<Self, Error> {
+        Ok(Self { config, client, metrics: Metrics::new(registry) })
+    }
+
+    /// Runs until `shutdown`; `ready` is sent when the maps say what the API says.
+    pub async fn run(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<(), Error> {
+        let node_name =
+            if self.config.node_name.is_empty() { node::host_name()? } else { self.config.node_name.clone() };
+        let events = spawn_events(self.client.clone(), &node_name);
+        let changes = watch::changes(&self.client, &node_name);
+        let mut agent = Agent::start(self.config, self.metrics, node_name, events).await?;
+        agent.serve(changes, ready, shutdown).await
+    }
+}
+
+/// A complaint about a Service on its way to becoming an Event.
+type Complaints = mpsc::Sender<(ObjectReference, String)>;
+
+/// Everything that the one task owns.
+struct Agent {
+    config: Config,
+    paths: Paths,
+    metrics: Metrics,
+    netlink: Netlink,
+    addresses: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    maps: Arc<Maps>,
+    clock: TickClock,
+    store: Store,
+    known_node: NodeFacts,
+    reconciler: Reconciler,
+    events: Complaints,
+    /// When the oldest change that is not in the kernel yet arrived.
+    waiting_since: Option<Instant>,
+    retry: Option<(Instant, Duration)>,
+    blocked: std::collections::BTreeSet<ServiceKey>,
+}
+
+impl Agent {
+    /// Brings programs, maps and the node itself up.
+    async fn start(
+        config: Config,
+        metrics: Metrics,
+        node_name: String,
+        events: Complaints,
+    ) -> Result<Self, Error> {
+        let paths = Paths::new(&config.run_dir);
+        std::fs::create_dir_all(&config.run_dir)
+            .map_err(|source| Error::RunDir { path: config.run_dir.clone(), source })?;
+        let netlink = Netlink::connect()?;
+        let uplinks = node::uplinks(&netlink, &config.uplink).await?;
+        let cgroup = node::cgroup_root(&config)?;
+
+        let mut programs = Programs::load(&paths)?;
+        let maps = Maps::open(&paths)?;
+        // Before anything is attached: a program that finds no flags does nothing.
+        write_node_config(&maps, config.socket_lb, &[])?;
+        programs.attach(&Targets { uplinks: &uplinks, cgroup: cgroup.as_deref() })?;
+        node::enable_forwarding(&paths)?;
+        node::keep_inside(&netlink, &config).await?;
+        let names: Vec<&str> = uplinks.iter().map(|link| link.name.as_str()).collect();
+        info!(uplinks = names.join(","), socket_lb = config.socket_lb, "programs are attached");
+
+        let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let (connection, _, addresses) = rtnetlink::new_multicast_connection(&groups)
+            .map_err(|source| NetlinkError { operation: "watch addresses".into(), source })?;
+        tokio::spawn(connection);
+        let maps = Arc::new(maps);
+        let reconciler = Reconciler::new(&paths, Arc::clone(&maps), metrics.clone())?;
+        let mut agent = Self {
+            store: Store::new(node_name),
+            clock: TickClock::start().map_err(Error::Clock)?,
+            known_node: NodeFacts::default(),
+            waiting_since: None,
+            retry: None,
+            blocked: std::collections::BTreeSet::new(),
+            config,
+            paths,
+            metrics,
+            netlink,
+            addresses,
+            maps,
+            reconciler,
+            events,
+        };
+        agent.read_addresses().await?;
+        Ok(agent)
+    }
+
+    async fn serve(
+        &mut self,
+        mut changes: impl Stream<Item = Change> + Unpin,
+        ready: oneshot::Sender<()>,
+        shutdown: CancellationToken,
+    ) -> Result<(), Error> {
+        let mut ready = Some(ready);
+        let mut passes = interval(flows::PASS_INTERVAL);
+        passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let retry = self.retry.map(|(when, _)| when);
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                Some(change) = changes.next() => {
+                    self.waiting_since.get_or_insert_with(Instant::now);
+                    self.store.apply(change);
+                    // A burst is one round.
+                    for _ in 0..ROUND {
+                        let Some(Some(change)) = changes.next().now_or_never() else { break };
+                        self.store.apply(change);
+                    }
+                }
+                Some(_) = self.addresses.next() => {
+                    while self.addresses.next().now_or_never().flatten().is_some() {}
+                    self.read_addresses().await?;
+                }
+                () = async { sleep_until(retry.expect("guarded")).await }, if retry.is_some() => {}
+                _ = passes.tick() => {
+                    self.collect_flows();
+                    continue;
+                }
+            }
+            if self.store.is_complete() {
+                self.round().await;
+                if !self.reconciler.starts_over()
+                    && let Some(ready) = ready.take()
+                {
+                    info!("services are programmed");
+                    // Nobody waits: nobody minds.
+                    let _ = ready.send(());
+                }
+            }
+        }
+    }
+
+    /// One round: the node's own range, then the services that changed.
+    async fn round(&mut self) {
+        if let Err(error) = self.follow_node().await {
+            warn!(%error, "the node's own address in the pod network");
+            self.retry_later();
+        }
+        let mut dirty = self.store.take_dirty();
+        if self.retry.is_some_and(|(when, _)| when <= Instant::now()) {
+            dirty.append(&mut self.blocked);
+        }
+        if dirty.is_empty() && !self.reconciler.starts_over() {
+            self.waiting_since = None;
+            return;
+        }
+        let started = Instant::now();
+        match self.reconciler.sync(&self.store, dirty) {
+            Ok(outcome) => {
+                observe(&self.metrics.sync, started.elapsed());
+                if let Some(since) = self.waiting_since.take() {
+                    observe(&self.metrics.event_to_kernel, since.elapsed());
+                }
+                debug!(
+                    steps = outcome.steps,
+                    took_us = started.elapsed().as_micros() as u64,
+                    "maps are up to date"
+                );
+                self.complain(outcome.complaints);
+                self.retry = None;
+                self.blocked.extend(outcome.blocked);
+                if !self.blocked.is_empty() {
+                    self.retry = Some((Instant::now() + LONGEST_RETRY, LONGEST_RETRY));
+                }
+            }
+            Err(error) => {
+                warn!(%error, "what is programmed stays; trying again");
+                self.retry_later();
+            }
+        }
+    }
+
+    fn retry_later(&mut self) {
+        let wait = self.retry.map_or(FIRST_RETRY, |(_, wait)| (wait * 2).min(LONGEST_RETRY));
+        self.retry = Some((Instant::now() + wait, wait));
+    }
+
+    async fn follow_node(&mut self) -> Result<(), Error> {
+        if *self.store.node() == self.known_node {
+            return Ok(());
+        }
+        let facts = self.store.node().clone();
+        let gateways = node::ensure_gateway(&self.netlink, &facts.pod_cidrs).await?;
+        write_node_config(&self.maps, self.config.socket_lb, &gateways)?;
+        info!(?gateways, "the node has its addresses in the pod network");
+        self.known_node = facts;
+        self.read_addresses().await
+    }
+
+    async fn read_addresses(&mut self) -> Result<(), Error> {
+        let addresses = node::nodeport_addresses(&self.netlink, &self.config).await?;
+        self.store.set_node_addresses(addresses);
+        Ok(())
+    }
+
+    /// Starts a pass over the flow tables beside this task.
+    fn collect_flows(&self) {
+        let (now, rate) = match self.clock.read() {
+            Ok(Some(reading)) => reading,
+            Ok(None) => return,
+            Err(error) => return warn!(%error, "cannot tell the age of flows"),
+        };
+        let (maps, metrics, paths) = (Arc::clone(&self.maps), self.metrics.clone(), self.paths.clone());
+        tokio::task::spawn_blocking(move || {
+            let started = std::time::Instant::now();
+            match flows::pass(&maps, now, rate).and_then(|pass| Ok((pass, maps.drops()?))) {
+                Ok((pass, drops)) => {
+                    observe(&metrics.flow_pass, started.elapsed());
+                    metrics.flows_removed.inc_by(pass.removed);
+                    metrics.set_fill("flows_v4", pass.live[0], FLOWS);
+                    metrics.set_fill("flows_v6", pass.live[1], FLOWS);
+                    metrics.set_drops(&drops);
+                }
+                Err(error) => warn!(%error, run_dir = %paths.run_dir().display(), "cannot look after flows"),
+            }
+        });
+    }
+
+    fn complain(&self, complaints: Vec<(ServiceKey, Complaint)>) {
+        for (key, complaint) in complaints {
+            warn!(service = %key, %complaint, "not served as asked");
+            let reference = ObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Service".into()),
+                namespace: Some(key.namespace.to_string()),
+                name: Some(key.name.to_string()),
+                uid: self.store.get(&key).and_then(|state| state.uid.as_deref().map(Into::into)),
+                ..ObjectReference::default()
+            };
+            // Full: the log has it.
+            let _ = self.events.try_send((reference, complaint.to_string()));
+        }
+    }
+}
+
+/// Writes Events one after the other, so that a slow API server delays nothing else.
+fn spawn_events(client: kube::Client, node_name: &str) -> Complaints {
+    let (sender, mut queue) = mpsc::channel::<(ObjectReference, String)>(EVENT_QUEUE);
+    let reporter = Reporter { controller: "weir-dataplane".into(), instance: Some(node_name.to_owned()) };
+    let recorder = Recorder::new(client, reporter);
+    tokio::spawn(async move {
+        while let Some((service, note)) = queue.recv().await {
+            let event = Event {
+                type_: EventType::Warning,
+                reason: "NotServed".into(),
+                note: Some(note),
+                action: "Program".into(),
+                secondary: None,
+            };
+            if let Err(error) = recorder.publish(&event, &service).await {
+                debug!(%error, "an Event could not be written");
+            }
+        }
+    });
+    sender
+}
+
+/// Tells the programs about their node. A family without a new address keeps the one that it has.
+fn write_node_config(maps: &Maps, socket_lb: bool, gateways: &[IpAddr]) -> Result<(), TableError> {
+    let mut config = maps.node_config.at(0)?;
+    config.flags = if socket_lb { NodeConfig::FLAG_SOCKET_LB } else { 0 };
+    for gateway in gateways {
+        match gateway {
+            IpAddr::V4(address) => config.gateway_v4 = Ip4::from(*address),
+            IpAddr::V6(address) => config.gateway_v6 = Ip6::from(*address),
+        }
+    }
+    maps.node_config.write(&[0], &[config])
+}

@@ -1,0 +1,306 @@
+//! `weir explain`: what would happen to one 5-tuple, and why, from the maps that the programs read.
+//!
+//! The hash and the slot come from the ABI crate's own functions, so that this cannot disagree with the programs.
+
+use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, path::PathBuf};
+
+use aya::Pod;
+use serde::Serialize;
+use weir_dataplane_ebpf::{
+    Backend, Be16, Flow, FlowKey, Frontend, FrontendKey, NodeConfig, Protocol, Scope, SocketPeer,
+    SocketPeerKey, hash,
+};
+
+use super::{
+    CliError, Output, json, require_loaded,
+    views::{Clock, FlowRow, Reader, policy_name, scope_name},
+};
+use crate::{
+    kernel::maps::{Family, FamilyMaps, backend_address},
+    paths::Paths,
+};
+
+/// `weir explain PROTOCOL SOURCE DESTINATION`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ExplainArgs {
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// The client's ADDRESS:PORT.
+    pub source: SocketAddr,
+    /// The service's ADDRESS:PORT.
+    pub destination: SocketAddr,
+    /// Where the dataplane keeps its pins.
+    #[arg(long, default_value = "/run/weir")]
+    pub run_dir: PathBuf,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// What would happen in one scope.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// `internal`: from a pod or process of this node; `external`: from an uplink.
+    pub scope: &'static str,
+    /// `namespace/name:port`; nothing when no service has this address and port.
+    pub service: Option<String>,
+    /// `local` or `cluster`.
+    pub policy: Option<&'static str>,
+    /// The lookup table's size.
+    pub slots: u32,
+    /// Where the tuple's hash points, within the table.
+    pub slot: Option<u32>,
+    /// What that slot names.
+    pub chosen: Option<SocketAddr>,
+    /// Everything in the table.
+    pub candidates: Vec<Candidate>,
+    /// What the programs would do, path by path.
+    pub paths: Vec<String>,
+}
+
+/// A backend in the table.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Candidate {
+    /// Its id.
+    pub id: u32,
+    /// Its address and port.
+    pub address: SocketAddr,
+    /// It runs on this node.
+    pub local: bool,
+    /// Its id is in use; otherwise a packet that chooses it is dropped as `stale-backend`.
+    pub active: bool,
+    /// Slots that name it.
+    pub slots: u32,
+}
+
+/// What is known of the connection already.
+#[derive(Clone, Debug, Serialize)]
+pub struct FlowReport {
+    /// The packet as asked.
+    pub request: Option<FlowRow>,
+    /// Its answer.
+    pub reply: Option<FlowRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    flows: FlowReport,
+    scopes: Vec<Explanation>,
+}
+
+/// Explains a tuple as text.
+pub fn explain(args: &ExplainArgs) -> Result<String, CliError> {
+    let paths = Paths::new(&args.run_dir);
+    require_loaded(&paths)?;
+    let protocol = match args.protocol.as_str() {
+        "tcp" => Protocol::TCP,
+        "udp" => Protocol::UDP,
+        other => return Err(CliError::Protocol(other.to_owned())),
+    };
+    if args.source.is_ipv4() != args.destination.is_ipv4() {
+        return Err(CliError::MixedFamilies);
+    }
+    let reader = Reader::open(&paths)?;
+    let report = if args.source.is_ipv4() {
+        report(&reader, &reader.maps.v4, protocol, args)?
+    } else {
+        report(&reader, &reader.maps.v6, protocol, args)?
+    };
+    Ok(match args.output {
+        Output::Json => json(&report),
+        Output::Table => text(&report, args),
+    })
+}
+
+fn report<A: Family>(
+    reader: &Reader,
+    maps: &FamilyMaps<A>,
+    protocol: Protocol,
+    args: &ExplainArgs,
+) -> Result<Report, CliError>
+where
+    FrontendKey<A>: Pod + Eq + std::hash::Hash,
+    Backend<A>: Pod,
+    FlowKey<A>: Pod + Eq + std::hash::Hash,
+    Flow<A>: Pod,
+    SocketPeerKey<A>: Pod,
+    SocketPeer<A>: Pod,
+{
+    let address = |socket: SocketAddr| A::of(socket.ip()).ok_or(CliError::MixedFamilies);
+    let key = FlowKey {
+        source: address(args.source)?,
+        destination: address(args.destination)?,
+        source_port: Be16::new(args.source.port()),
+        destination_port: Be16::new(args.destination.port()),
+        protocol,
+        ..FlowKey::default()
+    };
+    let request = maps.flows.get(&key)?;
+    let reply_key = request.map_or_else(|| key.reversed(), |flow| flow.reply_key(protocol));
+    let reply = maps.flows.get(&reply_key)?;
+    let clock = Clock::measure();
+    let flows = FlowReport {
+        request: request.map(|flow| reader.flow_row(&key, &flow, &clock)),
+        reply: reply.map(|flow| reader.flow_row(&reply_key, &flow, &clock)),
+    };
+    let mut scopes = Vec::new();
+    for scope in [Scope::INTERNAL, Scope::EXTERNAL] {
+        scopes.push(explain_scope(reader, maps, &key, scope, request.is_some())?);
+    }
+    Ok(Report { flows, scopes })
+}
+
+fn explain_scope<A: Family>(
+    reader: &Reader,
+    maps: &FamilyMaps<A>,
+    key: &FlowKey<A>,
+    scope: Scope,
+    known: bool,
+) -> Result<Explanation, CliError>
+where
+    FrontendKey<A>: Pod + Eq + std::hash::Hash,
+    Backend<A>: Pod,
+    FlowKey<A>: Pod + Eq + std::hash::Hash,
+    Flow<A>: Pod,
+    SocketPeerKey<A>: Pod,
+    SocketPeer<A>: Pod,
+{
+    let mut explanation = Explanation {
+        scope: scope_name(scope),
+        service: None,
+        policy: None,
+        slots: 0,
+        slot: None,
+        chosen: None,
+        candidates: Vec::new(),
+        paths: Vec::new(),
+    };
+    let frontend_key =
+        FrontendKey { address: key.destination, port: key.destination_port, protocol: key.protocol, scope };
+    let Some(frontend) = maps.frontends.get(&frontend_key)? else {
+        explanation.paths.push("no service has this address and port here: passed on untouched".into());
+        return Ok(explanation);
+    };
+    explanation.service = Some(reader.service(frontend.service));
+    explanation.policy = Some(policy_name(&frontend));
+    if frontend.backends > 0 {
+        explanation.slots = frontend.maglev_mask.saturating_add(1);
+        let slot = hash::flow_slot(&frontend, key);
+        explanation.slot = Some(slot.wrapping_sub(frontend.maglev_offset));
+        explanation.candidates = candidates(reader, maps, &frontend)?;
+        let id = reader.maps.maglev.at(slot)?;
+        explanation.chosen = explanation.candidates.iter().find(|c| c.id == id).map(|c| c.address);
+    }
+    explanation.paths = paths(reader, &frontend, &explanation, scope, known)?;
+    Ok(explanation)
+}
+
+fn candidates<A: Family>(
+    reader: &Reader,
+    maps: &FamilyMaps<A>,
+    frontend: &Frontend,
+) -> Result<Vec<Candidate>, CliError>
+where
+    FrontendKey<A>: Pod,
+    Backend<A>: Pod,
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+    SocketPeerKey<A>: Pod,
+    SocketPeer<A>: Pod,
+{
+    let mut shares = BTreeMap::<u32, u32>::new();
+    for slot in 0..=frontend.maglev_mask {
+        *shares.entry(reader.maps.maglev.at(frontend.maglev_offset.wrapping_add(slot))?).or_default() += 1;
+    }
+    let rows = shares.into_iter().map(|(id, slots)| {
+        let backend = maps.backends.at(id)?;
+        Ok(Candidate {
+            id,
+            address: backend_address(&backend),
+            local: backend.flags & Backend::<A>::FLAG_LOCAL != 0,
+            active: backend.flags & Backend::<A>::FLAG_ACTIVE != 0,
+            slots,
+        })
+    });
+    rows.collect()
+}
+
+fn paths(
+    reader: &Reader,
+    frontend: &Frontend,
+    explanation: &Explanation,
+    scope: Scope,
+    known: bool,
+) -> Result<Vec<String>, CliError> {
+    let packet = match (explanation.chosen, frontend.flags & Frontend::FLAG_LOCAL_POLICY != 0) {
+        _ if known => "follows its flow entry".to_owned(),
+        (Some(backend), _) => format!("opens a flow to {backend}"),
+        (None, false) => "drops: no-backend".to_owned(),
+        (None, true) => "drops: no-local-backend".to_owned(),
+    };
+    if scope == Scope::EXTERNAL {
+        return Ok(vec![
+            format!(
+                "XDP on the uplink: {packet}; what must leave by another way, or has an unfinished checksum, is left to TC"
+            ),
+            format!("TC on the uplink: {packet}"),
+        ]);
+    }
+    let hooks = reader.maps.node_config.at(0)?.flags & NodeConfig::FLAG_SOCKET_LB != 0;
+    let socket = match (hooks, explanation.candidates.is_empty()) {
+        (false, _) => "off".to_owned(),
+        (true, true) => "refuses the connection (ECONNREFUSED)".to_owned(),
+        (true, false) => {
+            format!(
+                "connect and sendmsg choose one of {} backends, whatever the port",
+                explanation.candidates.len()
+            )
+        }
+    };
+    Ok(vec![format!("socket hook: {socket}"), format!("TC on the pod link: {packet}")])
+}
+
+fn text(report: &Report, args: &ExplainArgs) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| writeln!(out, "{text}").expect("a string takes everything");
+    line(format!("{} {} -> {}", args.protocol, args.source, args.destination));
+    for (name, flow) in [("request", &report.flows.request), ("reply", &report.flows.reply)] {
+        line(match flow {
+            None => format!("  flow, {name}: none"),
+            Some(flow) => format!(
+                "  flow, {name}: {} -> {} becomes {} -> {}, {}, {} packets, idle {}",
+                flow.source,
+                flow.destination,
+                flow.new_source,
+                flow.new_destination,
+                flow.state,
+                flow.packets,
+                flow.idle_s.map_or_else(|| "unknown".into(), |seconds| format!("{seconds} s")),
+            ),
+        });
+    }
+    for scope in &report.scopes {
+        let whence = if scope.scope == "internal" { "from this node" } else { "from outside" };
+        let service = scope.service.as_deref().unwrap_or("no service");
+        let policy = scope.policy.map(|policy| format!(", policy {policy}")).unwrap_or_default();
+        line(format!("  {whence} ({}): {service}{policy}", scope.scope));
+        for candidate in &scope.candidates {
+            let chosen = if Some(candidate.address) == scope.chosen { "  <- chosen" } else { "" };
+            let place = if candidate.local { "here" } else { "elsewhere" };
+            let state = if candidate.active { "" } else { ", not in use any more" };
+            line(format!(
+                "    {} ({place}{state}): {} of {} slots{chosen}",
+                candidate.address, candidate.slots, scope.slots
+            ));
+        }
+        if let Some(slot) = scope.slot {
+            line(format!("    slot {slot} of {}", scope.slots));
+        }
+        for path in &scope.paths {
+            line(format!("    {path}"));
+        }
+    }
+    out
+}

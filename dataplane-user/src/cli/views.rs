@@ -1,0 +1,441 @@
+//! Tables of what is in the maps.
+
+use std::{collections::HashMap, net::SocketAddr, path::PathBuf};
+
+use aya::Pod;
+use serde::Serialize;
+use weir_dataplane_ebpf::{
+    Backend, Flow, FlowKey, Frontend, FrontendKey, LAYOUT_VERSION, NodeConfig, Scope, SocketPeer,
+    SocketPeerKey,
+};
+
+use super::{CliError, Output, json, require_loaded, table};
+use crate::{
+    flows::{TickClock, socket, state_name},
+    kernel::{
+        attach,
+        maps::{Family, FamilyMaps, Maps, backend_address, frontend_address},
+    },
+    names,
+    paths::Paths,
+    plan::{PortName, model::protocol_name},
+};
+
+/// What to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Subcommand)]
+pub enum View {
+    /// Frontends: every address and port that is served, and by what.
+    Services,
+    /// Backends by id.
+    Backends,
+    /// Established and opening flows.
+    Flows,
+    /// Dropped packets by reason.
+    Drops,
+    /// What is loaded, and where it is attached.
+    Status,
+    /// How full the maps are.
+    Maps,
+}
+
+/// Where to read and how to print.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ViewArgs {
+    /// Where the dataplane keeps its pins.
+    #[arg(long, default_value = "/run/weir")]
+    pub run_dir: PathBuf,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// One frontend.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRow {
+    /// `namespace/name:port`, or the id when its name is lost.
+    pub service: String,
+    /// Its address and port.
+    pub frontend: String,
+    /// `internal` or `external`.
+    pub scope: &'static str,
+    /// Backends that new connections choose from.
+    pub backends: u32,
+    /// Slots of its lookup table.
+    pub slots: u32,
+    /// `local` or `cluster`.
+    pub policy: &'static str,
+    /// Seconds of session affinity, 0 without.
+    pub affinity_timeout_s: u32,
+}
+
+/// One backend.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendRow {
+    /// Its id.
+    pub id: u32,
+    /// Its address and port.
+    pub address: SocketAddr,
+    /// It runs on this node.
+    pub local: bool,
+}
+
+/// One direction of a flow.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowRow {
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Source as the packet arrives.
+    pub source: SocketAddr,
+    /// Destination as the packet arrives.
+    pub destination: SocketAddr,
+    /// Source after the rewrite.
+    pub new_source: SocketAddr,
+    /// Destination after the rewrite.
+    pub new_destination: SocketAddr,
+    /// `request` or `reply`.
+    pub direction: &'static str,
+    /// Where in its protocol's life it is.
+    pub state: &'static str,
+    /// Packets in this direction.
+    pub packets: u64,
+    /// Bytes in this direction.
+    pub bytes: u64,
+    /// Seconds since the last packet.
+    pub idle_s: Option<u64>,
+    /// `namespace/name:port`.
+    pub service: String,
+}
+
+/// One reason.
+#[derive(Clone, Debug, Serialize)]
+pub struct DropRow {
+    /// Its name.
+    pub reason: &'static str,
+    /// Packets since the maps were made.
+    pub packets: u64,
+}
+
+/// One map.
+#[derive(Clone, Debug, Serialize)]
+pub struct MapRow {
+    /// Its name.
+    pub map: &'static str,
+    /// Entries in use.
+    pub entries: u32,
+    /// Entries that there is room for.
+    pub bound: u32,
+}
+
+/// One attachment.
+#[derive(Clone, Debug, Serialize)]
+pub struct LinkRow {
+    /// Name of its pin.
+    pub link: String,
+}
+
+/// What is loaded.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Version of the maps' layout.
+    pub layout: u32,
+    /// The node's address in the pod network, IPv4.
+    pub gateway_v4: String,
+    /// The same, IPv6.
+    pub gateway_v6: String,
+    /// Socket hooks translate.
+    pub socket_lb: bool,
+    /// Pinned programs.
+    pub programs: Vec<String>,
+    /// Attachments.
+    pub links: Vec<LinkRow>,
+}
+
+/// Writes a view as text.
+pub fn view(view: View, args: &ViewArgs) -> Result<String, CliError> {
+    let paths = Paths::new(&args.run_dir);
+    require_loaded(&paths)?;
+    let reader = Reader::open(&paths)?;
+    match view {
+        View::Services => reader.services(args.output),
+        View::Backends => reader.backends(args.output),
+        View::Flows => reader.flows(args.output),
+        View::Drops => reader.drops(args.output),
+        View::Status => reader.status(&paths, args.output),
+        View::Maps => reader.maps(args.output),
+    }
+}
+
+/// The open maps, and what the ids in them mean.
+pub(super) struct Reader {
+    pub(super) maps: Maps,
+    pub(super) names: HashMap<u32, PortName>,
+}
+
+impl Reader {
+    pub(super) fn open(paths: &Paths) -> Result<Self, CliError> {
+        let names = names::read(&paths.names())
+            .map_err(|source| CliError::Io { operation: "read the names of services", source })?;
+        Ok(Self { maps: Maps::open(paths)?, names })
+    }
+
+    pub(super) fn service(&self, id: u32) -> String {
+        self.names.get(&id).map_or_else(|| format!("#{id}"), ToString::to_string)
+    }
+
+    fn services(&self, output: Output) -> Result<String, CliError> {
+        let mut rows = Vec::new();
+        self.service_rows(&self.maps.v4, &mut rows)?;
+        self.service_rows(&self.maps.v6, &mut rows)?;
+        rows.sort_by(|a, b| (&a.service, &a.frontend, a.scope).cmp(&(&b.service, &b.frontend, b.scope)));
+        Ok(match output {
+            Output::Json => json(&rows),
+            Output::Table => {
+                let cells = rows.iter().map(|row| {
+                    let affinity = match row.affinity_timeout_s {
+                        0 => "-".into(),
+                        seconds => format!("{seconds}s"),
+                    };
+                    vec![
+                        row.service.clone(),
+                        row.frontend.clone(),
+                        row.scope.into(),
+                        row.policy.into(),
+                        row.backends.to_string(),
+                        row.slots.to_string(),
+                        affinity,
+                    ]
+                });
+                let head = ["SERVICE", "FRONTEND", "SCOPE", "POLICY", "BACKENDS", "SLOTS", "AFFINITY"];
+                table(&head, &cells.collect::<Vec<_>>())
+            }
+        })
+    }
+
+    fn service_rows<A: Family>(
+        &self,
+        maps: &FamilyMaps<A>,
+        rows: &mut Vec<ServiceRow>,
+    ) -> Result<(), CliError>
+    where
+        FrontendKey<A>: Pod,
+        Backend<A>: Pod,
+        FlowKey<A>: Pod,
+        Flow<A>: Pod,
+        SocketPeerKey<A>: Pod,
+        SocketPeer<A>: Pod,
+    {
+        let entries: Vec<(FrontendKey<A>, Frontend)> = maps.frontends.entries()?;
+        rows.extend(entries.into_iter().map(|(key, value)| ServiceRow {
+            service: self.service(value.service),
+            frontend: frontend_address(key).to_string(),
+            scope: scope_name(key.scope),
+            backends: value.backends,
+            slots: if value.backends == 0 { 0 } else { value.maglev_mask.saturating_add(1) },
+            policy: policy_name(&value),
+            affinity_timeout_s: value.affinity_timeout_s,
+        }));
+        Ok(())
+    }
+
+    fn backends(&self, output: Output) -> Result<String, CliError> {
+        let mut rows = Vec::new();
+        for (id, backend) in self.maps.v4.backends.entries()? {
+            rows.extend(backend_row(id, &backend));
+        }
+        for (id, backend) in self.maps.v6.backends.entries()? {
+            rows.extend(backend_row(id, &backend));
+        }
+        Ok(match output {
+            Output::Json => json(&rows),
+            Output::Table => {
+                let cells = rows.iter().map(|row| {
+                    vec![
+                        row.id.to_string(),
+                        row.address.to_string(),
+                        if row.local { "here" } else { "elsewhere" }.into(),
+                    ]
+                });
+                table(&["ID", "ADDRESS", "NODE"], &cells.collect::<Vec<_>>())
+            }
+        })
+    }
+
+    fn flows(&self, output: Output) -> Result<String, CliError> {
+        let clock = Clock::measure();
+        let mut rows = Vec::new();
+        for (key, flow) in self.maps.v4.flows.entries()? {
+            rows.push(self.flow_row(&key, &flow, &clock));
+        }
+        for (key, flow) in self.maps.v6.flows.entries()? {
+            rows.push(self.flow_row(&key, &flow, &clock));
+        }
+        rows.sort_by_key(|row| (row.source, row.destination));
+        Ok(match output {
+            Output::Json => json(&rows),
+            Output::Table => {
+                let cells = rows.iter().map(|row| {
+                    vec![
+                        row.protocol.clone(),
+                        row.source.to_string(),
+                        row.destination.to_string(),
+                        row.new_source.to_string(),
+                        row.new_destination.to_string(),
+                        row.direction.into(),
+                        row.state.into(),
+                        row.packets.to_string(),
+                        row.idle_s.map_or_else(|| "?".into(), |s| format!("{s}s")),
+                        row.service.clone(),
+                    ]
+                });
+                let head = [
+                    "PROTO",
+                    "SOURCE",
+                    "DESTINATION",
+                    "NEW SOURCE",
+                    "NEW DESTINATION",
+                    "DIRECTION",
+                    "STATE",
+                    "PACKETS",
+                    "IDLE",
+                    "SERVICE",
+                ];
+                table(&head, &cells.collect::<Vec<_>>())
+            }
+        })
+    }
+
+    pub(super) fn flow_row<A: Family>(&self, key: &FlowKey<A>, flow: &Flow<A>, clock: &Clock) -> FlowRow {
+        FlowRow {
+            protocol: protocol_name(key.protocol),
+            source: socket(key.source, key.source_port),
+            destination: socket(key.destination, key.destination_port),
+            new_source: socket(flow.source, flow.source_port),
+            new_destination: socket(flow.destination, flow.destination_port),
+            direction: if flow.flags & Flow::<A>::FLAG_REPLY == 0 { "request" } else { "reply" },
+            state: state_name(flow.state),
+            packets: flow.packets,
+            bytes: flow.bytes,
+            idle_s: clock.idle_s(flow.last_seen_jiffies),
+            service: self.service(flow.service),
+        }
+    }
+
+    fn drops(&self, output: Output) -> Result<String, CliError> {
+        let drops = self.maps.drops()?;
+        let rows: Vec<DropRow> =
+            drops.into_iter().map(|(reason, packets)| DropRow { reason, packets }).collect();
+        Ok(match output {
+            Output::Json => json(&rows),
+            Output::Table => {
+                let cells = rows.iter().map(|row| vec![row.reason.into(), row.packets.to_string()]);
+                table(&["REASON", "PACKETS"], &cells.collect::<Vec<_>>())
+            }
+        })
+    }
+
+    fn maps(&self, output: Output) -> Result<String, CliError> {
+        let (v4, v6) = (&self.maps.v4, &self.maps.v6);
+        let used = |mut batches: Box<dyn Iterator<Item = Result<usize, CliError>> + '_>| {
+            batches.try_fold(0, |sum, count| count.map(|count| sum + count as u32))
+        };
+        macro_rules! hash {
+            ($name:literal, $table:expr) => {
+                MapRow {
+                    map: $name,
+                    entries: used(Box::new(
+                        $table.batches().map(|b| b.map(|b| b.len()).map_err(CliError::from)),
+                    ))?,
+                    bound: $table.bound(),
+                }
+            };
+        }
+        let active_v4 =
+            v4.backends.entries()?.iter().filter_map(|(id, b)| backend_row(*id, b)).count() as u32;
+        let active_v6 =
+            v6.backends.entries()?.iter().filter_map(|(id, b)| backend_row(*id, b)).count() as u32;
+        let rows = vec![
+            hash!("frontends_v4", v4.frontends),
+            hash!("frontends_v6", v6.frontends),
+            MapRow { map: "backends_v4", entries: active_v4, bound: v4.backends.bound() },
+            MapRow { map: "backends_v6", entries: active_v6, bound: v6.backends.bound() },
+            hash!("flows_v4", v4.flows),
+            hash!("flows_v6", v6.flows),
+            hash!("endpoints_v4", v4.endpoints),
+            hash!("endpoints_v6", v6.endpoints),
+            hash!("socket_peers_v4", v4.socket_peers),
+            hash!("socket_peers_v6", v6.socket_peers),
+        ];
+        Ok(match output {
+            Output::Json => json(&rows),
+            Output::Table => {
+                let cells = rows
+                    .iter()
+                    .map(|row| vec![row.map.into(), row.entries.to_string(), row.bound.to_string()]);
+                table(&["MAP", "ENTRIES", "BOUND"], &cells.collect::<Vec<_>>())
+            }
+        })
+    }
+
+    fn status(&self, paths: &Paths, output: Output) -> Result<String, CliError> {
+        let config = self.maps.node_config.at(0)?;
+        let status = Status {
+            layout: LAYOUT_VERSION,
+            gateway_v4: config.gateway_v4.ip().to_string(),
+            gateway_v6: config.gateway_v6.ip().to_string(),
+            socket_lb: config.flags & NodeConfig::FLAG_SOCKET_LB != 0,
+            programs: attach::list(&paths.programs())?,
+            links: attach::list(&paths.links())?.into_iter().map(|link| LinkRow { link }).collect(),
+        };
+        Ok(match output {
+            Output::Json => json(&status),
+            Output::Table => {
+                let mut rows = vec![
+                    vec!["layout".into(), status.layout.to_string()],
+                    vec!["gateway".into(), format!("{}, {}", status.gateway_v4, status.gateway_v6)],
+                    vec!["socket load balancing".into(), if status.socket_lb { "on" } else { "off" }.into()],
+                    vec!["programs".into(), status.programs.join(", ")],
+                ];
+                rows.extend(status.links.into_iter().map(|link| vec!["attached".into(), link.link]));
+                table(&["WHAT", "VALUE"], &rows)
+            }
+        })
+    }
+}
+
+fn backend_row<A: Family>(id: u32, backend: &Backend<A>) -> Option<BackendRow> {
+    (backend.flags & Backend::<A>::FLAG_ACTIVE != 0).then(|| BackendRow {
+        id,
+        address: backend_address(backend),
+        local: backend.flags & Backend::<A>::FLAG_LOCAL != 0,
+    })
+}
+
+pub(super) fn scope_name(scope: Scope) -> &'static str {
+    if scope == Scope::EXTERNAL { "external" } else { "internal" }
+}
+
+pub(super) fn policy_name(frontend: &Frontend) -> &'static str {
+    if frontend.flags & Frontend::FLAG_LOCAL_POLICY == 0 { "cluster" } else { "local" }
+}
+
+/// The tick now and its rate, for ages; nothing without the privilege to read it.
+pub(super) struct Clock(Option<(u32, f64)>);
+
+impl Clock {
+    /// Takes half a second: the rate has to be measured.
+    pub(super) fn measure() -> Self {
+        let reading = TickClock::start().ok().and_then(|clock| {
+            std::thread::sleep(std::time::Duration::from_millis(450));
+            clock.read().ok().flatten()
+        });
+        Self(reading)
+    }
+
+    fn idle_s(&self, last_seen: u32) -> Option<u64> {
+        self.0.map(|(now, rate)| (f64::from(now.wrapping_sub(last_seen).cast_signed().max(0)) / rate) as u64)
+    }
+}

@@ -1,0 +1,107 @@
+//! The dataplane's configuration: one struct, parsed once.
+
+use std::{path::PathBuf, str::FromStr};
+
+use crate::cidr::Cidr;
+
+/// Links to the outside, where `NodePort`s and other external addresses are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Uplinks {
+    /// The links of the default routes.
+    #[default]
+    Auto,
+    /// None: only processes and pods of this node reach services.
+    None,
+    /// These, by name.
+    Named(Vec<String>),
+}
+
+impl FromStr for Uplinks {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "none" => Ok(Self::None),
+            "" => Err("no interface is named; say auto, none, or names with commas between them".into()),
+            names => Ok(Self::Named(names.split(',').map(|name| name.trim().to_owned()).collect())),
+        }
+    }
+}
+
+impl std::fmt::Display for Uplinks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::None => f.write_str("none"),
+            Self::Named(names) => f.write_str(&names.join(",")),
+        }
+    }
+}
+
+/// Flags of `weir dataplane`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Name of this machine's Node object; the host name when it is not given.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub node_name: String,
+    /// Links to the outside: `auto` (those of the default routes), `none`, or names with commas between them.
+    #[arg(long, default_value_t)]
+    pub uplink: Uplinks,
+    /// Directory in the cgroup2 mount whose processes reach services through socket hooks; the mount itself when it is
+    /// not given.
+    #[arg(long)]
+    pub cgroup_root: Option<PathBuf>,
+    /// Where pins, pod addresses and other state that ends with a reboot are kept.
+    #[arg(long, default_value = "/run/weir")]
+    pub run_dir: PathBuf,
+    /// Translate service addresses when a process connects, once, instead of in every packet.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub socket_lb: bool,
+    /// Ranges of node addresses that node ports are served on; all of them (but loopback) when none is given.
+    #[arg(long, value_delimiter = ',')]
+    pub nodeport_addresses: Vec<Cidr>,
+    /// The cluster's pod ranges: packets for pods that do not exist end here.
+    #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16")]
+    pub pod_cidr: Vec<Cidr>,
+    /// The cluster's service ranges: packets for services that do not exist end here.
+    #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/12")]
+    pub service_cidr: Vec<Cidr>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node_name: String::new(),
+            uplink: Uplinks::Auto,
+            cgroup_root: None,
+            run_dir: "/run/weir".into(),
+            socket_lb: true,
+            nodeport_addresses: Vec::new(),
+            pod_cidr: vec![Cidr::containing([10, 244, 0, 0].into(), 16)],
+            service_cidr: vec![Cidr::containing([10, 96, 0, 0].into(), 12)],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    #[test]
+    fn flags_are_the_fields_and_their_defaults_the_same() {
+        let parsed = Command::parse_from(["weir"]).config;
+        assert_eq!(format!("{parsed:?}"), format!("{:?}", Config::default()));
+        let parsed = Command::parse_from(["weir", "--uplink", "eth0,eth1", "--socket-lb", "false"]).config;
+        assert_eq!(parsed.uplink, Uplinks::Named(vec!["eth0".into(), "eth1".into()]));
+        assert!(!parsed.socket_lb);
+    }
+}

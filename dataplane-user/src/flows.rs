@@ -1,0 +1,223 @@
+//! Which flow entries are over, and their removal.
+//!
+//! The programs never evict: a live connection is not thrown out to make room for a flood of new ones. So what is over
+//! must go from here: read in batches, judged by protocol and state, and looked at once more before it is removed, so
+//! that a packet which came meanwhile saves its flow. Both halves of a flow are kept alive by either (the programs see
+//! to that); each is judged alone, and the one that is left repairs the other.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use aya::Pod;
+use weir_dataplane_ebpf::{
+    Backend, Flow, FlowKey, FlowState, FrontendKey, Protocol, SocketPeer, SocketPeerKey,
+};
+
+use crate::kernel::{
+    maps::{Family, FamilyMaps, Maps, TableError, backend_address},
+    sys::Jiffies,
+};
+
+/// How often the flow tables are read. Lifetimes are exact to this.
+pub const PASS_INTERVAL: Duration = Duration::from_secs(15);
+
+/// A SYN or first datagram without an answer. TCP gives up connecting after about two minutes; its retries renew this.
+pub const OPENING: Duration = Duration::from_mins(1);
+/// An idle TCP connection: more than the two hours after which keepalive speaks (RFC 9293, 3.8.4; RFC 5382, REQ-5).
+pub const ESTABLISHED_TCP: Duration = Duration::from_secs(8_000);
+/// A datagram flow with both directions seen (RFC 4787, REQ-5 asks for two minutes at least; five are recommended).
+pub const ESTABLISHED_UDP: Duration = Duration::from_mins(5);
+/// One side said FIN and the other may still send (RFC 5382, REQ-5: four minutes).
+pub const CLOSING: Duration = Duration::from_mins(4);
+/// Both said FIN, or one RST: only late duplicates come.
+pub const CLOSED: Duration = Duration::from_secs(10);
+
+/// How long an idle entry of this protocol and state stays.
+pub fn lifetime(protocol: Protocol, state: FlowState) -> Duration {
+    match state {
+        FlowState::OPENING => OPENING,
+        FlowState::ESTABLISHED if protocol == Protocol::UDP => ESTABLISHED_UDP,
+        FlowState::ESTABLISHED => ESTABLISHED_TCP,
+        FlowState::CLOSING => CLOSING,
+        _ => CLOSED,
+    }
+}
+
+/// Readable name of a state.
+pub fn state_name(state: FlowState) -> &'static str {
+    match state {
+        FlowState::OPENING => "opening",
+        FlowState::ESTABLISHED => "established",
+        FlowState::CLOSING => "closing",
+        _ => "closed",
+    }
+}
+
+/// The kernel's tick as a clock: its rate is not told anywhere, so it is measured.
+#[derive(Debug)]
+pub struct TickClock {
+    jiffies: Jiffies,
+    first: (Instant, u32),
+}
+
+/// Two readings this far apart tell the rate to a percent.
+const SHORTEST_MEASUREMENT: Duration = Duration::from_millis(400);
+
+impl TickClock {
+    /// Takes the first reading.
+    pub fn start() -> std::io::Result<Self> {
+        let jiffies = Jiffies::new()?;
+        let first = (Instant::now(), jiffies.now()?);
+        Ok(Self { jiffies, first })
+    }
+
+    /// The tick now, and how many there are in a second. Nothing while it is too early to tell.
+    pub fn read(&self) -> std::io::Result<Option<(u32, f64)>> {
+        let (elapsed, now) = (self.first.0.elapsed(), self.jiffies.now()?);
+        if elapsed < SHORTEST_MEASUREMENT {
+            return Ok(None);
+        }
+        Ok(Some((now, f64::from(now.wrapping_sub(self.first.1)) / elapsed.as_secs_f64())))
+    }
+}
+
+/// What a pass found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// Entries that stay.
+    pub live: [u32; 2],
+    /// Entries that were removed.
+    pub removed: u64,
+}
+
+/// Why an entry goes.
+fn is_over<A: Family>(
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    now: u32,
+    ticks_per_s: f64,
+    backends: &HashMap<SocketAddr, u32>,
+) -> bool {
+    // Signed: a packet may have passed after the tick was read.
+    let idle = f64::from(now.wrapping_sub(flow.last_seen_jiffies).cast_signed().max(0)) / ticks_per_s;
+    if idle > lifetime(key.protocol, flow.state).as_secs_f64() {
+        return true;
+    }
+    // The backend's own direction names it as the source of the packet, the client's as the destination of the rewrite.
+    let backend: SocketAddr = if flow.flags & Flow::<A>::FLAG_REPLY == 0 {
+        (flow.destination.ip(), flow.destination_port.get()).into()
+    } else {
+        (key.source.ip(), key.source_port.get()).into()
+    };
+    // A short rest even then: the plan may just have been giving the backend its id.
+    idle > CLOSED.as_secs_f64() && backends.get(&backend) != Some(&flow.backend)
+}
+
+fn collect<A: Family>(maps: &FamilyMaps<A>, now: u32, ticks_per_s: f64) -> Result<(u32, u64), TableError>
+where
+    FrontendKey<A>: Pod,
+    Backend<A>: Pod,
+    FlowKey<A>: Pod + Eq + std::hash::Hash,
+    Flow<A>: Pod,
+    SocketPeerKey<A>: Pod,
+    SocketPeer<A>: Pod,
+{
+    let (mut live, mut removed) = (0, 0);
+    let mut backends: Option<HashMap<SocketAddr, u32>> = None;
+    for batch in maps.flows.batches() {
+        let batch = batch?;
+        if batch.is_empty() {
+            continue;
+        }
+        if backends.is_none() {
+            // Only with flows at all: the array has 65,536 elements.
+            let all = maps.backends.entries()?;
+            let active = all.iter().filter(|(_, b)| b.flags & Backend::<A>::FLAG_ACTIVE != 0);
+            backends = Some(active.map(|(id, backend)| (backend_address(backend), *id)).collect());
+        }
+        let known = backends.as_ref().expect("read just above");
+        let over = |key: &FlowKey<A>, flow: &Flow<A>| is_over(key, flow, now, ticks_per_s, known);
+        let mut gone = Vec::new();
+        for (key, flow) in &batch {
+            // Once more, now: the batch is some milliseconds old.
+            if over(key, flow) && maps.flows.get(key)?.is_some_and(|flow| over(key, &flow)) {
+                gone.push(*key);
+            } else {
+                live += 1;
+            }
+        }
+        maps.flows.remove(&gone)?;
+        removed += gone.len() as u64;
+    }
+    Ok((live, removed))
+}
+
+/// Removes what is over from both families' tables.
+pub fn pass(maps: &Maps, now: u32, ticks_per_s: f64) -> Result<Pass, TableError> {
+    let v4 = collect(&maps.v4, now, ticks_per_s)?;
+    let v6 = collect(&maps.v6, now, ticks_per_s)?;
+    Ok(Pass { live: [v4.0, v6.0], removed: v4.1 + v6.1 })
+}
+
+/// An address and port of the ABI.
+pub(crate) fn socket<A: Family>(address: A, port: weir_dataplane_ebpf::Be16) -> SocketAddr {
+    SocketAddr::new(address.ip(), port.get())
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_dataplane_ebpf::{Be16, Ip4};
+
+    use super::*;
+
+    const HZ: f64 = 250.0;
+
+    fn over(state: FlowState, protocol: Protocol, idle_s: u32, backend: u32) -> bool {
+        let key = FlowKey { protocol, ..FlowKey::<Ip4>::default() };
+        let destination = Ip4::from(std::net::Ipv4Addr::new(10, 244, 0, 2));
+        // Across the counter's wrap.
+        let now = 100_u32;
+        let last_seen_jiffies = now.wrapping_sub(idle_s * HZ as u32);
+        let flow = Flow {
+            destination,
+            destination_port: Be16::new(80),
+            backend,
+            state,
+            last_seen_jiffies,
+            ..Flow::default()
+        };
+        let backends = HashMap::from([("10.244.0.2:80".parse().unwrap(), 7)]);
+        is_over(&key, &flow, now, HZ, &backends)
+    }
+
+    #[test]
+    fn lifetimes_follow_protocol_and_state() {
+        let rows = [
+            (FlowState::OPENING, Protocol::TCP, 60),
+            (FlowState::ESTABLISHED, Protocol::TCP, 8_000),
+            (FlowState::ESTABLISHED, Protocol::UDP, 300),
+            (FlowState::CLOSING, Protocol::TCP, 240),
+            (FlowState::CLOSED, Protocol::TCP, 10),
+        ];
+        for (state, protocol, lifetime_s) in rows {
+            assert!(!over(state, protocol, lifetime_s, 7), "{state:?} lives");
+            assert!(over(state, protocol, lifetime_s + 1, 7), "{state:?} is over");
+        }
+    }
+
+    #[test]
+    fn flows_of_a_backend_that_is_gone_go_soon() {
+        assert!(!over(FlowState::ESTABLISHED, Protocol::TCP, 5, 8));
+        assert!(over(FlowState::ESTABLISHED, Protocol::TCP, 11, 8));
+    }
+
+    #[test]
+    fn a_packet_after_the_reading_is_not_an_age() {
+        let key = FlowKey::<Ip4>::default();
+        let flow = Flow { last_seen_jiffies: 105, state: FlowState::CLOSED, ..Flow::default() };
+        assert!(!is_over(&key, &flow, 100, HZ, &HashMap::new()));
+    }
+}

@@ -1,0 +1,330 @@
+//! The pinned maps with their types, as everything in user space sees them.
+
+use std::{
+    io,
+    marker::PhantomData,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd as _, BorrowedFd},
+    path::Path,
+};
+
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+};
+use weir_dataplane_ebpf::{
+    Address, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6,
+    NodeConfig, Protocol, Scope, SocketPeer, SocketPeerKey,
+};
+
+use super::sys;
+use crate::{
+    paths::Paths,
+    plan::{Step, model::FrontendAddress},
+};
+
+/// A map that cannot be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} map {map}: {source}")]
+pub struct TableError {
+    /// What was tried.
+    pub operation: &'static str,
+    /// On which map.
+    pub map: String,
+    /// Why it failed.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// A pinned hash or array map.
+#[derive(Debug)]
+pub struct Table<K, V> {
+    name: String,
+    map: Map,
+    bound: u32,
+    entry: PhantomData<(K, V)>,
+}
+
+impl<K: Pod, V: Pod> Table<K, V> {
+    /// Opens the map that is pinned at `path`, and makes sure that its entries have the expected sizes.
+    pub fn open(path: &Path) -> Result<Self, TableError> {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| TableError {
+            operation: "open",
+            map: name.clone(),
+            source,
+        };
+        let data = MapData::from_pin(path).map_err(|error| failed(error.into()))?;
+        let info = data.info().map_err(|error| failed(error.into()))?;
+        let (key, value) = (size_of::<K>() as u32, size_of::<V>() as u32);
+        if (info.key_size(), info.value_size()) != (key, value) {
+            let found = (info.key_size(), info.value_size());
+            let text = format!(
+                "its key and value have {found:?} bytes, not {:?}: another version of Weir made it",
+                (key, value)
+            );
+            return Err(failed(text.into()));
+        }
+        let bound = info.max_entries();
+        let map = Map::from_map_data(data).map_err(|error| failed(error.into()))?;
+        Ok(Self { name, map, bound, entry: PhantomData })
+    }
+
+    /// How many entries it can hold.
+    pub fn bound(&self) -> u32 {
+        self.bound
+    }
+
+    /// All entries. An array has all its indexes.
+    pub fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
+        let mut all = Vec::new();
+        for batch in self.batches() {
+            all.extend(batch?);
+        }
+        Ok(all)
+    }
+
+    /// All entries, some thousand at a time.
+    pub fn batches(&self) -> impl Iterator<Item = Result<Vec<(K, V)>, TableError>> {
+        sys::Batches::new(self.fd()).map(|batch| batch.map_err(|error| self.failed("read", error)))
+    }
+
+    /// Writes entries, in order.
+    pub fn write(&self, keys: &[K], values: &[V]) -> Result<(), TableError> {
+        sys::update(self.fd(), keys, values).map_err(|error| self.failed("write", error))
+    }
+
+    /// Removes entries; those that are gone already count as removed.
+    pub fn remove(&self, keys: &[K]) -> Result<(), TableError> {
+        sys::delete(self.fd(), keys).map_err(|error| self.failed("remove from", error))
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &self.map {
+            Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) => data.fd().as_fd(),
+            other => unreachable!("{} is no map of ours: {other:?}", self.name),
+        }
+    }
+
+    fn failed(
+        &self,
+        operation: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> TableError {
+        TableError { operation, map: self.name.clone(), source: source.into() }
+    }
+}
+
+impl<K: Pod + Eq + std::hash::Hash, V: Pod> Table<K, V> {
+    /// One entry of a hash map.
+    pub fn get(&self, key: &K) -> Result<Option<V>, TableError> {
+        let map = HashMap::<_, K, V>::try_from(&self.map).map_err(|error| self.failed("open", error))?;
+        match map.get(key, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(self.failed("read", error)),
+        }
+    }
+}
+
+impl<V: Pod> Table<u32, V> {
+    /// One element of an array.
+    pub fn at(&self, index: u32) -> Result<V, TableError> {
+        let map = Array::<_, V>::try_from(&self.map).map_err(|error| self.failed("open", error))?;
+        map.get(&index, 0).map_err(|error| self.failed("read", error))
+    }
+}
+
+/// An address family of the ABI, from user space.
+pub trait Family: Address + Pod {
+    /// The suffix of this family's maps.
+    const SUFFIX: &'static str;
+
+    /// An address of this family.
+    fn of(address: IpAddr) -> Option<Self>;
+
+    /// The address, of whichever family.
+    fn ip(self) -> IpAddr;
+}
+
+macro_rules! family {
+    ($address:ident, $std:ident, $suffix:literal) => {
+        impl Family for $address {
+            const SUFFIX: &'static str = $suffix;
+
+            fn of(address: IpAddr) -> Option<Self> {
+                match address {
+                    IpAddr::$std(address) => Some(address.into()),
+                    _ => None,
+                }
+            }
+
+            fn ip(self) -> IpAddr {
+                IpAddr::$std(self.into())
+            }
+        }
+    };
+}
+
+family!(Ip4, V4, "v4");
+family!(Ip6, V6, "v6");
+
+/// The maps of one address family.
+#[derive(Debug)]
+pub struct FamilyMaps<A> {
+    /// Frontends by address.
+    pub frontends: Table<FrontendKey<A>, Frontend>,
+    /// Backends by id.
+    pub backends: Table<u32, Backend<A>>,
+    /// Flows by tuple.
+    pub flows: Table<FlowKey<A>, Flow<A>>,
+    /// Pod links by address.
+    pub endpoints: Table<A, Endpoint>,
+    /// What translated sockets asked for.
+    pub socket_peers: Table<SocketPeerKey<A>, SocketPeer<A>>,
+}
+
+/// All maps.
+#[derive(Debug)]
+pub struct Maps {
+    /// IPv4.
+    pub v4: FamilyMaps<Ip4>,
+    /// IPv6.
+    pub v6: FamilyMaps<Ip6>,
+    /// The tables' slots.
+    pub maglev: Table<u32, u32>,
+    /// The node's own facts.
+    pub node_config: Table<u32, NodeConfig>,
+    drops: Map,
+}
+
+impl<A: Family> FamilyMaps<A>
+where
+    FrontendKey<A>: Pod,
+    Backend<A>: Pod,
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+    SocketPeerKey<A>: Pod,
+    SocketPeer<A>: Pod,
+{
+    fn open(paths: &Paths) -> Result<Self, TableError> {
+        let path = |name: &str| paths.map(&format!("{name}_{}", A::SUFFIX));
+        Ok(Self {
+            frontends: Table::open(&path("frontends"))?,
+            backends: Table::open(&path("backends"))?,
+            flows: Table::open(&path("flows"))?,
+            endpoints: Table::open(&path("endpoints"))?,
+            socket_peers: Table::open(&path("socket_peers"))?,
+        })
+    }
+
+    /// Carries out the steps of this family, all of one kind.
+    fn execute(&self, steps: &[&Step]) -> Result<(), TableError> {
+        let (mut ids, mut backends) = (Vec::new(), Vec::new());
+        let (mut keys, mut values, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        for step in steps {
+            match step {
+                Step::WriteBackend { id, address, local } => {
+                    let Some(ip) = A::of(address.ip()) else { continue };
+                    let local = if *local { Backend::<A>::FLAG_LOCAL } else { 0 };
+                    ids.push(*id);
+                    backends.push(Backend {
+                        address: ip,
+                        node: A::default(),
+                        port: Be16::new(address.port()),
+                        flags: Backend::<A>::FLAG_ACTIVE | local,
+                    });
+                }
+                Step::RetireBackend { id, address } if A::of(address.ip()).is_some() => {
+                    ids.push(*id);
+                    backends.push(Backend::default());
+                }
+                Step::WriteFrontend { address, value } => {
+                    let Some(key) = frontend_key(*address) else { continue };
+                    keys.push(key);
+                    values.push(*value);
+                }
+                Step::RemoveFrontend { address } => gone.extend(frontend_key::<A>(*address)),
+                Step::RetireBackend { .. } | Step::WriteRegion { .. } => {}
+            }
+        }
+        self.backends.write(&ids, &backends)?;
+        self.frontends.write(&keys, &values)?;
+        self.frontends.remove(&gone)
+    }
+}
+
+/// The map key of a frontend, if it is of this family.
+pub fn frontend_key<A: Family>(frontend: FrontendAddress) -> Option<FrontendKey<A>> {
+    Some(FrontendKey {
+        address: A::of(frontend.address)?,
+        port: Be16::new(frontend.port),
+        protocol: Protocol(frontend.protocol),
+        scope: Scope(frontend.scope),
+    })
+}
+
+/// The frontend of a map key.
+pub fn frontend_address<A: Family>(key: FrontendKey<A>) -> FrontendAddress {
+    FrontendAddress::new(key.address.ip(), key.port.get(), key.protocol, key.scope)
+}
+
+/// Address and port of a backend.
+pub fn backend_address<A: Family>(backend: &Backend<A>) -> SocketAddr {
+    SocketAddr::new(backend.address.ip(), backend.port.get())
+}
+
+impl Maps {
+    /// Opens everything that is pinned.
+    pub fn open(paths: &Paths) -> Result<Self, TableError> {
+        let drops = MapData::from_pin(paths.map("drops")).and_then(Map::from_map_data);
+        Ok(Self {
+            v4: FamilyMaps::open(paths)?,
+            v6: FamilyMaps::open(paths)?,
+            maglev: Table::open(&paths.map("maglev"))?,
+            node_config: Table::open(&paths.map("node_config"))?,
+            drops: drops.map_err(|error| TableError {
+                operation: "open",
+                map: "drops".into(),
+                source: error.into(),
+            })?,
+        })
+    }
+
+    /// Carries out steps in their order; neighbours of one kind share system calls.
+    pub fn execute(&self, steps: &[Step]) -> Result<(), TableError> {
+        for run in steps.chunk_by(|a, b| a.phase() == b.phase()) {
+            let mut slots = (Vec::new(), Vec::new());
+            for step in run {
+                if let Step::WriteRegion { offset, slots: ids } = step {
+                    slots.0.extend(*offset..*offset + ids.len() as u32);
+                    slots.1.extend_from_slice(ids);
+                }
+            }
+            self.maglev.write(&slots.0, &slots.1)?;
+            let run: Vec<&Step> = run.iter().collect();
+            self.v4.execute(&run)?;
+            self.v6.execute(&run)?;
+        }
+        Ok(())
+    }
+
+    /// Drops since the maps were made, summed over all CPUs, by reason.
+    pub fn drops(&self) -> Result<Vec<(&'static str, u64)>, TableError> {
+        let failed =
+            |source: MapError| TableError { operation: "read", map: "drops".into(), source: source.into() };
+        let counters = PerCpuArray::<_, u64>::try_from(&self.drops).map_err(failed)?;
+        // A map of an older agent may know fewer reasons.
+        let known = DROP_REASONS.iter().zip(0..counters.len());
+        known
+            .map(|((_, name), index)| Ok((*name, counters.get(&index, 0).map_err(failed)?.iter().sum())))
+            .collect()
+    }
+}
+
+/// An error of a map as an error of I/O, for those who retry.
+impl From<TableError> for io::Error {
+    fn from(error: TableError) -> Self {
+        io::Error::other(error)
+    }
+}

@@ -1,0 +1,6 @@
+//! Everything that touches the kernel's BPF objects: maps, programs, links, and the file system they are pinned in.
+
+pub mod attach;
+pub mod bpffs;
+pub mod maps;
+pub(crate) mod sys;

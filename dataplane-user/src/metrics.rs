@@ -1,0 +1,139 @@
+//! What the agent counts. Everything here is written by its one task, or read out of the maps by it.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+use crate::plan::{Limits, Usage};
+
+/// Which map.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct MapLabel {
+    map: &'static str,
+}
+
+/// Why a packet was dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ReasonLabel {
+    reason: &'static str,
+}
+
+/// The agent's metrics.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Plan and map writes of one round.
+    pub(crate) sync: Histogram,
+    /// From the arrival of an API event to the maps.
+    pub(crate) event_to_kernel: Histogram,
+    /// Rounds that failed and are tried again.
+    pub(crate) sync_failures: Counter,
+    /// Map writes.
+    pub(crate) steps: Counter,
+    /// Services with something that is not served.
+    pub(crate) unserved: Gauge,
+    /// Flow entries that garbage collection removed.
+    pub(crate) flows_removed: Counter,
+    /// One pass over the flows.
+    pub(crate) flow_pass: Histogram,
+    entries: Family<MapLabel, Gauge>,
+    bounds: Family<MapLabel, Gauge>,
+    drops: Family<ReasonLabel, Gauge>,
+}
+
+/// 50 µs to 13 s.
+fn durations() -> Histogram {
+    Histogram::new(exponential_buckets(50e-6, 2.0, 18))
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            sync: durations(),
+            event_to_kernel: durations(),
+            sync_failures: Counter::default(),
+            steps: Counter::default(),
+            unserved: Gauge::default(),
+            flows_removed: Counter::default(),
+            flow_pass: durations(),
+            entries: Family::default(),
+            bounds: Family::default(),
+            drops: Family::default(),
+        };
+        let m = &metrics;
+        let registry = registry.sub_registry_with_prefix("weir_dataplane");
+        let seconds = Unit::Seconds;
+        registry.register_with_unit(
+            "sync_duration",
+            "Plan and map writes of one round",
+            seconds.clone(),
+            m.sync.clone(),
+        );
+        let help = "From the arrival of an API event to the kernel's maps";
+        registry.register_with_unit("event_to_kernel", help, seconds.clone(), m.event_to_kernel.clone());
+        registry.register(
+            "sync_failures",
+            "Rounds that failed and were tried again",
+            m.sync_failures.clone(),
+        );
+        registry.register("map_writes", "Steps carried out", m.steps.clone());
+        registry.register(
+            "unserved_services",
+            "Services with something that is not served",
+            m.unserved.clone(),
+        );
+        registry.register("flows_removed", "Flow entries that were over", m.flows_removed.clone());
+        registry.register_with_unit(
+            "flow_pass",
+            "One pass over the flow tables",
+            seconds,
+            m.flow_pass.clone(),
+        );
+        registry.register("map_entries", "Entries in use", m.entries.clone());
+        registry.register("map_bound", "Entries that there is room for", m.bounds.clone());
+        registry.register(
+            "dropped_packets",
+            "Packets dropped by the programs since their maps were made",
+            m.drops.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn set_usage(&self, usage: &Usage, limits: &Limits) {
+        let rows = [
+            ("frontends_v4", usage.frontends[0], limits.frontends),
+            ("frontends_v6", usage.frontends[1], limits.frontends),
+            ("backends_v4", usage.backends[0], limits.backends),
+            ("backends_v6", usage.backends[1], limits.backends),
+            ("maglev", usage.slots, limits.slots),
+        ];
+        for (map, used, bound) in rows {
+            self.set_fill(map, used, bound);
+        }
+    }
+
+    pub(crate) fn set_fill(&self, map: &'static str, used: u32, bound: u32) {
+        self.entries.get_or_create(&MapLabel { map }).set(i64::from(used));
+        self.bounds.get_or_create(&MapLabel { map }).set(i64::from(bound));
+    }
+
+    pub(crate) fn set_drops(&self, drops: &[(&'static str, u64)]) {
+        for (reason, count) in drops {
+            self.drops.get_or_create(&ReasonLabel { reason }).set((*count).cast_signed());
+        }
+    }
+}
+
+/// Observes a duration in seconds.
+pub(crate) fn observe(histogram: &Histogram, duration: Duration) {
+    histogram.observe(duration.as_secs_f64());
+}

@@ -1,0 +1,42 @@
+//! Steps of several services carried out together.
+//!
+//! Kind by kind they become few system calls, and the order between kinds is what a single plan promises as well. Only
+//! one pair must never change places: a frontend that one service gives up and another takes.
+
+use std::collections::HashSet;
+
+use super::{model::FrontendAddress, step::Step};
+
+/// Steps of one or more plans, in an order that can be carried out.
+#[derive(Debug, Default)]
+pub struct Batch {
+    rounds: Vec<Vec<Step>>,
+    given_up: HashSet<FrontendAddress>,
+}
+
+impl Batch {
+    /// Adds a later plan's steps.
+    pub fn push(&mut self, steps: Vec<Step>) {
+        let takes_over = steps.iter().any(
+            |step| matches!(step, Step::WriteFrontend { address, .. } if self.given_up.contains(address)),
+        );
+        if takes_over || self.rounds.is_empty() {
+            self.given_up.clear();
+            self.rounds.push(Vec::new());
+        }
+        self.given_up.extend(steps.iter().filter_map(|step| match step {
+            Step::RemoveFrontend { address } => Some(*address),
+            _ => None,
+        }));
+        self.rounds.last_mut().expect("a round was just made").extend(steps);
+    }
+
+    /// All steps, in order.
+    pub fn into_steps(self) -> Vec<Step> {
+        let sorted = self.rounds.into_iter().flat_map(|mut round| {
+            round.sort_by_key(Step::phase);
+            round
+        });
+        sorted.collect()
+    }
+}

@@ -1,0 +1,25 @@
+//! The plan: what to write into the maps so that they say what the API says. No I/O.
+//!
+//! ```text
+//! Service + EndpointSlices ─▶ desired() ─▶ Books::plan(service) ─▶ [Step] ─▶ maps
+//!                                            ▲ adopt(maps) on start
+//! ```
+//! [`Books`] is what the maps hold, as the agent believes. A plan looks at one service and costs what that service
+//! costs, however many there are. Every plan moves the books on as if it had been carried out; when a write fails the
+//! books are thrown away and made again from the maps.
+
+mod batch;
+mod books;
+pub mod desired;
+mod ids;
+pub mod maglev;
+pub mod model;
+mod regions;
+mod step;
+
+pub use batch::Batch;
+pub use books::{Adopted, AdoptedBackend, Books, GRACE_MS, Limits, Plan, PortName, Problem, Usage};
+pub use step::Step;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! What the API says, reduced to what the dataplane needs: the input of the plan.
+//!
+//! The watch turns objects into these at once and forgets the rest, so that ten thousand services stay small.
+
+use std::{fmt, net::IpAddr};
+
+use weir_dataplane_ebpf::{Protocol, Scope};
+
+/// A Service's name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceKey {
+    /// Its namespace.
+    pub namespace: Box<str>,
+    /// Its name.
+    pub name: Box<str>,
+}
+
+impl ServiceKey {
+    /// `namespace/name`.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A Service that is the dataplane's to serve.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Service {
+    /// Addresses inside the cluster, one per family.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `externalIPs` and the load balancer's addresses.
+    pub external_ips: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// `internalTrafficPolicy: Local`.
+    pub internal_local: bool,
+    /// `externalTrafficPolicy: Local`.
+    pub external_local: bool,
+    /// `publishNotReadyAddresses`.
+    pub publish_not_ready: bool,
+    /// `sessionAffinity: ClientIP` with this timeout, 0 without.
+    pub affinity_timeout_s: u32,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its name, empty for the only port. Slices refer to it.
+    pub name: Box<str>,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The port on service addresses.
+    pub port: u16,
+    /// The port on node addresses, if it has one.
+    pub node_port: Option<u16>,
+}
+
+/// An `EndpointSlice` of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Slice {
+    /// Names and numbers of its ports.
+    pub ports: Vec<SlicePort>,
+    /// Its endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One port of an `EndpointSlice`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// The service port's name.
+    pub name: Box<str>,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The pods' port.
+    pub port: u16,
+}
+
+/// One endpoint of an `EndpointSlice`.
+#[expect(clippy::struct_excessive_bools, reason = "the API's conditions, each independent of the others")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// `conditions.ready`.
+    pub ready: bool,
+    /// `conditions.serving`.
+    pub serving: bool,
+    /// `conditions.terminating`.
+    pub terminating: bool,
+    /// It runs on this node.
+    pub local: bool,
+}
+
+/// An address and port that clients may talk to, in one scope: the key of a frontend in either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FrontendAddress {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// [`Scope`]'s number.
+    pub scope: u8,
+}
+
+impl FrontendAddress {
+    /// From the ABI's types.
+    pub fn new(address: IpAddr, port: u16, protocol: Protocol, scope: Scope) -> Self {
+        Self { address, port, protocol: protocol.0, scope: scope.0 }
+    }
+}
+
+impl fmt::Display for FrontendAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, port, protocol, .. } = self;
+        let socket = std::net::SocketAddr::new(*address, *port);
+        write!(f, "{}://{socket}", protocol_name(Protocol(*protocol)))
+    }
+}
+
+/// `tcp`, `udp`, `sctp`, or the number.
+pub fn protocol_name(protocol: Protocol) -> String {
+    match protocol {
+        Protocol::TCP => "tcp".into(),
+        Protocol::UDP => "udp".into(),
+        Protocol::SCTP => "sctp".into(),
+        Protocol(number) => number.to_string(),
+    }
+}

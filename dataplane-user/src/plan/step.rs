@@ -1,0 +1,60 @@
+//! The smallest changes of the maps, each one write, in the order that keeps every moment whole.
+
+use std::net::SocketAddr;
+
+use weir_dataplane_ebpf::Frontend;
+
+use super::model::FrontendAddress;
+
+/// One change. The order of the variants is the order in which they are carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Give an id its backend. Nothing points to it yet, or it says the same as before but for its flags.
+    WriteBackend {
+        /// Index into `backends_v4` or `_v6`, by the address's family.
+        id: u32,
+        /// The backend.
+        address: SocketAddr,
+        /// It runs on this node.
+        local: bool,
+    },
+    /// Fill a region of `maglev` that nothing points to.
+    WriteRegion {
+        /// First slot.
+        offset: u32,
+        /// Backend ids.
+        slots: Vec<u32>,
+    },
+    /// Point clients to a region, in one atomic write.
+    WriteFrontend {
+        /// The frontend.
+        address: FrontendAddress,
+        /// Its whole new value.
+        value: Frontend,
+    },
+    /// Nothing is served there any more.
+    RemoveFrontend {
+        /// The frontend.
+        address: FrontendAddress,
+    },
+    /// No region in use holds this id any more: sockets and flows that still do must choose again.
+    RetireBackend {
+        /// Index into the family's map.
+        id: u32,
+        /// The backend that it was.
+        address: SocketAddr,
+    },
+}
+
+impl Step {
+    /// Rank of a step's kind. Steps of different services may be carried out together, kind by kind.
+    pub fn phase(&self) -> u8 {
+        match self {
+            Self::WriteBackend { .. } => 0,
+            Self::WriteRegion { .. } => 1,
+            Self::WriteFrontend { .. } => 2,
+            Self::RemoveFrontend { .. } => 3,
+            Self::RetireBackend { .. } => 4,
+        }
+    }
+}

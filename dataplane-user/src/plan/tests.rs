@@ -1,0 +1,321 @@
+//! Plans, carried out on maps made of plain values, looked at after every single step.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, SocketAddr},
+};
+
+use proptest::prelude::*;
+use weir_dataplane_ebpf::{Frontend, Protocol};
+
+use super::{
+    Adopted, AdoptedBackend, Batch, Books, GRACE_MS, Limits, Plan, PortName, Problem, Step,
+    desired::{DesiredPort, desired},
+    model::{Endpoint, FrontendAddress, Service, ServiceKey, ServicePort, Slice, SlicePort},
+};
+
+const LIMITS: Limits = Limits { frontends: 64, backends: 64, slots: 1 << 10 };
+
+/// The maps.
+#[derive(Clone, Default)]
+struct World {
+    backends: BTreeMap<u32, (SocketAddr, bool)>,
+    slots: BTreeMap<u32, u32>,
+    frontends: BTreeMap<FrontendAddress, Frontend>,
+    names: HashMap<u32, PortName>,
+}
+
+impl World {
+    fn apply(&mut self, step: &Step) {
+        match step {
+            Step::WriteBackend { id, address, local } => {
+                let old = self.backends.insert(*id, (*address, *local));
+                assert!(old.is_none_or(|(known, _)| known == *address), "id {id} was in use for {old:?}");
+            }
+            Step::WriteRegion { offset, slots } => {
+                let used = self.frontends.values().any(|f| {
+                    f.backends > 0
+                        && f.maglev_offset < offset + slots.len() as u32
+                        && *offset <= f.maglev_offset + f.maglev_mask
+                });
+                assert!(!used, "region {offset} was in use");
+                self.slots.extend((*offset..).zip(slots.iter().copied()));
+            }
+            Step::WriteFrontend { address, value } => drop(self.frontends.insert(*address, *value)),
+            Step::RemoveFrontend { address } => assert!(self.frontends.remove(address).is_some()),
+            Step::RetireBackend { id, .. } => assert!(self.backends.remove(id).is_some()),
+        }
+        self.check();
+    }
+
+    /// No frontend points at anything half-programmed.
+    fn check(&self) {
+        for (address, frontend) in &self.frontends {
+            if frontend.backends > 0 {
+                let chosen = self.chosen(frontend);
+                assert_eq!(chosen.len() as u32, frontend.backends, "{address}");
+                assert!(chosen.iter().all(|b| b.is_ipv4() == address.address.is_ipv4()), "{address}");
+            }
+        }
+    }
+
+    /// Backends that a frontend's slots lead to.
+    fn chosen(&self, frontend: &Frontend) -> BTreeSet<SocketAddr> {
+        if frontend.backends == 0 {
+            return BTreeSet::new();
+        }
+        (0..=frontend.maglev_mask)
+            .map(|slot| {
+                let id = self.slots.get(&(frontend.maglev_offset + slot)).expect("a written slot");
+                self.backends.get(id).expect("an active backend").0
+            })
+            .collect()
+    }
+
+    fn run(&mut self, plan: &Plan) {
+        for (id, name) in &plan.names {
+            match name {
+                Some(name) => drop(self.names.insert(*id, name.clone())),
+                None => drop(self.names.remove(id)),
+            }
+        }
+        for step in &plan.steps {
+            self.apply(step);
+        }
+    }
+
+    /// What an agent finds that starts now.
+    fn adopt(&self) -> Books {
+        let regions = self
+            .frontends
+            .values()
+            .filter(|f| f.backends > 0)
+            .map(|f| {
+                let size = f.maglev_mask + 1;
+                let slots = (f.maglev_offset..f.maglev_offset + size).map(|s| self.slots[&s]).collect();
+                ((f.maglev_offset, size), slots)
+            })
+            .collect();
+        let backends = self.backends.iter().map(|(id, (address, local))| AdoptedBackend {
+            id: *id,
+            address: *address,
+            local: *local,
+        });
+        let frontends = self.frontends.iter().map(|(a, f)| (*a, *f)).collect();
+        Books::adopt(
+            LIMITS,
+            Adopted { frontends, backends: backends.collect(), regions, names: self.names.clone() },
+        )
+    }
+
+    /// Everything is as desired, and nothing else is there.
+    fn expect(&self, services: &BTreeMap<ServiceKey, Vec<DesiredPort>>) {
+        let mut frontends = 0;
+        for port in services.values().flatten() {
+            for frontend in &port.frontends {
+                frontends += 1;
+                let value = self.frontends.get(&frontend.address).expect("the frontend exists");
+                let serving = port.serving(frontend.address.address.is_ipv4(), frontend.local_only);
+                assert_eq!(self.chosen(value), serving.iter().copied().collect(), "{}", frontend.address);
+                assert_eq!(value.flags, frontend.flags);
+            }
+        }
+        assert_eq!(self.frontends.len(), frontends);
+        let listed: BTreeSet<SocketAddr> =
+            services.values().flatten().flat_map(|p| p.backends.keys().copied()).collect();
+        assert_eq!(self.backends.values().map(|(a, _)| *a).collect::<BTreeSet<_>>(), listed);
+        assert_eq!(self.backends.len(), listed.len(), "one id each");
+    }
+}
+
+fn key(n: u8) -> ServiceKey {
+    ServiceKey::new("default", &format!("s{n}"))
+}
+
+/// A service with one port, and endpoints by last byte of their addresses; those from 100 on are not ready.
+fn ports(n: u8, endpoints: &[u8]) -> Vec<DesiredPort> {
+    let service = Service {
+        cluster_ips: vec![IpAddr::from([10, 96, 0, n])],
+        ports: vec![ServicePort {
+            name: "".into(),
+            protocol: Protocol::TCP,
+            port: 80,
+            node_port: Some(30_000 + u16::from(n)),
+        }],
+        external_local: n.is_multiple_of(2),
+        ..Service::default()
+    };
+    let endpoint = |n: &u8| Endpoint {
+        address: IpAddr::from([10, 244, 0, *n]),
+        ready: *n < 100,
+        serving: *n < 100,
+        terminating: false,
+        local: n.is_multiple_of(2),
+    };
+    let slice = Slice {
+        ports: vec![SlicePort { name: "".into(), protocol: Protocol::TCP, port: 8080 }],
+        endpoints: endpoints.iter().map(endpoint).collect(),
+    };
+    desired(&service, [slice].iter(), &[IpAddr::from([192, 168, 0, 1])])
+}
+
+#[test]
+fn backends_and_table_come_before_the_frontend_and_leave_after_it() {
+    let mut books = Books::new(LIMITS);
+    let mut world = World::default();
+    let phases = |plan: &Plan| plan.steps.iter().map(Step::phase).collect::<Vec<_>>();
+
+    let plan = books.plan(&key(1), &ports(1, &[1, 3]), 0);
+    assert_eq!(phases(&plan), [0, 0, 1, 2, 2, 2], "two backends, one table for all, three frontends");
+    world.run(&plan);
+    let same = books.plan(&key(1), &ports(1, &[1, 3]), 1);
+    assert_eq!(same, Plan::default(), "nothing changed, nothing is written");
+
+    let plan = books.plan(&key(1), &ports(1, &[3]), 2);
+    assert_eq!(phases(&plan), [1, 2, 2, 2, 4]);
+    world.run(&plan);
+    let plan = books.plan(&key(1), &ports(1, &[103]), 2);
+    assert_eq!(phases(&plan), [0, 2, 2, 2, 4], "none is ready: the frontends stay and say so");
+    world.run(&plan);
+    let plan = books.plan(&key(1), &[], 3);
+    assert_eq!(phases(&plan), [3, 3, 3, 4]);
+    assert_eq!(plan.names, [(1, None)]);
+    world.run(&plan);
+    world.expect(&BTreeMap::new());
+}
+
+#[test]
+fn what_was_freed_rests_before_it_is_used_again() {
+    let tight = Limits { backends: 3, slots: 2, ..LIMITS };
+    let mut books = Books::new(tight);
+    books.plan(&key(1), &ports(1, &[1]), 0);
+    books.plan(&key(1), &ports(1, &[3]), 10);
+    let early = books.plan(&key(1), &ports(1, &[5]), 10 + GRACE_MS - 1);
+    assert_eq!(
+        early.problems,
+        [Problem::BackendsFull { left_out: 1, bound: 3 }],
+        "both ids are taken or at rest, and a frontend without backends needs no table"
+    );
+    let late = books.plan(&key(1), &ports(1, &[5]), 10 + 3 * GRACE_MS);
+    assert_eq!(late.problems, []);
+    assert!(late.steps.contains(&Step::WriteBackend {
+        id: 1,
+        address: "10.244.0.5:8080".parse().unwrap(),
+        local: false
+    }));
+}
+
+#[test]
+fn without_room_for_a_new_table_the_old_one_serves_on() {
+    let tight = Limits { slots: 2, ..LIMITS };
+    let mut books = Books::new(tight);
+    let first = books.plan(&key(1), &ports(1, &[1]), 0);
+    assert_eq!(first.problems, []);
+    let next = books.plan(&key(1), &ports(1, &[1, 3, 5]), 1);
+    assert_eq!(next.problems, [Problem::SlotsFull { bound: 2 }]);
+    assert!(next.steps.iter().all(|step| step.phase() == 0), "{:?}", next.steps);
+}
+
+#[test]
+fn the_first_owner_keeps_an_address_and_the_second_gets_it_afterwards() {
+    let mut books = Books::new(LIMITS);
+    let mut world = World::default();
+    world.run(&books.plan(&key(1), &ports(1, &[1]), 0));
+    let mut second = ports(1, &[3]);
+    second[0].frontends.truncate(1);
+    let plan = books.plan(&key(2), &second, 0);
+    let frontend = second[0].frontends[0].address;
+    assert_eq!(plan.problems, [Problem::Taken { frontend, owner: key(1) }]);
+    world.run(&plan);
+
+    // Both plans in one batch: the removal must not overtake the write.
+    let gone = books.plan(&key(1), &[], 1);
+    assert_eq!(gone.again, [key(2)].into());
+    let taken = books.plan(&key(2), &second, 1);
+    let mut batch = Batch::default();
+    batch.push(gone.steps);
+    batch.push(taken.steps);
+    for step in batch.into_steps() {
+        world.apply(&step);
+    }
+    world.expect(&BTreeMap::from([(key(2), second)]));
+}
+
+#[test]
+fn an_adopted_world_needs_no_writes() {
+    let mut books = Books::new(LIMITS);
+    let mut world = World::default();
+    let services: BTreeMap<_, _> = (0..4).map(|n| (key(n), ports(n, &[n, n + 2, 7]))).collect();
+    for (key, ports) in &services {
+        world.run(&books.plan(key, ports, 0));
+    }
+    let mut books = world.adopt();
+    for (key, ports) in &services {
+        assert_eq!(books.plan(key, ports, 0), Plan::default());
+    }
+    assert_eq!(books.sweep(0), Plan::default());
+}
+
+#[test]
+fn a_lost_name_table_costs_writes_but_nothing_else() {
+    let mut books = Books::new(LIMITS);
+    let mut world = World::default();
+    world.run(&books.plan(&key(1), &ports(1, &[1, 2]), 0));
+    world.run(&books.plan(&key(2), &ports(2, &[3]), 0));
+    world.names.clear();
+    let mut books = world.adopt();
+    let plan = books.plan(&key(1), &ports(1, &[1, 2]), 0);
+    assert!(
+        plan.names.iter().all(|(id, _)| *id > 2),
+        "an id that may still be in flows is not given out again"
+    );
+    world.run(&plan);
+    world.run(&books.sweep(0));
+    world.expect(&BTreeMap::from([(key(1), ports(1, &[1, 2]))]));
+}
+
+/// What happens to one service, and after how many writes the agent dies, if it does.
+type Change = (u8, Vec<u8>, bool, Option<usize>);
+
+fn changes() -> impl Strategy<Value = Vec<Change>> {
+    let endpoints = prop::collection::vec(prop_oneof![0_u8..9, 100_u8..103], 0..6);
+    prop::collection::vec(
+        (0_u8..5, endpoints, prop::bool::weighted(0.8), prop::option::weighted(0.2, 0_usize..8)),
+        0..40,
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever happens to services, and wherever the agent dies in between, no moment is half-programmed, and
+    /// in the end the maps say what the services do.
+    #[test]
+    fn every_moment_is_whole(changes in changes()) {
+        let (mut books, mut world) = (Books::new(LIMITS), World::default());
+        let mut services = BTreeMap::new();
+        for (now, (n, endpoints, exists, dies)) in changes.into_iter().enumerate() {
+            let now = now as u64 * 400;
+            let wanted = if exists { ports(n, &endpoints) } else { Vec::new() };
+            if exists { services.insert(key(n), wanted.clone()); } else { services.remove(&key(n)); }
+            let mut plan = books.plan(&key(n), &wanted, now);
+            prop_assert_eq!(&plan.problems, &[]);
+            if let Some(after) = dies {
+                plan.steps.truncate(after);
+            }
+            world.run(&plan);
+            if dies.is_some() {
+                books = world.adopt();
+                let stale: Vec<_> = books.services().filter(|key| !services.contains_key(*key)).cloned().collect();
+                for key in stale {
+                    world.run(&books.plan(&key, &[], now));
+                }
+                for (key, ports) in &services {
+                    world.run(&books.plan(key, ports, now));
+                }
+                world.run(&books.sweep(now));
+            }
+            world.expect(&services);
+        }
+    }
+}

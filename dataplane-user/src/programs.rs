@@ -1,0 +1,103 @@
+//! The programs' object: embedded when this crate is built, loaded through the kernel's verifier.
+//!
+//! The agent and the CNI plugin load it with pinned maps; packet tests and measurements load it with maps of their own.
+
+use std::path::Path;
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    programs::{Program, ProgramError, ProgramType},
+    sys::{BpfHelper, is_helper_supported},
+};
+use tracing::debug;
+
+/// The object as `build.rs` made it.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir-dataplane-programs"));
+
+/// XDP on uplinks.
+pub const XDP_UPLINK: &str = "xdp_uplink";
+/// tcx ingress on uplinks.
+pub const TC_UPLINK: &str = "tc_uplink";
+/// tcx ingress on the host's end of pod links.
+pub const TC_POD: &str = "tc_pod";
+/// Socket hooks at the cgroup root.
+pub const SOCKET_HOOKS: [&str; 8] =
+    ["connect4", "sendmsg4", "recvmsg4", "getpeername4", "connect6", "sendmsg6", "recvmsg6", "getpeername6"];
+
+/// Every map of the object, by its name, which is also the name of its pin.
+pub const MAPS: [&str; 13] = [
+    "frontends_v4",
+    "frontends_v6",
+    "backends_v4",
+    "backends_v6",
+    "maglev",
+    "flows_v4",
+    "flows_v6",
+    "endpoints_v4",
+    "endpoints_v6",
+    "socket_peers_v4",
+    "socket_peers_v6",
+    "node_config",
+    "drops",
+];
+
+/// What can go wrong on the way into the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Parsing the object, or making or adopting its maps.
+    #[error("cannot load the dataplane's maps: they need CAP_BPF and CAP_NET_ADMIN and a kernel from 6.6 on")]
+    Maps(#[source] EbpfError),
+    /// The verifier, or a program type that the kernel does not have. The source holds the verifier's log.
+    #[error("the kernel refuses the program {name}")]
+    Program {
+        /// The program's name.
+        name: String,
+        /// Why.
+        #[source]
+        source: ProgramError,
+    },
+}
+
+/// How to load the object.
+#[derive(Debug, Default)]
+pub struct Options<'a> {
+    /// Directory in a bpffs: each map is taken from its pin there, or made and pinned. Without it the maps are private and
+    /// go away with the returned value.
+    pub pins: Option<&'a Path>,
+    /// Other bounds than the ABI's, by map name.
+    pub max_entries: &'a [(&'a str, u32)],
+}
+
+/// Loads maps and programs. Nothing is attached yet.
+pub fn load(options: &Options<'_>) -> Result<Ebpf, Error> {
+    let has_set_retval = u8::from(has_set_retval());
+    let mut loader = EbpfLoader::new();
+    loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    for (name, max_entries) in options.max_entries {
+        loader.map_max_entries(name, *max_entries);
+    }
+    if let Some(pins) = options.pins {
+        for name in MAPS {
+            loader.map_pin_path(name, pins.join(name));
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(Error::Maps)?;
+    for (name, program) in ebpf.programs_mut() {
+        match program {
+            Program::Xdp(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            _ => continue,
+        }
+        .map_err(|source| Error::Program { name: name.to_owned(), source })?;
+    }
+    Ok(ebpf)
+}
+
+/// Asks the kernel whether a socket hook may choose the error that `connect` fails with (Linux 5.18).
+fn has_set_retval() -> bool {
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval).unwrap_or_else(|error| {
+        debug!(%error, "cannot ask for bpf_set_retval; connections without a backend fail with EPERM");
+        false
+    })
+}

@@ -1,0 +1,224 @@
+//! From the store to the maps: plans, carries out, and starts again from the maps when a write fails.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    sync::Arc,
+    time::Instant,
+};
+
+use weir_dataplane_ebpf::{Backend, Flow, FlowKey, Frontend, FrontendKey, SocketPeer, SocketPeerKey};
+
+use crate::{
+    kernel::maps::{Family, FamilyMaps, Maps, TableError, backend_address, frontend_address},
+    metrics::Metrics,
+    names::NameTable,
+    paths::Paths,
+    plan::{Adopted, AdoptedBackend, Batch, Books, Limits, Plan, PortName, Problem, model::ServiceKey},
+    watch::{Store, Unserved},
+};
+
+/// Why a round failed. The next one starts from what the maps really hold.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// A map.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The names of service ids.
+    #[error("keep the names of services: {0}")]
+    Names(#[source] io::Error),
+}
+
+/// Something of a Service that is not served as asked.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Complaint {
+    /// The plan could not.
+    #[error(transparent)]
+    Problem(Problem),
+    /// The dataplane does not do that.
+    #[error(transparent)]
+    Unserved(Unserved),
+}
+
+/// What a round has to say.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// New complaints, for Events.
+    pub complaints: Vec<(ServiceKey, Complaint)>,
+    /// Services that wait for room: to be planned again later.
+    pub blocked: BTreeSet<ServiceKey>,
+    /// Map writes.
+    pub steps: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Reconciler {
+    maps: Arc<Maps>,
+    names: NameTable,
+    /// Nothing until the maps have been read, and again after a failed write.
+    books: Option<Books>,
+    complaints: HashMap<ServiceKey, BTreeSet<Complaint>>,
+    epoch: Instant,
+    metrics: Metrics,
+}
+
+impl Reconciler {
+    /// Over the pinned maps.
+    pub fn new(paths: &Paths, maps: Arc<Maps>, metrics: Metrics) -> Result<Self, SyncError> {
+        let names = NameTable::open(&paths.names()).map_err(SyncError::Names)?;
+        Ok(Self { maps, names, books: None, complaints: HashMap::new(), epoch: Instant::now(), metrics })
+    }
+
+    /// Whether the next round looks at everything.
+    pub fn starts_over(&self) -> bool {
+        self.books.is_none()
+    }
+
+    /// Makes the maps say what the store says about the services in `dirty`; about all of them in the first round.
+    pub fn sync(&mut self, store: &Store, dirty: BTreeSet<ServiceKey>) -> Result<Outcome, SyncError> {
+        let result = self.try_sync(store, dirty);
+        if let Ok(outcome) = &result {
+            self.metrics.steps.inc_by(outcome.steps as u64);
+        } else {
+            self.books = None;
+            self.metrics.sync_failures.inc();
+        }
+        result
+    }
+
+    fn try_sync(&mut self, store: &Store, dirty: BTreeSet<ServiceKey>) -> Result<Outcome, SyncError> {
+        let now_ms = self.epoch.elapsed().as_millis() as u64;
+        let limits = Limits::default();
+        let first = self.books.is_none();
+        let mut books = match self.books.take() {
+            Some(books) => books,
+            None => Books::adopt(limits, adopt(&self.maps, self.names.names())?),
+        };
+        let mut round = Round::default();
+        let mut queue: Vec<ServiceKey> = if first {
+            let wanted: BTreeSet<&ServiceKey> = store.keys().collect();
+            // What is gone goes first: somebody may want its addresses.
+            let gone: Vec<_> = books.services().filter(|key| !wanted.contains(key)).cloned().collect();
+            gone.into_iter().chain(wanted.into_iter().cloned()).collect()
+        } else {
+            dirty.into_iter().collect()
+        };
+        queue.reverse();
+        while let Some(key) = queue.pop() {
+            let plan = books.plan(&key, &store.desired(&key), now_ms);
+            queue.extend(plan.again.iter().cloned());
+            round.complain(&mut self.complaints, store, &key, &plan.problems);
+            round.add(plan);
+        }
+        if first {
+            let plan = books.sweep(now_ms);
+            queue.extend(plan.again.iter().cloned());
+            round.add(plan);
+            for key in queue {
+                let plan = books.plan(&key, &store.desired(&key), now_ms);
+                round.complain(&mut self.complaints, store, &key, &plan.problems);
+                round.add(plan);
+            }
+        }
+        let outcome = round.carry_out(&self.maps, &mut self.names)?;
+        self.metrics.set_usage(&books.usage(), &limits);
+        self.metrics.unserved.set(self.complaints.len() as i64);
+        self.books = Some(books);
+        Ok(outcome)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Round {
+    batch: Batch,
+    new_names: Vec<(u32, Option<PortName>)>,
+    old_names: Vec<(u32, Option<PortName>)>,
+    outcome: Outcome,
+}
+
+impl Round {
+    fn add(&mut self, plan: Plan) {
+        self.batch.push(plan.steps);
+        for name in plan.names {
+            if name.1.is_some() { self.new_names.push(name) } else { self.old_names.push(name) }
+        }
+    }
+
+    fn complain(
+        &mut self,
+        known: &mut HashMap<ServiceKey, BTreeSet<Complaint>>,
+        store: &Store,
+        key: &ServiceKey,
+        problems: &[Problem],
+    ) {
+        let unserved = store.get(key).map(|state| state.unserved.as_slice()).unwrap_or_default();
+        let now: BTreeSet<Complaint> = problems
+            .iter()
+            .cloned()
+            .map(Complaint::Problem)
+            .chain(unserved.iter().cloned().map(Complaint::Unserved))
+            .collect();
+        if problems.iter().any(|problem| !matches!(problem, Problem::Taken { .. })) {
+            self.outcome.blocked.insert(key.clone());
+        }
+        let before = if now.is_empty() { known.remove(key) } else { known.insert(key.clone(), now.clone()) };
+        let before = before.unwrap_or_default();
+        self.outcome
+            .complaints
+            .extend(now.difference(&before).map(|complaint| (key.clone(), complaint.clone())));
+    }
+
+    /// Names that are new come before the maps use them, names that are over go after.
+    fn carry_out(self, maps: &Maps, names: &mut NameTable) -> Result<Outcome, SyncError> {
+        let steps = self.batch.into_steps();
+        names.update(&self.new_names).map_err(SyncError::Names)?;
+        maps.execute(&steps)?;
+        names.update(&self.old_names).map_err(SyncError::Names)?;
+        Ok(Outcome { steps: steps.len(), ..self.outcome })
+    }
+}
+
+/// Reads everything that an earlier agent wrote.
+pub(crate) fn adopt(maps: &Maps, names: &HashMap<u32, PortName>) -> Result<Adopted, TableError> {
+    let mut adopted = Adopted { names: names.clone(), ..Adopted::default() };
+    adopt_family(&maps.v4, &mut adopted)?;
+    adopt_family(&maps.v6, &mut adopted)?;
+
+    // One read of the whole map, 8 MiB for a moment, instead of a call for each region.
+    let mut wanted = BTreeMap::<u32, u32>::new();
+    for (_, frontend) in adopted.frontends.iter().filter(|(_, frontend)| frontend.backends > 0) {
+        wanted.insert(frontend.maglev_offset, frontend.maglev_mask.saturating_add(1));
+    }
+    if wanted.is_empty() {
+        return Ok(adopted);
+    }
+    let slots: Vec<u32> = maps.maglev.entries()?.into_iter().map(|(_, id)| id).collect();
+    for (offset, size) in wanted {
+        let end = (offset as usize).saturating_add(size as usize);
+        if let Some(region) = slots.get(offset as usize..end) {
+            adopted.regions.insert((offset, size), region.to_vec());
+        }
+    }
+    Ok(adopted)
+}
+
+fn adopt_family<A: Family>(maps: &FamilyMaps<A>, adopted: &mut Adopted) -> Result<(), TableError>
+where
+    FrontendKey<A>: aya::Pod,
+    Backend<A>: aya::Pod,
+    FlowKey<A>: aya::Pod,
+    Flow<A>: aya::Pod,
+    SocketPeerKey<A>: aya::Pod,
+    SocketPeer<A>: aya::Pod,
+{
+    let frontends: Vec<(FrontendKey<A>, Frontend)> = maps.frontends.entries()?;
+    adopted.frontends.extend(frontends.into_iter().map(|(key, value)| (frontend_address(key), value)));
+    for (id, backend) in maps.backends.entries()? {
+        if backend.flags & Backend::<A>::FLAG_ACTIVE != 0 {
+            let local = backend.flags & Backend::<A>::FLAG_LOCAL != 0;
+            adopted.backends.push(AdoptedBackend { id, address: backend_address(&backend), local });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! From API objects to the plan's model. What cannot be served is named, never left out in silence.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
+use weir_dataplane_ebpf::Protocol;
+
+use crate::{
+    cidr::Cidr,
+    plan::model::{self, ServicePort, SlicePort},
+};
+
+/// Says that another implementation serves this Service (KEP-2447).
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// `sessionAffinity`'s default timeout, from the API's documentation.
+const DEFAULT_AFFINITY_S: i32 = 10_800;
+
+/// A wish of an object that the dataplane does not fulfil.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Unserved {
+    /// A protocol without an implementation here.
+    #[error("port {port}: protocol {protocol} is not served; TCP and UDP are")]
+    Protocol {
+        /// The service port.
+        port: i32,
+        /// Its protocol.
+        protocol: String,
+    },
+    /// An address that is none.
+    #[error("{field} `{value}` is not an IP address")]
+    Address {
+        /// Where it stands.
+        field: &'static str,
+        /// What stands there.
+        value: String,
+    },
+    /// A port number out of range.
+    #[error("{field} {value} is not a port; ports are 1 to 65535")]
+    Port {
+        /// Where it stands.
+        field: &'static str,
+        /// What stands there.
+        value: i32,
+    },
+    /// Serving the address to everyone would be worse than not at all.
+    #[error(
+        "loadBalancerSourceRanges is not enforced, so the load balancer's addresses are not served; remove it or use a NodePort"
+    )]
+    SourceRanges,
+    /// Half of what was asked for.
+    #[error(
+        "sessionAffinity ClientIP is served by a hash of the client's address: its timeout is not, and a change of endpoints may move a client"
+    )]
+    AffinityTimeout,
+}
+
+/// What the agent must know of its own Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Ranges that pods of this node get their addresses from.
+    pub pod_cidrs: Vec<Cidr>,
+}
+
+impl From<&Node> for NodeFacts {
+    fn from(node: &Node) -> Self {
+        let spec = node.spec.as_ref();
+        let several = spec.and_then(|spec| spec.pod_cidrs.clone()).unwrap_or_default();
+        let single = spec.and_then(|spec| spec.pod_cidr.clone());
+        let mut pod_cidrs = Vec::new();
+        for text in several.into_iter().chain(single) {
+            match text.parse::<Cidr>() {
+                Ok(range) if !pod_cidrs.contains(&range) => pod_cidrs.push(range),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "the Node's podCIDR is not a range"),
+            }
+        }
+        Self { pod_cidrs }
+    }
+}
+
+/// The Service as the plan sees it; nothing when it is not the dataplane's to serve.
+pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved>) {
+    let mut unserved = Vec::new();
+    let Some(spec) = &object.spec else { return (None, unserved) };
+    let foreign = object.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(PROXY_NAME));
+    let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
+    let headless = spec.cluster_ip.as_deref().is_none_or(|ip| ip.is_empty() || ip == "None");
+    if foreign || headless || kind == "ExternalName" {
+        return (None, unserved);
+    }
+    let parse = |field, texts: &[String], unserved: &mut Vec<Unserved>| -> Vec<IpAddr> {
+        let parsed = texts.iter().filter_map(|text| {
+            text.parse().map_err(|_| unserved.push(Unserved::Address { field, value: text.clone() })).ok()
+        });
+        parsed.collect()
+    };
+    let single: Vec<String> = spec.cluster_ip.iter().cloned().collect();
+    let cluster = spec.cluster_ips.as_ref().filter(|ips| !ips.is_empty()).unwrap_or(&single);
+    let cluster_ips = parse("spec.clusterIPs", cluster, &mut unserved);
+    let mut external_ips =
+        parse("spec.externalIPs", spec.external_ips.as_deref().unwrap_or_default(), &mut unserved);
+    if kind == "LoadBalancer" {
+        let ingress = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+        let ingress = ingress.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
+        // `Proxy`: the load balancer is an endpoint of its own, and the address is not to be short-circuited (KEP-1860).
+        let vips = ingress.iter().filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+        let vips: Vec<String> = vips.filter_map(|ingress| ingress.ip.clone()).collect();
+        if spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty()) {
+            unserved.push(Unserved::SourceRanges);
+        } else {
+            external_ips.extend(parse("status.loadBalancer.ingress", &vips, &mut unserved));
+        }
+    }
+    let affinity_timeout_s = if spec.session_affinity.as_deref() == Some("ClientIP") {
+        unserved.push(Unserved::AffinityTimeout);
+        let client = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+        client.and_then(|client| client.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_S).max(1) as u32
+    } else {
+        0
+    };
+    let ports = spec.ports.as_deref().unwrap_or_default();
+    let ports = ports.iter().filter_map(|port| {
+        let protocol = protocol(port.protocol.as_deref(), port.port, &mut unserved)?;
+        let number = |field, value: i32, unserved: &mut Vec<Unserved>| {
+            let number = u16::try_from(value).ok().filter(|port| *port > 0);
+            if number.is_none() {
+                unserved.push(Unserved::Port { field, value });
+            }
+            number
+        };
+        let node_port =
+            port.node_port.filter(|value| *value != 0 && matches!(kind, "NodePort" | "LoadBalancer"));
+        Some(ServicePort {
+            name: port.name.as_deref().unwrap_or_default().into(),
+            protocol,
+            port: number("spec.ports.port", port.port, &mut unserved)?,
+            node_port: node_port.and_then(|value| number("spec.ports.nodePort", value, &mut unserved)),
+        })
+    });
+    let ports = ports.collect();
+    let service = model::Service {
+        cluster_ips,
+        external_ips,
+        ports,
+        internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+        external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+        publish_not_ready: spec.publish_not_ready_addresses == Some(true),
+        affinity_timeout_s,
+    };
+    unserved.sort();
+    (Some(service), unserved)
+}
+
+fn protocol(text: Option<&str>, port: i32, unserved: &mut Vec<Unserved>) -> Option<Protocol> {
+    match text.unwrap_or("TCP") {
+        "TCP" => Some(Protocol::TCP),
+        "UDP" => Some(Protocol::UDP),
+        other => {
+            unserved.push(Unserved::Protocol { port, protocol: other.to_owned() });
+            None
+        }
+    }
+}
+
+/// The slice as the plan sees it. Wrong entries are left out: the slice's own controller wrote them, and nobody reads
+/// Events of slices.
+pub(super) fn slice(object: &EndpointSlice, node: &str) -> model::Slice {
+    let ports = object.ports.as_deref().unwrap_or_default().iter().filter_map(|port| {
+        Some(SlicePort {
+            name: port.name.as_deref().unwrap_or_default().into(),
+            protocol: protocol(port.protocol.as_deref(), 0, &mut Vec::new())?,
+            port: u16::try_from(port.port?).ok().filter(|port| *port > 0)?,
+        })
+    });
+    let endpoints = object.endpoints.iter().filter_map(|endpoint| {
+        // More than one address means the same pod (the API's documentation); kube-proxy takes the first, too.
+        let address: Option<IpAddr> = endpoint.addresses.first().and_then(|address| address.parse().ok());
+        address.filter(|address| !address.is_loopback() && !address.is_unspecified()).map(|address| {
+            let conditions = endpoint.conditions.as_ref();
+            // Absent means yes, for both; `serving` follows `ready` where it is absent.
+            let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
+            model::Endpoint {
+                address,
+                ready,
+                serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
+                terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+                local: endpoint.node_name.as_deref() == Some(node),
+            }
+        })
+    });
+    model::Slice { ports: ports.collect(), endpoints: endpoints.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(spec: &serde_json::Value) -> (Option<model::Service>, Vec<Unserved>) {
+        let object = json!({"metadata": {"name": "s", "namespace": "n"}, "spec": spec});
+        service(&serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn foreign_headless_and_external_names_are_not_ours() {
+        assert_eq!(read(&json!({"clusterIP": "None", "ports": [{"port": 80}]})), (None, vec![]));
+        assert_eq!(read(&json!({"type": "ExternalName", "externalName": "x"})), (None, vec![]));
+        let labelled: Service = serde_json::from_value(json!({
+            "metadata": {"labels": {"service.kubernetes.io/service-proxy-name": "other"}},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+        }))
+        .unwrap();
+        assert_eq!(service(&labelled).0, None);
+    }
+
+    #[test]
+    fn what_is_not_served_is_named_and_the_rest_served() {
+        let (service, unserved) = read(&json!({
+            "type": "LoadBalancer", "clusterIP": "10.96.0.1", "externalIPs": ["nonsense", "192.0.2.7"],
+            "loadBalancerSourceRanges": ["10.0.0.0/8"], "sessionAffinity": "ClientIP",
+            "ports": [{"port": 80, "nodePort": 30080}, {"port": 99, "protocol": "SCTP", "name": "s"}, {"port": 0, "name": "z"}],
+        }));
+        let service = service.unwrap();
+        assert_eq!(
+            (service.ports.len(), service.external_ips.len(), service.affinity_timeout_s),
+            (1, 1, 10_800)
+        );
+        assert_eq!(
+            unserved,
+            [
+                Unserved::Protocol { port: 99, protocol: "SCTP".into() },
+                Unserved::Address { field: "spec.externalIPs", value: "nonsense".into() },
+                Unserved::Port { field: "spec.ports.port", value: 0 },
+                Unserved::SourceRanges,
+                Unserved::AffinityTimeout,
+            ]
+        );
+    }
+
+    #[test]
+    fn absent_conditions_mean_ready() {
+        let object = json!({
+            "metadata": {"name": "s-1"}, "addressType": "IPv4", "ports": [{"name": "", "port": 8080}, {"name": "any"}],
+            "endpoints": [
+                {"addresses": ["10.244.0.2"], "nodeName": "here"},
+                {"addresses": ["10.244.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+                {"addresses": ["127.0.0.1"]},
+                {"addresses": []},
+            ],
+        });
+        let slice = slice(&serde_json::from_value(object).unwrap(), "here");
+        assert_eq!(slice.ports.len(), 1, "a port without a number is everyone's and so no one's");
+        let states: Vec<_> =
+            slice.endpoints.iter().map(|e| (e.ready, e.serving, e.terminating, e.local)).collect();
+        assert_eq!(states, [(true, true, false, true), (false, true, true, false)]);
+    }
+}

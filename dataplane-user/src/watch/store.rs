@@ -1,0 +1,325 @@
+//! What the watches have said so far, and which services the last changes concern.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use kube::{ResourceExt as _, runtime::watcher::Event};
+
+use super::{Change, NodeFacts, Unserved, convert, key};
+use crate::plan::{
+    desired::{DesiredPort, desired},
+    model::{self, ServiceKey, Slice},
+};
+
+/// Names the Service that a slice is about.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// One Service with its slices.
+#[derive(Debug, Default)]
+pub struct ServiceState {
+    service: Option<model::Service>,
+    slices: BTreeMap<Box<str>, Slice>,
+    /// The object's own id, which Events about it carry.
+    pub uid: Option<Box<str>>,
+    /// What of the object is not served.
+    pub unserved: Vec<Unserved>,
+}
+
+/// Whether a watch has been read once, and what a later full read has shown so far.
+#[derive(Debug, Default)]
+struct Reading {
+    complete: bool,
+    seen: BTreeSet<ServiceKey>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Store {
+    node_name: String,
+    services: HashMap<ServiceKey, ServiceState>,
+    /// Which Service a slice is about: a slice that is deleted or changes sides names only itself.
+    slice_owners: HashMap<(Box<str>, Box<str>), ServiceKey>,
+    node_addresses: Vec<IpAddr>,
+    node: NodeFacts,
+    dirty: BTreeSet<ServiceKey>,
+    reading_services: Reading,
+    reading_slices: Reading,
+    node_read: bool,
+}
+
+impl Store {
+    /// Of a node that nothing is known of yet.
+    pub fn new(node_name: impl Into<String>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            services: HashMap::new(),
+            slice_owners: HashMap::new(),
+            node_addresses: Vec::new(),
+            node: NodeFacts::default(),
+            dirty: BTreeSet::new(),
+            reading_services: Reading::default(),
+            reading_slices: Reading::default(),
+            node_read: false,
+        }
+    }
+
+    /// Whether every watch has been read once. Before that an absent object means nothing.
+    pub fn is_complete(&self) -> bool {
+        self.reading_services.complete && self.reading_slices.complete && self.node_read
+    }
+
+    /// Takes in one event.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Service(event) => self.apply_service(event),
+            Change::Slice(event) => self.apply_slice(event),
+            Change::Node(Event::Apply(node) | Event::InitApply(node)) => {
+                self.node = NodeFacts::from(&node);
+                self.node_read = true;
+            }
+            // A node that is not registered yet still serves; so does one whose object was just deleted.
+            Change::Node(Event::InitDone) => self.node_read = true,
+            Change::Node(Event::Init | Event::Delete(_)) => {}
+            Change::Failed(error) => tracing::warn!(%error, "a watch broke; what is programmed stays"),
+        }
+    }
+
+    /// What is known of the own Node.
+    pub fn node(&self) -> &NodeFacts {
+        &self.node
+    }
+
+    /// Sets the addresses that `NodePort`s are served on. Only services with a `NodePort` care.
+    pub fn set_node_addresses(&mut self, mut addresses: Vec<IpAddr>) {
+        addresses.sort();
+        addresses.dedup();
+        if addresses != self.node_addresses {
+            self.node_addresses = addresses;
+            let with_node_ports = self.services.iter().filter(|(_, state)| {
+                state.service.as_ref().is_some_and(|s| s.ports.iter().any(|port| port.node_port.is_some()))
+            });
+            self.dirty.extend(with_node_ports.map(|(key, _)| key.clone()));
+        }
+    }
+
+    /// The services that changed since the last call.
+    pub fn take_dirty(&mut self) -> BTreeSet<ServiceKey> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// Every service.
+    pub fn keys(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.services.iter().filter(|(_, state)| state.service.is_some()).map(|(key, _)| key)
+    }
+
+    /// What is known of one service.
+    pub fn get(&self, key: &ServiceKey) -> Option<&ServiceState> {
+        self.services.get(key)
+    }
+
+    /// How a service should look; no ports when there is none, or none of ours.
+    pub fn desired(&self, key: &ServiceKey) -> Vec<DesiredPort> {
+        let Some(state) = self.services.get(key) else { return Vec::new() };
+        let Some(service) = &state.service else { return Vec::new() };
+        desired(service, state.slices.values(), &self.node_addresses)
+    }
+
+    fn apply_service(&mut self, event: Event<Service>) {
+        match event {
+            Event::Apply(object) => self.put_service(&object),
+            Event::InitApply(object) => {
+                self.reading_services.seen.insert(key(&object));
+                self.put_service(&object);
+            }
+            Event::Delete(object) => self.remove_service(&key(&object)),
+            Event::Init => self.reading_services.seen.clear(),
+            Event::InitDone => {
+                let seen = std::mem::take(&mut self.reading_services.seen);
+                let gone: Vec<_> = self.keys().filter(|key| !seen.contains(key)).cloned().collect();
+                for key in &gone {
+                    self.remove_service(key);
+                }
+                self.reading_services.complete = true;
+            }
+        }
+    }
+
+    fn put_service(&mut self, object: &Service) {
+        let key = key(object);
+        let (service, unserved) = convert::service(object);
+        let state = self.services.entry(key.clone()).or_default();
+        state.uid = object.metadata.uid.as_deref().map(Into::into);
+        if state.service != service || state.unserved != unserved {
+            state.service = service;
+            state.unserved = unserved;
+            self.dirty.insert(key);
+        }
+    }
+
+    fn remove_service(&mut self, key: &ServiceKey) {
+        if let Some(state) = self.services.get_mut(key) {
+            state.service = None;
+            state.unserved.clear();
+            self.dirty.insert(key.clone());
+            self.forget_empty(key);
+        }
+    }
+
+    fn apply_slice(&mut self, event: Event<EndpointSlice>) {
+        match event {
+            Event::Apply(object) => self.put_slice(&object),
+            Event::InitApply(object) => {
+                self.reading_slices.seen.insert(key(&object));
+                self.put_slice(&object);
+            }
+            Event::Delete(object) => self.remove_slice(&slice_id(&object)),
+            Event::Init => self.reading_slices.seen.clear(),
+            Event::InitDone => {
+                let seen = std::mem::take(&mut self.reading_slices.seen);
+                let gone: Vec<_> = self
+                    .slice_owners
+                    .keys()
+                    .filter(|(namespace, name)| !seen.contains(&ServiceKey::new(namespace, name)))
+                    .cloned()
+                    .collect();
+                for id in &gone {
+                    self.remove_slice(id);
+                }
+                self.reading_slices.complete = true;
+            }
+        }
+    }
+
+    fn put_slice(&mut self, object: &EndpointSlice) {
+        let id = slice_id(object);
+        let owner = object.labels().get(SERVICE_NAME).map(|name| ServiceKey::new(&id.0, name));
+        if self.slice_owners.get(&id) != owner.as_ref() {
+            self.remove_slice(&id);
+        }
+        let Some(owner) = owner else { return };
+        let slice = convert::slice(object, &self.node_name);
+        let state = self.services.entry(owner.clone()).or_default();
+        if state.slices.get(&id.1) != Some(&slice) {
+            state.slices.insert(id.1.clone(), slice);
+            self.dirty.insert(owner.clone());
+        }
+        self.slice_owners.insert(id, owner);
+    }
+
+    fn remove_slice(&mut self, id: &(Box<str>, Box<str>)) {
+        let Some(owner) = self.slice_owners.remove(id) else { return };
+        if let Some(state) = self.services.get_mut(&owner) {
+            state.slices.remove(&id.1);
+            self.dirty.insert(owner.clone());
+            self.forget_empty(&owner);
+        }
+    }
+
+    fn forget_empty(&mut self, key: &ServiceKey) {
+        if self.services.get(key).is_some_and(|state| state.service.is_none() && state.slices.is_empty()) {
+            self.services.remove(key);
+        }
+    }
+}
+
+fn slice_id(object: &EndpointSlice) -> (Box<str>, Box<str>) {
+    (object.namespace().unwrap_or_default().into(), object.name_any().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn service(name: &str) -> Service {
+        let spec =
+            json!({"clusterIP": "10.96.0.1", "type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]});
+        serde_json::from_value(json!({"metadata": {"name": name, "namespace": "n"}, "spec": spec})).unwrap()
+    }
+
+    fn slice(name: &str, service: &str, address: &str) -> EndpointSlice {
+        let object: Value = json!({
+            "metadata": {"name": name, "namespace": "n", "labels": {SERVICE_NAME: service}}, "addressType": "IPv4",
+            "ports": [{"name": "", "port": 8080}], "endpoints": [{"addresses": [address]}],
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn dirty(store: &mut Store) -> Vec<String> {
+        store.take_dirty().iter().map(ToString::to_string).collect()
+    }
+
+    fn serving(store: &Store, name: &str) -> usize {
+        store.desired(&ServiceKey::new("n", name)).first().map_or(0, |port| port.serving(true, false).len())
+    }
+
+    #[test]
+    fn nothing_is_complete_before_all_watches_are() {
+        let mut store = Store::new("here");
+        store.apply(Change::Service(Event::InitDone));
+        store.apply(Change::Slice(Event::InitDone));
+        assert!(!store.is_complete());
+        store.apply(Change::Node(Event::InitDone));
+        assert!(store.is_complete());
+    }
+
+    #[test]
+    fn slices_before_their_service_count() {
+        let mut store = Store::new("here");
+        store.apply(Change::Slice(Event::Apply(slice("a-1", "a", "10.0.0.1"))));
+        assert_eq!((dirty(&mut store), serving(&store, "a")), (vec!["n/a".into()], 0));
+        store.apply(Change::Service(Event::Apply(service("a"))));
+        assert_eq!((dirty(&mut store), serving(&store, "a")), (vec!["n/a".into()], 1));
+        store.apply(Change::Service(Event::Apply(service("a"))));
+        store.apply(Change::Slice(Event::Apply(slice("a-1", "a", "10.0.0.1"))));
+        assert!(dirty(&mut store).is_empty(), "the same again is no change");
+    }
+
+    #[test]
+    fn a_slice_may_change_sides_and_everything_may_go() {
+        let mut store = Store::new("here");
+        for name in ["a", "b"] {
+            store.apply(Change::Service(Event::Apply(service(name))));
+        }
+        store.apply(Change::Slice(Event::Apply(slice("s", "a", "10.0.0.1"))));
+        dirty(&mut store);
+        store.apply(Change::Slice(Event::Apply(slice("s", "b", "10.0.0.1"))));
+        assert_eq!(dirty(&mut store), ["n/a", "n/b"]);
+        assert_eq!((serving(&store, "a"), serving(&store, "b")), (0, 1));
+        store.apply(Change::Slice(Event::Delete(slice("s", "b", "10.0.0.1"))));
+        store.apply(Change::Service(Event::Delete(service("b"))));
+        assert_eq!((dirty(&mut store), store.keys().count()), (vec!["n/b".into()], 1));
+    }
+
+    #[test]
+    fn a_second_full_read_removes_what_it_does_not_show() {
+        let mut store = Store::new("here");
+        store.apply(Change::Service(Event::Apply(service("a"))));
+        store.apply(Change::Slice(Event::Apply(slice("s", "a", "10.0.0.1"))));
+        dirty(&mut store);
+        store.apply(Change::Slice(Event::Init));
+        store.apply(Change::Slice(Event::InitDone));
+        assert_eq!((dirty(&mut store), serving(&store, "a")), (vec!["n/a".into()], 0));
+        store.apply(Change::Service(Event::Init));
+        store.apply(Change::Service(Event::InitApply(service("a"))));
+        store.apply(Change::Service(Event::InitDone));
+        assert!(dirty(&mut store).is_empty());
+    }
+
+    #[test]
+    fn node_addresses_concern_node_ports() {
+        let mut store = Store::new("here");
+        store.apply(Change::Service(Event::Apply(service("a"))));
+        dirty(&mut store);
+        let address: IpAddr = [192, 168, 0, 1].into();
+        store.set_node_addresses(vec![address, address]);
+        assert_eq!(dirty(&mut store), ["n/a"]);
+        store.set_node_addresses(vec![address]);
+        assert!(dirty(&mut store).is_empty());
+        assert_eq!(store.desired(&ServiceKey::new("n", "a"))[0].frontends.len(), 3);
+    }
+}

@@ -1,0 +1,258 @@
+//! Services over real links: every path that a packet or a connection can take on one node.
+
+mod topology;
+
+use std::{
+    io::{Read, Write as _},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::Command,
+    time::Duration,
+};
+
+use topology::{
+    NetNs,
+    node::{NODE_ADDRESS, TestNode},
+};
+use weir_dataplane::cli::{self, ExplainArgs, Output, View, ViewArgs};
+
+/// Longer than anything here takes, short enough to see a hang.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A pod that echoes on TCP and UDP port 8080 until the test ends, with its own name in front.
+fn echo_pod(node: &TestNode, name: &'static str) -> (NetNs, Ipv4Addr) {
+    let (pod, address) = node.add_pod(name);
+    let (tcp, udp) =
+        pod.run(|| (TcpListener::bind("0.0.0.0:8080").unwrap(), UdpSocket::bind("0.0.0.0:8080").unwrap()));
+    std::thread::spawn(move || {
+        for stream in tcp.incoming() {
+            std::thread::spawn(move || {
+                let mut stream = stream.unwrap();
+                stream.write_all(name.as_bytes()).unwrap();
+                let mut reader = stream.try_clone().unwrap();
+                std::io::copy(&mut reader, &mut stream).ok();
+                stream.shutdown(Shutdown::Write).ok();
+            });
+        }
+    });
+    std::thread::spawn(move || {
+        let mut bytes = [0; 64];
+        while let Ok((n, client)) = udp.recv_from(&mut bytes) {
+            udp.send_to(&[name.as_bytes(), &bytes[..n]].concat(), client).unwrap();
+        }
+    });
+    (pod, address)
+}
+
+fn tcp(from: &NetNs, to: SocketAddr) -> std::io::Result<String> {
+    from.run(|| {
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b" hello")?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    })
+}
+
+fn udp(from: &NetNs, to: SocketAddr) -> std::io::Result<(String, SocketAddr)> {
+    from.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.send_to(b" hello", to)?;
+        let mut bytes = [0; 64];
+        let (n, peer) = socket.recv_from(&mut bytes)?;
+        Ok((String::from_utf8_lossy(&bytes[..n]).into_owned(), peer))
+    })
+}
+
+fn cluster_ip(n: u8) -> SocketAddr {
+    ([10, 96, 0, n], 80).into()
+}
+
+#[test]
+fn a_pod_reaches_services_by_tc() {
+    let mut node = TestNode::new(false);
+    let (a, _) = echo_pod(&node, "a");
+    let (_b, b_address) = echo_pod(&node, "b");
+    node.serve(1, &[b_address]);
+    for _ in 0..3 {
+        assert_eq!(tcp(&a, cluster_ip(1)).unwrap(), "b hello");
+        assert_eq!(udp(&a, cluster_ip(1)).unwrap(), ("b hello".into(), cluster_ip(1)));
+    }
+}
+
+#[test]
+fn the_command_line_says_what_the_maps_do_with_the_agent_dead() {
+    let mut node = TestNode::new(false);
+    let (a, a_address) = echo_pod(&node, "a");
+    let (_b, b_address) = echo_pod(&node, "b");
+    node.serve(1, &[b_address]);
+    node.kill();
+    let client = a.run(|| {
+        let mut stream = TcpStream::connect_timeout(&cluster_ip(1), PATIENCE).unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        stream
+    });
+    let run_dir = node.paths().run_dir().to_owned();
+    let show = |view: View| {
+        let args = ViewArgs { run_dir: run_dir.clone(), output: Output::Table };
+        cli::view(view, &args).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let services = show(View::Services);
+    let row = services
+        .lines()
+        .find(|line| line.contains("10.96.0.1:80") && line.contains("tcp://"))
+        .expect(&services);
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(cells, ["default/s1:t", "tcp://10.96.0.1:80", "internal", "cluster", "1", "1", "-"]);
+    assert!(show(View::Backends).contains(&format!("{b_address}:8080  here")), "{}", show(View::Backends));
+    assert!(show(View::Flows).contains("request    established"), "{}", show(View::Flows));
+    assert!(show(View::Status).contains("10.244.7.1") && show(View::Maps).contains("frontends_v4"));
+    assert!(show(View::Drops).starts_with("REASON"), "{}", show(View::Drops));
+    assert!(show(View::Drops).lines().any(|line| line.split_whitespace().eq(["no-backend", "0"])));
+
+    let explained = |destination: SocketAddr| {
+        cli::explain(&ExplainArgs {
+            protocol: "tcp".into(),
+            source: client.local_addr().unwrap(),
+            destination,
+            run_dir: run_dir.clone(),
+            output: Output::Table,
+        })
+        .unwrap()
+    };
+    let text = explained(cluster_ip(1));
+    assert!(text.contains(&format!("{b_address}:8080 (here): 1 of 1 slots  <- chosen")), "{text}");
+    assert!(
+        text.contains("TC on the pod link: follows its flow entry") && text.contains("default/s1:t"),
+        "{text}"
+    );
+    assert!(
+        explained((a_address, 1).into()).contains("no service has this address"),
+        "{}",
+        explained((a_address, 1).into())
+    );
+}
+
+#[test]
+fn a_pod_reaches_itself_through_its_own_service() {
+    let mut node = TestNode::new(false);
+    let (a, address) = echo_pod(&node, "a");
+    node.serve(1, &[address]);
+    assert_eq!(tcp(&a, cluster_ip(1)).unwrap(), "a hello");
+    assert_eq!(udp(&a, cluster_ip(1)).unwrap(), ("a hello".into(), cluster_ip(1)));
+}
+
+#[test]
+fn a_client_outside_reaches_node_ports_by_xdp_and_by_tc_alone() {
+    let mut node = TestNode::new(false);
+    let (_a, address) = echo_pod(&node, "a");
+    node.serve(1, &[address]);
+    let node_port = SocketAddr::from((NODE_ADDRESS, 30_001));
+    let xdp = |node: &TestNode| {
+        let links = std::fs::read_dir(node.paths().links()).unwrap().flatten();
+        links.map(|link| link.path()).find(|path| path.to_string_lossy().contains("xdp_uplink"))
+    };
+    assert_eq!(tcp(&node.client, node_port).unwrap(), "a hello");
+    assert_eq!(udp(&node.client, node_port).unwrap(), ("a hello".into(), node_port));
+    let pin = xdp(&node).expect("XDP is attached to the veth uplink");
+    std::fs::remove_file(pin).unwrap();
+    assert_eq!(tcp(&node.client, node_port).unwrap(), "a hello");
+    assert_eq!(udp(&node.client, node_port).unwrap(), ("a hello".into(), node_port));
+}
+
+#[test]
+fn processes_of_the_node_reach_services_by_their_sockets() {
+    let mut node = TestNode::new(true);
+    let (_a, address) = echo_pod(&node, "a");
+    node.serve(1, &[address]);
+    // A cgroup holds processes, not threads: bash enters it and speaks TCP.
+    let script =
+        "echo $$ > $0/cgroup.procs && exec 3<>/dev/tcp/10.96.0.1/80 && printf ' hello' >&3 && head -c 7 <&3";
+    let talk = |node: &TestNode, script: &str| {
+        let cgroup = node.cgroup.clone();
+        node.namespace
+            .run(|| Command::new("timeout").args(["5", "bash", "-c", script]).arg(cgroup).output().unwrap())
+    };
+    let done = talk(&node, script);
+    assert_eq!(String::from_utf8_lossy(&done.stdout), "a hello", "{}", String::from_utf8_lossy(&done.stderr));
+    node.serve(1, &[]);
+    let connect = "echo $$ > $0/cgroup.procs && exec 3<>/dev/tcp/10.96.0.1/80";
+    let refused = talk(&node, connect);
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(errors.contains("Connection refused"), "no endpoints: {errors}");
+}
+
+#[test]
+fn a_transfer_survives_the_agent() {
+    /// 8 MiB together.
+    const CHUNK: usize = 64 * 1024;
+    const CHUNKS: usize = 128;
+
+    let mut node = TestNode::new(false);
+    let (a, _) = echo_pod(&node, "a");
+    let (_b, b_address) = echo_pod(&node, "b");
+    node.serve(1, &[b_address]);
+    // A known sequence each way, in steps that span two restarts.
+    let sequence = |at: usize| (at.wrapping_mul(2_654_435_761) >> 16) as u8;
+    let mut streams: Vec<TcpStream> = [(&a, cluster_ip(1)), (&node.client, (NODE_ADDRESS, 30_001).into())]
+        .into_iter()
+        .map(|(from, to)| {
+            from.run(|| {
+                let mut stream = TcpStream::connect_timeout(&to, PATIENCE).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                let mut name = [0];
+                stream.read_exact(&mut name).unwrap();
+                stream
+            })
+        })
+        .collect();
+    for chunk in 0..CHUNKS {
+        match chunk {
+            32 => node.kill(),
+            64 | 96 => node.start(),
+            _ => {}
+        }
+        for stream in &mut streams {
+            let sent: Vec<u8> = (chunk * CHUNK..(chunk + 1) * CHUNK).map(sequence).collect();
+            let mut writer = stream.try_clone().unwrap();
+            let copy = sent.clone();
+            let writing = std::thread::spawn(move || writer.write_all(&copy).unwrap());
+            let mut received = vec![0; CHUNK];
+            stream.read_exact(&mut received).unwrap_or_else(|error| panic!("chunk {chunk}: {error}"));
+            writing.join().unwrap();
+            assert!(received == sent, "chunk {chunk} came back changed");
+        }
+    }
+}
+
+#[test]
+fn cleanup_leaves_nothing() {
+    let state = |node: &TestNode| {
+        let run_dir = node.paths().run_dir().to_owned();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        (
+            node.namespace.ip("-o link show").lines().filter(|l| !l.contains("up0")).count(),
+            // IPv6's own routes come late, when duplicate address detection is done.
+            node.namespace.ip("-4 route show table all"),
+            node.namespace.ip("-6 route show proto 87"),
+            std::fs::read_dir(&run_dir).unwrap().flatten().map(|e| e.file_name()).collect::<Vec<_>>(),
+            mounts.contains(&*run_dir.to_string_lossy()),
+        )
+    };
+    let mut node = TestNode::new(true);
+    node.kill();
+    node.cleanup();
+    let before = state(&node);
+    assert!(before.2.is_empty() && before.3.is_empty() && !before.4, "{before:?}");
+    node.start();
+    let (_a, address) = echo_pod(&node, "a");
+    node.serve(1, &[address]);
+    assert_ne!(state(&node), before);
+    node.kill();
+    for _ in 0..2 {
+        node.cleanup();
+        assert_eq!(state(&node), before);
+    }
+}

@@ -1,0 +1,285 @@
+//! Packets from outside: `xdp_uplink`, and `tc_uplink` behind it.
+
+mod packets;
+
+use packets::{
+    Dataplane, HOST_MAC, POD_MAC, Program, Row, Verdict,
+    frame::{ACK, FIN, RST, SYN, TCP, UDP, tcp, udp},
+};
+use weir_dataplane_ebpf::{Backend, FlowState, Ip4, Ip6, Scope};
+
+const NODE: &str = "192.168.0.1:30080";
+const CLIENT: &str = "192.168.0.9:40000";
+const POD: &str = "10.244.0.5:8080";
+
+fn node_port() -> Dataplane {
+    let mut dataplane = Dataplane::new();
+    dataplane.service::<Ip4>(Scope::EXTERNAL, TCP, NODE, &[POD], true);
+    dataplane.service::<Ip4>(Scope::EXTERNAL, UDP, NODE, &[POD], true);
+    dataplane
+}
+
+/// A row of XDP that changes the packet, or leaves it alone.
+fn xdp(description: &'static str, input: packets::Frame, output: Option<packets::Frame>) -> Row {
+    Row { description, program: Program::XdpUplink, input, verdict: Verdict::Pass, output, drop: None }
+}
+
+fn dropped(description: &'static str, input: packets::Frame, reason: &'static str) -> Row {
+    Row {
+        description,
+        program: Program::XdpUplink,
+        input,
+        verdict: Verdict::Drop,
+        output: None,
+        drop: Some(reason),
+    }
+}
+
+#[test]
+fn node_port_to_a_pod_of_this_node() {
+    node_port().check(&[
+        xdp("first TCP packet", tcp(CLIENT, NODE).flags(SYN), Some(tcp(CLIENT, POD).flags(SYN))),
+        xdp("the flow goes on", tcp(CLIENT, NODE), Some(tcp(CLIENT, POD))),
+        xdp("UDP is its own flow", udp(CLIENT, NODE), Some(udp(CLIENT, POD))),
+        xdp("UDP goes on", udp(CLIENT, NODE), Some(udp(CLIENT, POD))),
+        xdp(
+            "a datagram without checksum stays without",
+            udp(CLIENT, NODE).without_checksum(),
+            Some(udp(CLIENT, POD).without_checksum()),
+        ),
+    ]);
+}
+
+#[test]
+fn ipv6_takes_the_same_path() {
+    let (node, client, pod) = ("[fd00::1]:30080", "[fd00::9]:40000", "[fd00:244::5]:8080");
+    let mut dataplane = Dataplane::new();
+    dataplane.service::<Ip6>(Scope::EXTERNAL, TCP, node, &[pod], true);
+    dataplane.service::<Ip6>(Scope::EXTERNAL, UDP, node, &[pod], true);
+    dataplane.check(&[
+        xdp("first TCP packet", tcp(client, node).flags(SYN), Some(tcp(client, pod).flags(SYN))),
+        xdp("the flow goes on", tcp(client, node), Some(tcp(client, pod))),
+        xdp("UDP", udp(client, node), Some(udp(client, pod))),
+        xdp("UDP goes on", udp(client, node), Some(udp(client, pod))),
+        xdp("an extension header is not read", tcp(client, node).protocol(44), None),
+        xdp("ICMPv6 passes", tcp(client, node).protocol(58), None),
+        dropped("too short for its headers", tcp(client, node).cut(60), "truncated"),
+    ]);
+}
+
+#[test]
+fn what_is_not_ours_passes_untouched() {
+    node_port().check(&[
+        xdp("another port of the node", tcp(CLIENT, "192.168.0.1:22"), None),
+        xdp("another address", tcp(CLIENT, "192.168.0.2:30080"), None),
+        xdp("ICMP", tcp(CLIENT, NODE).protocol(1), None),
+        xdp("SCTP", tcp(CLIENT, NODE).protocol(132), None),
+        xdp("IP options", tcp(CLIENT, NODE).options(&[1, 1, 1, 0]), None),
+        xdp("the first fragment", udp(CLIENT, NODE).fragment(0x2000), None),
+        xdp("a later fragment", udp(CLIENT, NODE).fragment(0x0010), None),
+        xdp("a VLAN tag", tcp(CLIENT, NODE).vlan(5), None),
+        xdp("a group's frame", tcp(CLIENT, NODE).link([2; 6], [1, 0, 0x5e, 0, 0, 1]), None),
+        xdp("a server's SYN-ACK opens nothing", tcp(CLIENT, NODE).flags(SYN | ACK), None),
+        xdp(
+            "an unfinished checksum is tc_uplink's",
+            tcp(CLIENT, NODE).flags(SYN).unfinished_checksum(),
+            None,
+        ),
+    ]);
+}
+
+#[test]
+fn drops_are_counted() {
+    let mut dataplane = node_port();
+    dataplane.service::<Ip4>(Scope::EXTERNAL, TCP, "192.168.0.1:30081", &[], true);
+    dataplane.check(&[
+        dropped("no backend", tcp(CLIENT, "192.168.0.1:30081").flags(SYN), "no-backend"),
+        dropped("half a TCP header", tcp(CLIENT, NODE).cut(14 + 20 + 10), "truncated"),
+        dropped("half a UDP header", udp(CLIENT, NODE).cut(14 + 20 + 6), "truncated"),
+        dropped("half an IPv4 header", tcp(CLIENT, NODE).cut(14 + 12), "truncated"),
+    ]);
+}
+
+#[test]
+fn a_flow_leaves_a_backend_that_is_gone() {
+    let mut dataplane = Dataplane::new();
+    let service = dataplane.service::<Ip4>(Scope::EXTERNAL, TCP, NODE, &[POD], true);
+    dataplane.check(&[xdp("opens", tcp(CLIENT, NODE).flags(SYN), Some(tcp(CLIENT, POD).flags(SYN)))]);
+
+    dataplane.set_backend::<Ip4>(service.first_backend, POD, 0);
+    dataplane.check(&[dropped("the maps are changing", tcp(CLIENT, NODE), "stale-backend")]);
+
+    let other = "10.244.0.6:8080";
+    let flags = Backend::<Ip4>::FLAG_ACTIVE | Backend::<Ip4>::FLAG_LOCAL;
+    dataplane.set_backend::<Ip4>(service.first_backend, other, flags);
+    dataplane.check(&[xdp("the id serves another pod now", tcp(CLIENT, NODE), Some(tcp(CLIENT, other)))]);
+}
+
+#[test]
+fn a_frontend_may_go_while_its_flows_stay() {
+    let mut dataplane = node_port();
+    dataplane.check(&[xdp("opens", tcp(CLIENT, NODE).flags(SYN), Some(tcp(CLIENT, POD).flags(SYN)))]);
+    let key = weir_dataplane_ebpf::FrontendKey {
+        address: Ip4::from(std::net::Ipv4Addr::new(192, 168, 0, 1)),
+        port: weir_dataplane_ebpf::Be16::new(30080),
+        protocol: weir_dataplane_ebpf::Protocol::TCP,
+        scope: Scope::EXTERNAL,
+    };
+    dataplane.hash::<_, weir_dataplane_ebpf::Frontend>("frontends_v4").remove(&key).expect("it was written");
+    dataplane.check(&[
+        xdp("the flow goes on", tcp(CLIENT, NODE), Some(tcp(CLIENT, POD))),
+        xdp("no new one", tcp("192.168.0.9:40001", NODE).flags(SYN), None),
+    ]);
+}
+
+#[test]
+fn states_follow_the_flags() {
+    use FlowState as S;
+
+    let mut dataplane = node_port();
+    let state = |dataplane: &mut Dataplane| {
+        let client = dataplane.flow::<Ip4>(TCP, CLIENT, NODE).expect("client's half").state;
+        let server = dataplane.flow::<Ip4>(TCP, POD, CLIENT).expect("backend's half").state;
+        (client, server)
+    };
+    let send = |dataplane: &mut Dataplane, program, frame: packets::Frame| {
+        dataplane.run(program, &frame.bytes());
+        state(dataplane)
+    };
+    let up = Program::XdpUplink;
+    assert_eq!(send(&mut dataplane, up, tcp(CLIENT, NODE).flags(SYN)), (S::OPENING, S::OPENING));
+    let answer = tcp(POD, CLIENT).flags(SYN | ACK);
+    assert_eq!(
+        send(&mut dataplane, Program::TcPod, answer),
+        (S::OPENING, S::OPENING),
+        "SYN-ACK proves no client"
+    );
+    assert_eq!(send(&mut dataplane, up, tcp(CLIENT, NODE)), (S::ESTABLISHED, S::ESTABLISHED));
+    assert_eq!(send(&mut dataplane, up, tcp(CLIENT, NODE).flags(FIN | ACK)), (S::CLOSING, S::ESTABLISHED));
+    let fin = tcp(POD, CLIENT).flags(FIN | ACK);
+    assert_eq!(send(&mut dataplane, Program::TcPod, fin), (S::CLOSED, S::CLOSED));
+    assert_eq!(
+        send(&mut dataplane, up, tcp(CLIENT, NODE).flags(SYN)),
+        (S::OPENING, S::OPENING),
+        "the port again"
+    );
+    assert_eq!(send(&mut dataplane, up, tcp(CLIENT, NODE).flags(RST)), (S::CLOSED, S::CLOSED));
+}
+
+#[test]
+fn a_full_table_refuses_new_flows_and_keeps_the_old() {
+    let mut dataplane = Dataplane::with_flows(2);
+    dataplane.service::<Ip4>(Scope::EXTERNAL, TCP, NODE, &[POD], true);
+    dataplane.check(&[xdp(
+        "takes two entries",
+        tcp(CLIENT, NODE).flags(SYN),
+        Some(tcp(CLIENT, POD).flags(SYN)),
+    )]);
+    let flood: Vec<_> =
+        (0..200).map(|n| tcp(&format!("192.168.1.1:{}", 1000 + n), NODE).flags(SYN)).collect();
+    for frame in flood {
+        dataplane.run(Program::XdpUplink, &frame.bytes());
+    }
+    assert!(
+        dataplane.drops().iter().any(|(reason, _)| *reason == "flow-table-full"),
+        "{:?}",
+        dataplane.drops()
+    );
+    let old = dataplane.flow::<Ip4>(TCP, CLIENT, NODE);
+    assert!(old.is_some(), "a flood must not evict a flow");
+    dataplane.check(&[xdp("the old flow goes on", tcp(CLIENT, NODE), Some(tcp(CLIENT, POD)))]);
+}
+
+#[test]
+fn tc_finishes_what_xdp_began() {
+    let mut dataplane = node_port();
+    dataplane.endpoint::<Ip4>("10.244.0.5");
+    let tc = |description, input, verdict, output| Row {
+        description,
+        program: Program::TcUplink,
+        input,
+        verdict,
+        output: Some(output),
+        drop: None,
+    };
+    dataplane.check(&[
+        tc(
+            "what XDP translated goes into the pod",
+            tcp(CLIENT, POD),
+            Verdict::Redirect,
+            tcp(CLIENT, POD).ttl(63).link(HOST_MAC, POD_MAC),
+        ),
+        tc(
+            "a last hop is the stack's to refuse",
+            tcp(CLIENT, POD).ttl(1),
+            Verdict::Pass,
+            tcp(CLIENT, POD).ttl(1),
+        ),
+        tc(
+            "a new flow without XDP",
+            tcp(CLIENT, NODE).flags(SYN),
+            Verdict::Redirect,
+            tcp(CLIENT, POD).flags(SYN).ttl(63).link(HOST_MAC, POD_MAC),
+        ),
+        tc(
+            "it goes on",
+            tcp(CLIENT, NODE),
+            Verdict::Redirect,
+            tcp(CLIENT, POD).ttl(63).link(HOST_MAC, POD_MAC),
+        ),
+        tc(
+            "a datagram without checksum stays without",
+            udp(CLIENT, NODE).without_checksum(),
+            Verdict::Redirect,
+            udp(CLIENT, POD).without_checksum().ttl(63).link(HOST_MAC, POD_MAC),
+        ),
+        tc(
+            "host ports are the host's",
+            tcp(CLIENT, "192.168.0.1:22"),
+            Verdict::Pass,
+            tcp(CLIENT, "192.168.0.1:22"),
+        ),
+    ]);
+    dataplane.check(&[xdp("XDP leaves tc's flow to tc", tcp(CLIENT, NODE), None)]);
+}
+
+#[test]
+fn a_backend_elsewhere_is_masqueraded_by_tc() {
+    let remote = "10.244.7.5:8080";
+    let mut dataplane = Dataplane::new();
+    dataplane.service::<Ip4>(Scope::EXTERNAL, TCP, NODE, &[remote], false);
+    dataplane.check(&[xdp("XDP leaves it to tc", tcp(CLIENT, NODE).flags(SYN), None)]);
+    let (verdict, _) = dataplane.run(Program::TcUplink, &tcp(CLIENT, NODE).flags(SYN).bytes());
+    assert_eq!(verdict, Verdict::Redirect, "{:?}", dataplane.drops());
+    let flow = dataplane.flow::<Ip4>(TCP, CLIENT, NODE).expect("client's half");
+    let port = flow.source_port.get();
+    assert!((61_000..65_096).contains(&port), "port {port} may collide with a socket");
+    let gateway = format!("{}:{port}", packets::GATEWAY_V4);
+    dataplane.check(&[
+        Row {
+            description: "it goes on",
+            program: Program::TcUplink,
+            input: tcp(CLIENT, NODE),
+            verdict: Verdict::Redirect,
+            output: Some(tcp(&gateway, remote).ttl(63)),
+            drop: None,
+        },
+        Row {
+            description: "the answer leaves by the uplink",
+            program: Program::TcUplink,
+            input: tcp(remote, &gateway),
+            verdict: Verdict::Redirect,
+            output: Some(tcp(NODE, CLIENT).ttl(63)),
+            drop: None,
+        },
+        xdp("XDP leaves the answer to tc", tcp(remote, &gateway), None),
+        Row {
+            description: "no hop left",
+            program: Program::TcUplink,
+            input: tcp(CLIENT, NODE).ttl(1),
+            verdict: Verdict::Drop,
+            output: None,
+            drop: Some("ttl-exceeded"),
+        },
+    ]);
+}

@@ -1,0 +1,331 @@
+//! What the packet tables share: frames, a dataplane with maps of its own, and the loop over the rows.
+
+#![allow(dead_code, reason = "each table uses its part")]
+
+pub(crate) mod frame;
+
+use std::net::{IpAddr, SocketAddr};
+
+use aya::{
+    Ebpf, Pod, TestRun, TestRunOptions,
+    maps::{Array, HashMap, MapData, PerCpuArray},
+    programs::{SchedClassifier, Xdp},
+};
+use weir_dataplane::programs::{self, Options};
+use weir_dataplane_ebpf::{
+    Address, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, Mac,
+    NodeConfig, Protocol, Scope,
+};
+
+pub(crate) use frame::Frame;
+
+/// The node's address in the pod network, where masqueraded packets come from.
+pub(crate) const GATEWAY_V4: &str = "10.244.0.1";
+/// The same, IPv6.
+pub(crate) const GATEWAY_V6: &str = "fd00:244::1";
+/// Link addresses of every endpoint that [`Dataplane::endpoint`] makes.
+pub(crate) const POD_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
+/// The host's end of every such pod link.
+pub(crate) const POD_IFINDEX: u32 = 7;
+
+/// Where a packet goes. XDP's and TC's numbers for it differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Pass,
+    Drop,
+    Redirect,
+}
+
+/// The programs that packets can be run through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Program {
+    XdpUplink,
+    TcUplink,
+    TcPod,
+}
+
+/// A row of a table: a packet and what must become of it.
+pub(crate) struct Row {
+    pub(crate) description: &'static str,
+    pub(crate) program: Program,
+    pub(crate) input: Frame,
+    pub(crate) verdict: Verdict,
+    /// What comes out; the input itself when `None`.
+    pub(crate) output: Option<Frame>,
+    /// The reason that is counted, once.
+    pub(crate) drop: Option<&'static str>,
+}
+
+/// A family's half of the maps, with addresses that come as text.
+pub(crate) trait Family: Address + Pod {
+    fn parse(ip: IpAddr) -> Self;
+    fn insert_frontend(dataplane: &mut Dataplane, key: FrontendKey<Self>, value: Frontend);
+    fn set_backend(dataplane: &mut Dataplane, id: u32, value: Backend<Self>);
+    fn insert_endpoint(dataplane: &mut Dataplane, ip: Self, value: Endpoint);
+    fn flow(dataplane: &mut Dataplane, key: &FlowKey<Self>) -> Option<Flow<Self>>;
+    fn remove_flow(dataplane: &mut Dataplane, key: &FlowKey<Self>);
+    /// Keys of all flow entries.
+    fn flows(dataplane: &mut Dataplane) -> Vec<FlowKey<Self>>;
+}
+
+macro_rules! family {
+    ($address:ty, $variant:ident, $frontends:literal, $backends:literal, $endpoints:literal, $flows:literal) => {
+        impl Family for $address {
+            fn parse(ip: IpAddr) -> Self {
+                match ip {
+                    IpAddr::$variant(ip) => ip.into(),
+                    other => panic!("{other} is of the other family"),
+                }
+            }
+
+            fn insert_frontend(dataplane: &mut Dataplane, key: FrontendKey<Self>, value: Frontend) {
+                dataplane.hash($frontends).insert(key, value, 0).expect("room");
+            }
+
+            fn set_backend(dataplane: &mut Dataplane, id: u32, value: Backend<Self>) {
+                dataplane.array($backends).set(id, value, 0).expect("within the bound");
+            }
+
+            fn insert_endpoint(dataplane: &mut Dataplane, ip: Self, value: Endpoint) {
+                dataplane.hash($endpoints).insert(ip, value, 0).expect("room");
+            }
+
+            fn flow(dataplane: &mut Dataplane, key: &FlowKey<Self>) -> Option<Flow<Self>> {
+                dataplane.hash($flows).get(key, 0).ok()
+            }
+
+            fn remove_flow(dataplane: &mut Dataplane, key: &FlowKey<Self>) {
+                dataplane.hash::<_, Flow<Self>>($flows).remove(key).expect("it is there");
+            }
+
+            fn flows(dataplane: &mut Dataplane) -> Vec<FlowKey<Self>> {
+                let table = dataplane.hash::<_, Flow<Self>>($flows);
+                table.keys().map(|key| key.expect("nobody else writes")).collect()
+            }
+        }
+    };
+}
+
+family!(Ip4, V4, "frontends_v4", "backends_v4", "endpoints_v4", "flows_v4");
+family!(Ip6, V6, "frontends_v6", "backends_v6", "endpoints_v6", "flows_v6");
+
+fn socket(text: &str) -> SocketAddr {
+    text.parse().unwrap_or_else(|_| panic!("`{text}` is no ADDRESS:PORT"))
+}
+
+/// The programs over private maps.
+pub(crate) struct Dataplane {
+    ebpf: Ebpf,
+    services: u32,
+    backends: u32,
+}
+
+impl Dataplane {
+    /// With no services, and a gateway in both families.
+    pub(crate) fn new() -> Self {
+        Self::with_flows(1024)
+    }
+
+    /// With a bound on flow entries.
+    pub(crate) fn with_flows(flows: u32) -> Self {
+        let max_entries = [("flows_v4", flows), ("flows_v6", flows), ("maglev", 4096)];
+        let ebpf =
+            programs::load(&Options { pins: None, max_entries: &max_entries }).unwrap_or_else(|error| {
+                panic!("packet tests need root: {error}: {:?}", std::error::Error::source(&error))
+            });
+        let mut dataplane = Self { ebpf, services: 0, backends: 0 };
+        dataplane.configure(NodeConfig {
+            gateway_v4: Ip4::parse(GATEWAY_V4.parse().expect("constant")),
+            gateway_v6: Ip6::parse(GATEWAY_V6.parse().expect("constant")),
+            flags: 0,
+        });
+        dataplane
+    }
+
+    pub(crate) fn configure(&mut self, config: NodeConfig) {
+        self.array::<NodeConfig>("node_config").set(0, config, 0).expect("one entry");
+    }
+
+    pub(crate) fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
+        HashMap::try_from(self.ebpf.map_mut(name).unwrap_or_else(|| panic!("no map {name}")))
+            .expect("its layout")
+    }
+
+    pub(crate) fn array<V: Pod>(&mut self, name: &str) -> Array<&mut MapData, V> {
+        Array::try_from(self.ebpf.map_mut(name).unwrap_or_else(|| panic!("no map {name}")))
+            .expect("its layout")
+    }
+
+    /// A service port: `backends` as ADDRESS:PORT; `local` says whether they run on this node.
+    pub(crate) fn service<A: Family>(
+        &mut self,
+        scope: Scope,
+        protocol: u8,
+        frontend: &str,
+        backends: &[&str],
+        local: bool,
+    ) -> Service {
+        self.services += 1;
+        let first = self.backends + 1;
+        for text in backends {
+            self.backends += 1;
+            let id = self.backends;
+            self.set_backend::<A>(
+                id,
+                text,
+                Backend::<A>::FLAG_ACTIVE | if local { Backend::<A>::FLAG_LOCAL } else { 0 },
+            );
+        }
+        let offset = self.services * 16;
+        for slot in 0..16 {
+            let id = if backends.is_empty() { 0 } else { first + slot % backends.len() as u32 };
+            self.array::<u32>("maglev").set(offset + slot, id, 0).expect("within the bound");
+        }
+        let value = Frontend {
+            service: self.services,
+            maglev_offset: offset,
+            maglev_mask: 15,
+            backends: backends.len() as u32,
+            ..Frontend::default()
+        };
+        let address = socket(frontend);
+        let key = FrontendKey {
+            address: A::parse(address.ip()),
+            port: Be16::new(address.port()),
+            protocol: Protocol(protocol),
+            scope,
+        };
+        A::insert_frontend(self, key, value);
+        Service { first_backend: first, value }
+    }
+
+    pub(crate) fn set_backend<A: Family>(&mut self, id: u32, text: &str, flags: u16) {
+        let address = socket(text);
+        let value = Backend {
+            address: A::parse(address.ip()),
+            node: A::default(),
+            port: Be16::new(address.port()),
+            flags,
+        };
+        A::set_backend(self, id, value);
+    }
+
+    /// A pod of this node.
+    pub(crate) fn endpoint<A: Family>(&mut self, ip: &str) {
+        let value = Endpoint { ifindex: POD_IFINDEX, pod_mac: Mac(POD_MAC), host_mac: Mac(HOST_MAC) };
+        let key = A::parse(ip.parse().expect("an address"));
+        A::insert_endpoint(self, key, value);
+    }
+
+    pub(crate) fn flow<A: Family>(
+        &mut self,
+        protocol: u8,
+        source: &str,
+        destination: &str,
+    ) -> Option<Flow<A>> {
+        A::flow(self, &flow_key(protocol, source, destination))
+    }
+
+    pub(crate) fn remove_flow<A: Family>(&mut self, protocol: u8, source: &str, destination: &str) {
+        A::remove_flow(self, &flow_key(protocol, source, destination));
+    }
+
+    /// Runs one frame; the verdict and what came out.
+    pub(crate) fn run(&mut self, program: Program, input: &[u8]) -> (Verdict, Vec<u8>) {
+        let mut output = vec![0; input.len() + 64];
+        let options =
+            TestRunOptions { data_in: Some(input), data_out: Some(&mut output), ..TestRunOptions::default() };
+        let result = match program {
+            Program::XdpUplink => self.program::<Xdp>(programs::XDP_UPLINK).test_run(options),
+            Program::TcUplink => self.program::<SchedClassifier>(programs::TC_UPLINK).test_run(options),
+            Program::TcPod => self.program::<SchedClassifier>(programs::TC_POD).test_run(options),
+        }
+        .expect("BPF_PROG_TEST_RUN");
+        let verdict = match (program, result.return_value as i32) {
+            (Program::XdpUplink, 2) | (Program::TcUplink | Program::TcPod, -1) => Verdict::Pass,
+            (Program::XdpUplink, 1) | (Program::TcUplink | Program::TcPod, 2) => Verdict::Drop,
+            (Program::XdpUplink, 3 | 4) | (Program::TcUplink | Program::TcPod, 7) => Verdict::Redirect,
+            (_, other) => panic!("{program:?} answered {other}"),
+        };
+        output.truncate(result.data_size_out as usize);
+        (verdict, output)
+    }
+
+    fn program<'a, P>(&'a self, name: &str) -> &'a P
+    where
+        &'a P: TryFrom<&'a aya::programs::Program, Error: std::fmt::Debug>,
+    {
+        self.ebpf.program(name).unwrap_or_else(|| panic!("no program {name}")).try_into().expect("its type")
+    }
+
+    /// A program, to attach it.
+    pub(crate) fn program_mut(&mut self, name: &str) -> &mut aya::programs::Program {
+        self.ebpf.program_mut(name).unwrap_or_else(|| panic!("no program {name}"))
+    }
+
+    /// Reasons that were counted, with how often.
+    pub(crate) fn drops(&mut self) -> Vec<(&'static str, u64)> {
+        let map = self.ebpf.map_mut("drops").expect("drops");
+        let drops = PerCpuArray::<_, u64>::try_from(map).expect("its layout");
+        DROP_REASONS
+            .iter()
+            .map(|(reason, name)| (*name, drops.get(&(*reason as u32), 0).expect("counter").iter().sum()))
+            .filter(|(_, count)| *count != 0)
+            .collect()
+    }
+
+    /// Runs the rows in order, over the same maps.
+    pub(crate) fn check(&mut self, rows: &[Row]) {
+        for row in rows {
+            let name = row.description;
+            let before = self.drops();
+            let input = row.input.bytes();
+            let (verdict, output) = self.run(row.program, &input);
+            assert_eq!(verdict, row.verdict, "{name}: verdict (drops: {:?})", self.drops());
+            if verdict != Verdict::Drop {
+                let expected = row.output.as_ref().map_or(input, Frame::bytes);
+                assert_eq!(hex(&output), hex(&expected), "{name}: output");
+            }
+            let count =
+                |drops: &[(&str, u64)], reason| drops.iter().find(|it| it.0 == reason).map_or(0, |it| it.1);
+            let after = self.drops();
+            let total = |drops: &[(&str, u64)]| drops.iter().map(|it| it.1).sum::<u64>();
+            assert_eq!(
+                total(&after) - total(&before),
+                u64::from(row.drop.is_some()),
+                "{name}: drops {after:?}"
+            );
+            if let Some(reason) = row.drop {
+                assert_eq!(
+                    count(&after, reason) - count(&before, reason),
+                    1,
+                    "{name}: {reason} in {after:?}"
+                );
+            }
+        }
+    }
+}
+
+/// What [`Dataplane::service`] made.
+pub(crate) struct Service {
+    pub(crate) first_backend: u32,
+    pub(crate) value: Frontend,
+}
+
+pub(crate) fn flow_key<A: Family>(protocol: u8, source: &str, destination: &str) -> FlowKey<A> {
+    let (source, destination) = (socket(source), socket(destination));
+    FlowKey {
+        source: A::parse(source.ip()),
+        destination: A::parse(destination.ip()),
+        source_port: Be16::new(source.port()),
+        destination_port: Be16::new(destination.port()),
+        protocol: Protocol(protocol),
+        ..FlowKey::default()
+    }
+}
+
+/// Bytes in rows of sixteen, for a readable difference.
+fn hex(bytes: &[u8]) -> Vec<String> {
+    bytes.chunks(16).map(|row| format!("{row:02x?}")).collect()
+}

@@ -1,0 +1,179 @@
+//! A whole node in a namespace: the dataplane's programs, its reconciler, and pods, without an API server.
+
+use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf, sync::Arc};
+
+use kube::runtime::watcher::Event;
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use weir_dataplane::{
+    Config, Metrics, Uplinks, cni,
+    kernel::{
+        attach::{Programs, Targets},
+        maps::Maps,
+    },
+    netlink::Netlink,
+    node,
+    paths::Paths,
+    plan::model::ServiceKey,
+    reconcile::Reconciler,
+    watch::{Change, Store},
+};
+use weir_dataplane_ebpf::{Ip4, NodeConfig};
+
+use super::{NetNs, unique};
+
+/// The node's pod range; the first address is its own.
+pub(crate) const POD_CIDR: &str = "10.244.7.0/24";
+/// The node's address towards the client.
+pub(crate) const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+/// A node, a client behind its uplink, and what an agent would hold. All gone when dropped.
+pub(crate) struct TestNode {
+    pub(crate) namespace: NetNs,
+    pub(crate) client: NetNs,
+    pub(crate) cgroup: PathBuf,
+    run_dir: tempfile::TempDir,
+    pub(crate) socket_lb: bool,
+    pub(crate) store: Store,
+    agent: Option<(Programs, Reconciler)>,
+}
+
+/// A runtime inside the node's namespace: netlink sockets belong to the thread's.
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+impl TestNode {
+    /// A node that runs, with its client.
+    pub(crate) fn new(socket_lb: bool) -> Self {
+        let (namespace, client) = (NetNs::new(), NetNs::new());
+        namespace.link_to(&client, ("up0", "192.0.2.1/24"), ("up1", "192.0.2.2/24"));
+        let root = cgroup2();
+        let cgroup = root.join(format!("weir-test-{}", unique()));
+        std::fs::create_dir(&cgroup).expect("make a cgroup: these tests need root");
+        let mut store = Store::new("here");
+        store.set_node_addresses(vec![NODE_ADDRESS.into()]);
+        let run_dir = tempfile::tempdir().unwrap();
+        let mut node = Self { namespace, client, cgroup, run_dir, socket_lb, store, agent: None };
+        node.start();
+        node
+    }
+
+    /// Places below the run directory.
+    pub(crate) fn paths(&self) -> Paths {
+        Paths::new(self.run_dir.path())
+    }
+
+    /// What an agent does when it starts; an earlier one's work is adopted.
+    pub(crate) fn start(&mut self) {
+        let (paths, socket_lb, cgroup) = (self.paths(), self.socket_lb, self.cgroup.clone());
+        let agent = self.namespace.run(|| {
+            block_on(async {
+                let netlink = Netlink::connect().unwrap();
+                let config = Config { socket_lb, ..Config::default() };
+                let uplinks = node::uplinks(&netlink, &Uplinks::Named(vec!["up0".into()])).await.unwrap();
+                let mut programs = Programs::load(&paths).unwrap_or_else(|error| panic!("{error}"));
+                let maps = Maps::open(&paths).unwrap();
+                let gateway = node::ensure_gateway(&netlink, &[POD_CIDR.parse().unwrap()]).await.unwrap();
+                let std::net::IpAddr::V4(gateway) = gateway[0] else { unreachable!() };
+                let flags = if socket_lb { NodeConfig::FLAG_SOCKET_LB } else { 0 };
+                let config_value =
+                    NodeConfig { gateway_v4: Ip4::from(gateway), flags, ..NodeConfig::default() };
+                maps.node_config.write(&[0], &[config_value]).unwrap();
+                let cgroup = socket_lb.then_some(cgroup.as_path());
+                programs
+                    .attach(&Targets { uplinks: &uplinks, cgroup })
+                    .unwrap_or_else(|error| panic!("{error}"));
+                node::enable_forwarding(&paths).unwrap();
+                node::keep_inside(&netlink, &config).await.unwrap();
+                let metrics = Metrics::new(&mut Registry::default());
+                (programs, Reconciler::new(&paths, Arc::new(maps), metrics).unwrap())
+            })
+        });
+        self.agent = Some(agent);
+        self.sync();
+    }
+
+    /// What is left when an agent is killed.
+    pub(crate) fn kill(&mut self) {
+        self.agent = None;
+    }
+
+    /// One round of the reconciler.
+    pub(crate) fn sync(&mut self) {
+        let dirty: BTreeSet<ServiceKey> = self.store.take_dirty();
+        let (_, reconciler) = self.agent.as_mut().expect("an agent runs");
+        reconciler.sync(&self.store, dirty).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// A Service with TCP and UDP port 80 on 10.96.0.`n`, `NodePort` 30000 + `n`, and endpoints on port 8080.
+    pub(crate) fn serve(&mut self, n: u8, endpoints: &[Ipv4Addr]) {
+        let port = |name: &str, protocol: &str| json!({"name": name, "port": 80, "protocol": protocol, "nodePort": 30_000 + u32::from(n)});
+        let service = json!({
+            "metadata": {"name": format!("s{n}"), "namespace": "default"},
+            "spec": {"type": "NodePort", "clusterIP": format!("10.96.0.{n}"), "ports": [port("t", "TCP"), port("u", "UDP")]},
+        });
+        let slice = json!({
+            "metadata": {
+                "name": format!("s{n}-1"), "namespace": "default",
+                "labels": {"kubernetes.io/service-name": format!("s{n}")},
+            },
+            "addressType": "IPv4",
+            "ports": [{"name": "t", "port": 8080, "protocol": "TCP"}, {"name": "u", "port": 8080, "protocol": "UDP"}],
+            "endpoints": endpoints.iter().map(|a| json!({"addresses": [a], "nodeName": "here"})).collect::<Vec<_>>(),
+        });
+        self.store.apply(Change::Service(Event::Apply(serde_json::from_value(service).unwrap())));
+        self.store.apply(Change::Slice(Event::Apply(serde_json::from_value(slice).unwrap())));
+        self.sync();
+    }
+
+    /// Starts a pod's network.
+    pub(crate) fn add_pod(&self, id: &str) -> (NetNs, Ipv4Addr) {
+        let pod = NetNs::new();
+        let answer = self.cni("ADD", id, &pod);
+        let address = answer["ips"][0]["address"].as_str().unwrap_or_else(|| panic!("{answer}"));
+        (pod, address.strip_suffix("/32").unwrap().parse().unwrap())
+    }
+
+    /// One call of the plugin.
+    pub(crate) fn cni(&self, command: &str, id: &str, pod: &NetNs) -> Value {
+        let config = json!({"cniVersion": "1.0.0", "name": "weir", "runDir": self.run_dir.path(), "podCIDR": POD_CIDR});
+        let path = pod.path().display().to_string();
+        let env = |name: &str| match name {
+            "CNI_COMMAND" => Some(command.to_owned()),
+            "CNI_CONTAINERID" => Some(id.to_owned()),
+            "CNI_IFNAME" => Some("eth0".to_owned()),
+            "CNI_NETNS" => Some(path.clone()),
+            _ => None,
+        };
+        let mut out = Vec::new();
+        self.namespace.run(|| cni::main(config.to_string().as_bytes(), env, &mut out));
+        serde_json::from_slice(&out).unwrap_or_default()
+    }
+
+    /// What `weir dataplane detach` does.
+    pub(crate) fn cleanup(&self) {
+        let run_dir = self.run_dir.path();
+        self.namespace
+            .run(|| block_on(weir_dataplane::cleanup(run_dir)))
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+impl Drop for TestNode {
+    fn drop(&mut self) {
+        self.agent = None;
+        let run_dir = self.run_dir.path();
+        let cleaned = self.namespace.run(|| block_on(weir_dataplane::cleanup(run_dir)));
+        let removed = std::fs::remove_dir(&self.cgroup);
+        if !std::thread::panicking() {
+            cleaned.expect("clean up the node");
+            removed.expect("remove the test's cgroup");
+        }
+    }
+}
+
+fn cgroup2() -> PathBuf {
+    let config = Config::default();
+    node::cgroup_root(&config).expect("find the cgroup2 mount").expect("socket hooks are on by default")
+}
