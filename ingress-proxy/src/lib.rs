@@ -1,1 +1,242 @@
-//! Placeholder.
+//! Kubernetes Ingress as a reverse proxy that talks straight to pod addresses.
+//!
+//! ```text
+//! apiserver ─▶ watch ─▶ compile (pure) ─▶ live: table, pools, certificates ─▶ proxy (pingora's phases)
+//!                          │                                                   ▲
+//!                          └▶ Events, status                     serve: listeners, TLS, drain
+//! ```
+//!
+//! - [`table`] knows hosts and paths, and nothing of Kubernetes;
+//! - [`compile`] turns facts about objects into a table, and into problems;
+//! - `watch` keeps the facts, and is the only writer of what is live;
+//! - `serve` owns sockets and connections, `proxy` owns requests; both only read what is live.
+//!
+//! The crate speaks the Kubernetes API and nothing else: it cannot tell whose apiserver it talks to.
+
+mod access_log;
+pub mod compile;
+mod config;
+mod live;
+mod metrics;
+mod proxy;
+mod serve;
+pub mod table;
+mod tls;
+mod upstream;
+mod watch;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use prometheus_client::registry::Registry;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, DurationError, Network, NetworkError, Timeouts};
+pub use serve::BindError;
+
+use access_log::AccessLog;
+use compile::ObjectKey;
+use live::{Installer, Live};
+use metrics::Metrics;
+use proxy::{Ports, Proxy};
+use serve::Server;
+use tls::Certificates;
+use watch::Watcher;
+
+/// How long worker threads may take to end after the drain.
+const WORKER_END: Duration = Duration::from_secs(1);
+
+/// The ingress could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `--default-tls-secret` is malformed.
+    #[error("--default-tls-secret {0:?} is not of the form namespace/name")]
+    DefaultSecret(String),
+    /// A listener could not be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The access log could not be opened.
+    #[error("cannot open the access log {path:?}: {source}; choose another --access-log, or \"off\"")]
+    AccessLog {
+        /// As configured.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The default certificate could not be made.
+    #[error("cannot make the default certificate: {0}")]
+    SelfSigned(#[source] rcgen::Error),
+    /// TLS could not be set up.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[source] rustls::Error),
+    /// Threads could not be started.
+    #[error("cannot start {workers} worker threads: {source}")]
+    Workers {
+        /// How many were wanted.
+        workers: usize,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The task that watches the cluster ended: a bug.
+    #[error("the task that watches the cluster ended unexpectedly")]
+    WatcherEnded,
+}
+
+/// The ingress role.
+pub struct Ingress {
+    config: Config,
+    client: kube::Client,
+    metrics: Metrics,
+    default_secret: Option<ObjectKey>,
+}
+
+impl Ingress {
+    /// Checks the configuration and registers metrics; no I/O.
+    pub fn new(config: Config, client: kube::Client, metrics: &mut Registry) -> Result<Self, Error> {
+        let default_secret = match &config.default_tls_secret {
+            None => None,
+            Some(text) => match text.split_once('/') {
+                Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+                    Some(ObjectKey::new(namespace, name))
+                }
+                _ => return Err(Error::DefaultSecret(text.clone())),
+            },
+        };
+        Ok(Self { config, client, metrics: Metrics::register(metrics), default_secret })
+    }
+
+    /// Serves until `shutdown`, then drains.
+    ///
+    /// `ready` is sent when both listeners are bound and everything that existed at start is routed: a
+    /// connection that comes earlier waits in the backlog instead of getting a 404. After `shutdown` new
+    /// connections are taken for `shutdown_delay`, then requests in flight have `drain_timeout` to end.
+    pub async fn run(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<(), Error> {
+        raise_file_limit();
+        let config = self.config;
+        let workers = match config.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        };
+        let runtime = Workers::start(workers)?;
+        let (http, https) = {
+            let _inside = runtime.handle().enter();
+            (serve::bind(config.http_address)?, serve::bind(config.https_address)?)
+        };
+        let (log, log_writer) = AccessLog::open(&config.access_log, self.metrics.log_dropped.clone())
+            .map_err(|source| Error::AccessLog { path: config.access_log.clone(), source })?;
+
+        let self_signed = Arc::new(tls::self_signed().map_err(Error::SelfSigned)?);
+        let certificates = Arc::new(ArcSwap::from_pointee(Certificates::new([], Arc::clone(&self_signed))));
+        let live = Arc::new(ArcSwap::from_pointee(Live::default()));
+        let timeouts = config.timeouts;
+        let proxy = Proxy::new(
+            Arc::clone(&live),
+            self.metrics.clone(),
+            log,
+            &config.trusted_proxies,
+            timeouts.clone(),
+            Ports { plain: config.http_address.port(), tls: config.https_address.port() },
+        );
+        let tls = tls::server_config(Arc::clone(&certificates)).map_err(Error::Tls)?;
+        let server = Arc::new(Server::new(proxy, tls, timeouts.clone(), workers));
+        let installer = Installer::new(
+            live,
+            certificates,
+            self.metrics.clone(),
+            timeouts,
+            self_signed,
+            self.default_secret.clone(),
+        );
+        let watcher = Watcher::new(
+            self.client,
+            config.ingress_class,
+            self.default_secret,
+            config.publish_address,
+            installer,
+            &self.metrics,
+        );
+
+        let (synced, when_synced) = oneshot::channel();
+        let watching = CancellationToken::new();
+        let _end_watching = watching.clone().drop_guard();
+        let watcher = tokio::spawn(watcher.run(synced, watching));
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            synced = when_synced => synced.map_err(|_| Error::WatcherEnded)?,
+        }
+        server.track(http, false, runtime.handle());
+        server.track(https, true, runtime.handle());
+        let _ = ready.send(());
+        tracing::info!(http = %config.http_address, https = %config.https_address, workers, "ingress serves");
+
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            _ = watcher => return Err(Error::WatcherEnded),
+        }
+        tokio::time::sleep(config.shutdown_delay).await;
+        let cut = server.drain(config.drain_timeout).await;
+        tracing::info!(cut, "ingress drained");
+        drop(server);
+        let _ = tokio::task::spawn_blocking(move || {
+            runtime.end();
+            log_writer.finish();
+        })
+        .await;
+        Ok(())
+    }
+}
+
+/// The threads that serve requests: a runtime apart from the caller's, so that compiling a large table never
+/// stands in the way of a request. Can be dropped anywhere.
+struct Workers(Option<Runtime>);
+
+impl Workers {
+    fn start(workers: usize) -> Result<Self, Error> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(workers)
+            .thread_name("ingress")
+            .enable_all()
+            .build()
+            .map_err(|source| Error::Workers { workers, source })?;
+        Ok(Self(Some(runtime)))
+    }
+
+    fn handle(&self) -> &tokio::runtime::Handle {
+        self.0.as_ref().expect("the runtime is there until end()").handle()
+    }
+
+    /// Waits for the threads; tasks that are left are dropped.
+    fn end(mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_timeout(WORKER_END);
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// As many files as we may have: a connection takes two.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,53 @@
+//! What is wrong with an Ingress, as data.
+
+use super::ObjectKey;
+
+/// One fault, reported as an Event on the Ingress.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Problem {
+    /// The Ingress at fault.
+    pub ingress: ObjectKey,
+    /// Its uid, so that an Event never lands on a namesake.
+    pub uid: String,
+    /// The Event's reason.
+    pub reason: Reason,
+    /// The Event's message: field, fault and remedy.
+    pub text: String,
+}
+
+/// The reasons that Events carry; few and stable, so that alerts can match on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The named IngressClass does not exist.
+    UnknownClass,
+    /// A TLS secret is missing or holds no usable pair.
+    BadSecret,
+    /// A backend's Service is missing or of a type without endpoints.
+    BadService,
+    /// A backend names a port that its Service does not have.
+    BadPort,
+    /// A backend is not a Service.
+    BadBackend,
+    /// A host is no host name.
+    InvalidHost,
+    /// A path cannot be brought into normal form.
+    InvalidPath,
+    /// An older Ingress has the same host and path.
+    Conflict,
+}
+
+impl Reason {
+    /// As written in the Event.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UnknownClass => "UnknownClass",
+            Self::BadSecret => "BadSecret",
+            Self::BadService => "BadService",
+            Self::BadPort => "BadPort",
+            Self::BadBackend => "BadBackend",
+            Self::InvalidHost => "InvalidHost",
+            Self::InvalidPath => "InvalidPath",
+            Self::Conflict => "Conflict",
+        }
+    }
+}

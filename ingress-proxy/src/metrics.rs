@@ -1,0 +1,272 @@
+//! What Prometheus sees of the ingress. Names start with `weir_ingress_`.
+//!
+//! Labels come from the route table only, never from a request, and their number is bounded: a client cannot
+//! make series. Counters of a target are resolved when the table is installed, so that a request touches
+//! atomics and no label map.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Pairs of Ingress and Service with series of their own; those beyond share the pair `other`.
+pub(crate) const MAX_LABELLED_TARGETS: usize = 1_000;
+
+/// Half a millisecond to ten seconds.
+const LATENCY_BUCKETS_S: [f64; 12] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
+const RELOAD_BUCKETS_S: [f64; 8] = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.03, 0.1, 1.0];
+
+/// Ingress and Service of a target.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+pub(crate) struct TargetLabels {
+    /// `namespace/name`.
+    pub(crate) ingress: String,
+    /// The Service's name.
+    pub(crate) service: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResponseLabels {
+    ingress: String,
+    service: String,
+    class: &'static str,
+}
+
+/// Why a request to an endpoint failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs)] // the names are the label's values
+pub(crate) enum UpstreamFailure {
+    ConnectRefused,
+    ConnectTimeout,
+    ConnectOther,
+    ReadTimeout,
+    WriteTimeout,
+    Closed,
+    InvalidResponse,
+    Other,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabels {
+    reason: UpstreamFailure,
+}
+
+/// Why a connection was ended without an answer by the proxy's routing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs)] // the names are the label's values
+pub(crate) enum Refusal {
+    HeaderTimeout,
+    HeaderTooLarge,
+    HandshakeFailed,
+    HandshakeTimeout,
+    TooManyConnections,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    reason: Refusal,
+}
+
+/// All metrics of the role.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Metrics {
+    responses: Family<ResponseLabels, Counter>,
+    latency: LatencyHistograms,
+    failures: Family<FailureLabels, Counter>,
+    refusals: Family<RefusalLabels, Counter>,
+    /// Retries on another endpoint or connection.
+    pub(crate) retries: Counter,
+    /// Requests being served.
+    pub(crate) in_flight: Gauge,
+    /// Open client connections.
+    pub(crate) connections: Gauge,
+    /// Access log lines that were dropped because the writer did not keep up.
+    pub(crate) log_dropped: Counter,
+    /// Events that were not written because too many waited.
+    pub(crate) events_dropped: Counter,
+    /// TLS secrets that are being watched.
+    pub(crate) secret_watches: Gauge,
+    /// TLS secrets beyond the bound, which are not watched.
+    pub(crate) secrets_refused: Gauge,
+    hosts: Gauge,
+    paths: Gauge,
+    endpoints: Gauge,
+    certificates: Gauge,
+    problems: Gauge,
+    reload: ReloadHistogram,
+    last_reload: Gauge,
+}
+
+#[derive(Debug, Clone)]
+struct LatencyHistograms(Family<TargetLabels, Histogram, fn() -> Histogram>);
+
+impl Default for LatencyHistograms {
+    fn default() -> Self {
+        Self(Family::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS_S)))
+    }
+}
+
+#[derive(Debug, Clone)]
+struct ReloadHistogram(Histogram);
+
+impl Default for ReloadHistogram {
+    fn default() -> Self {
+        Self(Histogram::new(RELOAD_BUCKETS_S))
+    }
+}
+
+/// Sizes of what is being served.
+#[derive(Debug, Clone, Copy, Default)]
+#[allow(missing_docs)] // the names say it
+pub(crate) struct Sizes {
+    pub(crate) hosts: usize,
+    pub(crate) paths: usize,
+    pub(crate) endpoints: usize,
+    pub(crate) certificates: usize,
+    pub(crate) problems: usize,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers them.
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let m = metrics.clone();
+        let registry = registry.sub_registry_with_prefix("weir_ingress");
+        registry.register("requests", "Requests answered, by status class", m.responses);
+        registry.register_with_unit(
+            "request_duration",
+            "Time from the request's head to the end of its response",
+            Unit::Seconds,
+            m.latency.0,
+        );
+        registry.register(
+            "upstream_failures",
+            "Failed attempts to get an answer from an endpoint",
+            m.failures,
+        );
+        registry.register("refused", "Connections and requests ended before routing", m.refusals);
+        registry.register("retries", "Requests tried again on another endpoint or connection", m.retries);
+        registry.register("in_flight", "Requests being served", m.in_flight);
+        registry.register("connections", "Open client connections", m.connections);
+        registry.register(
+            "access_log_dropped",
+            "Access log lines dropped at the queue's bound",
+            m.log_dropped,
+        );
+        registry.register("events_dropped", "Events dropped at the queue's bound", m.events_dropped);
+        registry.register("secret_watches", "TLS secrets being watched", m.secret_watches);
+        registry.register("secrets_refused", "TLS secrets beyond the bound on watches", m.secrets_refused);
+        registry.register("hosts", "Hosts in the route table", m.hosts);
+        registry.register("paths", "Path rules in the route table", m.paths);
+        registry.register("endpoints", "Endpoints of all backends in the route table", m.endpoints);
+        registry.register("certificates", "Hosts with a certificate of their own", m.certificates);
+        registry.register("problems", "Faults found in Ingresses, each reported as an Event", m.problems);
+        registry.register_with_unit(
+            "reload_duration",
+            "Time from the first change in a batch to the new table being live",
+            Unit::Seconds,
+            m.reload.0,
+        );
+        registry.register_with_unit(
+            "last_reload_timestamp",
+            "When the table was last replaced",
+            Unit::Seconds,
+            m.last_reload,
+        );
+        metrics
+    }
+
+    /// Counts a failed attempt.
+    pub(crate) fn upstream_failure(&self, reason: UpstreamFailure) {
+        self.failures.get_or_create(&FailureLabels { reason }).inc();
+    }
+
+    /// Counts a refusal.
+    pub(crate) fn refused(&self, reason: Refusal) {
+        self.refusals.get_or_create(&RefusalLabels { reason }).inc();
+    }
+
+    /// Notes that a table went live.
+    pub(crate) fn reloaded(&self, took: Duration, sizes: Sizes) {
+        self.reload.0.observe(took.as_secs_f64());
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        self.last_reload.set(now.as_secs() as i64);
+        for (gauge, size) in [
+            (&self.hosts, sizes.hosts),
+            (&self.paths, sizes.paths),
+            (&self.endpoints, sizes.endpoints),
+            (&self.certificates, sizes.certificates),
+            (&self.problems, sizes.problems),
+        ] {
+            gauge.set(size as i64);
+        }
+    }
+
+    /// The counters for a target.
+    pub(crate) fn target(&self, labels: &TargetLabels) -> Arc<TargetMetrics> {
+        Arc::new(TargetMetrics {
+            labels: labels.clone(),
+            responses: Default::default(),
+            family: self.responses.clone(),
+            latency: self.latency.0.get_or_create(labels).clone(),
+        })
+    }
+
+    /// Forgets the series of targets that are gone.
+    pub(crate) fn forget(&self, gone: &BTreeSet<TargetLabels>) {
+        for labels in gone {
+            self.latency.0.remove(labels);
+            for class in CLASSES {
+                self.responses.remove(&labels.with_class(class));
+            }
+        }
+    }
+}
+
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+impl TargetLabels {
+    /// The pair that targets beyond the bound share.
+    pub(crate) fn other() -> Self {
+        Self { ingress: "other".to_owned(), service: "other".to_owned() }
+    }
+
+    /// The pair for requests that no rule matched.
+    pub(crate) fn none() -> Self {
+        Self { ingress: String::new(), service: String::new() }
+    }
+
+    fn with_class(&self, class: &'static str) -> ResponseLabels {
+        ResponseLabels { ingress: self.ingress.clone(), service: self.service.clone(), class }
+    }
+}
+
+/// One target's counters, resolved. A status class that never occurs makes no series.
+#[derive(Debug)]
+pub(crate) struct TargetMetrics {
+    labels: TargetLabels,
+    responses: [OnceLock<Counter>; CLASSES.len()],
+    family: Family<ResponseLabels, Counter>,
+    latency: Histogram,
+}
+
+impl TargetMetrics {
+    /// Counts a finished request; `status` is 0 when the client got none.
+    pub(crate) fn finished(&self, status: u16, took: Duration) {
+        let class = match status {
+            100..600 => usize::from(status / 100),
+            _ => 0,
+        };
+        self.responses[class]
+            .get_or_init(|| self.family.get_or_create(&self.labels.with_class(CLASSES[class])).clone())
+            .inc();
+        self.latency.observe(took.as_secs_f64());
+    }
+}

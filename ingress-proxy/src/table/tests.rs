@@ -1,0 +1,243 @@
+//! The rows of the Kubernetes documentation, the normal forms, and a naive reference for the trie.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// kind, rule path; the target is the rule's position.
+fn table(rules: &[(PathKind, &str)]) -> RouteTable {
+    let mut builder = Builder::default();
+    for (id, (kind, path)) in rules.iter().enumerate() {
+        let path = normalize_path(path).unwrap();
+        builder.rule(&HostPattern::Any, *kind, &path, TargetId(id as u32)).unwrap();
+    }
+    builder.build()
+}
+
+/// "Examples" of the Ingress documentation: rules, request path, winning rule.
+#[test]
+fn rows_of_the_kubernetes_documentation() {
+    use PathKind::{Exact, Prefix};
+    type Row = (&'static [(PathKind, &'static str)], &'static str, Option<u32>);
+    let rows: &[Row] = &[
+        (&[(Prefix, "/")], "/anything/at/all", Some(0)),
+        (&[(Prefix, "/")], "/", Some(0)),
+        (&[(Exact, "/foo")], "/foo", Some(0)),
+        (&[(Exact, "/foo")], "/bar", None),
+        (&[(Exact, "/foo")], "/foo/", None),
+        (&[(Exact, "/foo/")], "/foo", None),
+        (&[(Exact, "/foo/")], "/foo/", Some(0)),
+        (&[(Prefix, "/foo")], "/foo", Some(0)),
+        (&[(Prefix, "/foo")], "/foo/", Some(0)),
+        (&[(Prefix, "/foo/")], "/foo", Some(0)),
+        (&[(Prefix, "/foo/")], "/foo/", Some(0)),
+        (&[(Prefix, "/aaa/bb")], "/aaa/bbb", None),
+        (&[(Prefix, "/aaa/bbb")], "/aaa/bbb", Some(0)),
+        (&[(Prefix, "/aaa/bbb/")], "/aaa/bbb", Some(0)),
+        (&[(Prefix, "/aaa/bbb")], "/aaa/bbb/", Some(0)),
+        (&[(Prefix, "/aaa/bbb")], "/aaa/bbb/ccc", Some(0)),
+        (&[(Prefix, "/aaa/bbb")], "/aaa/bbbxyz", None),
+        (&[(Prefix, "/"), (Prefix, "/aaa")], "/aaa/ccc", Some(1)),
+        (&[(Prefix, "/"), (Prefix, "/aaa"), (Prefix, "/aaa/bbb")], "/aaa/bbb", Some(2)),
+        (&[(Prefix, "/"), (Prefix, "/aaa"), (Prefix, "/aaa/bbb")], "/ccc", Some(0)),
+        (&[(Prefix, "/aaa")], "/ccc", None),
+        (&[(Prefix, "/foo"), (Exact, "/foo")], "/foo", Some(1)),
+        (&[(Exact, "/Foo")], "/foo", None),
+        (&[(Exact, "/")], "/", Some(0)),
+        (&[(Exact, "/")], "/x", None),
+    ];
+    for (rules, request, expected) in rows {
+        let found = table(rules).lookup("any.host", request).map(|id| id.0);
+        assert_eq!(found, *expected, "rules {rules:?}, request {request}");
+    }
+}
+
+#[test]
+fn exact_host_beats_wildcard_beats_none() {
+    let mut builder = Builder::default();
+    let hosts = ["a.foo.com", "*.foo.com", ""];
+    for (id, host) in hosts.iter().enumerate() {
+        let host = HostPattern::parse(host).unwrap();
+        builder.rule(&host, PathKind::Prefix, "/", TargetId(id as u32)).unwrap();
+    }
+    let table = builder.build();
+    for (host, expected) in [
+        ("a.foo.com", 0),
+        ("b.foo.com", 1),
+        ("foo.com", 2),     // the wildcard needs a label
+        ("a.b.foo.com", 2), // and exactly one
+        ("", 2),
+        ("192.0.2.1", 2),
+    ] {
+        assert_eq!(table.lookup(host, "/x"), Some(TargetId(expected)), "{host}");
+    }
+}
+
+/// A rule without host applies to all hosts, also to one that has rules, none of which match.
+#[test]
+fn rules_come_before_defaults() {
+    let exact = HostPattern::parse("a.com").unwrap();
+    let mut builder = Builder::default();
+    builder.rule(&exact, PathKind::Exact, "/x", TargetId(0)).unwrap();
+    builder.rule(&HostPattern::Any, PathKind::Prefix, "/all", TargetId(1)).unwrap();
+    builder.default_target(&exact, TargetId(2)).unwrap();
+    builder.default_target(&HostPattern::Any, TargetId(3)).unwrap();
+    assert_eq!(builder.default_target(&HostPattern::Any, TargetId(9)), Err(TargetId(3)));
+    let table = builder.build();
+    assert_eq!(table.lookup("a.com", "/x"), Some(TargetId(0)));
+    assert_eq!(table.lookup("a.com", "/all/y"), Some(TargetId(1)));
+    assert_eq!(table.lookup("a.com", "/z"), Some(TargetId(2)));
+    assert_eq!(table.lookup("b.com", "/z"), Some(TargetId(3)));
+}
+
+#[test]
+fn a_taken_path_names_its_holder() {
+    let mut builder = Builder::default();
+    let host = HostPattern::Any;
+    builder.rule(&host, PathKind::Prefix, "/foo", TargetId(7)).unwrap();
+    assert_eq!(builder.rule(&host, PathKind::Prefix, "/foo/", TargetId(8)), Err(TargetId(7)));
+    assert_eq!(builder.rule(&host, PathKind::Exact, "/foo", TargetId(9)), Ok(()));
+    assert_eq!(builder.build().paths(), 2);
+}
+
+#[test]
+fn paths_have_one_normal_form() {
+    use PathError::*;
+    let rows: &[(&str, Result<&str, PathError>)] = &[
+        ("/", Ok("/")),
+        ("/a/b", Ok("/a/b")),
+        ("/a.b/c..d", Ok("/a.b/c..d")),
+        ("/.well-known/x", Ok("/.well-known/x")),
+        ("//a///b//", Ok("/a/b/")),
+        ("/a/./b/.", Ok("/a/b/")),
+        ("/a/b/../c", Ok("/a/c")),
+        ("/a/..", Ok("/")),
+        ("/%61%7Eb", Ok("/a~b")),
+        ("/caf%c3%a9", Ok("/caf%C3%A9")),
+        ("/a%20b%25", Ok("/a%20b%25")),
+        ("", Err(NotAbsolute)),
+        ("*", Err(NotAbsolute)),
+        ("/..", Err(AboveRoot)),
+        ("/a/../../b", Err(AboveRoot)),
+        ("/a%2fb", Err(EscapedSlash)),
+        ("/a%5Cb", Err(EscapedSlash)),
+        ("/%2e%2e/b", Err(EscapedDot)),
+        ("/a%2Eb", Err(EscapedDot)),
+        ("/a%00", Err(EscapedControl)),
+        ("/a%0d%0a", Err(EscapedControl)),
+        ("/a%7f", Err(EscapedControl)),
+        ("/a%", Err(BadEscape)),
+        ("/a%4", Err(BadEscape)),
+        ("/a%zz", Err(BadEscape)),
+        ("/a%+1", Err(BadEscape)),
+        ("/a\\b", Err(Character)),
+        ("/a b", Err(Character)),
+        ("/a\u{1}", Err(Character)),
+        ("/é", Err(Character)),
+        ("/a/..;/b", Err(DotParameter)),
+        ("/a/.;x/b", Err(DotParameter)),
+    ];
+    for (raw, expected) in rows {
+        assert_eq!(normalize_path(raw).as_deref().map_err(|e| *e), *expected, "{raw}");
+    }
+}
+
+#[test]
+fn hosts_have_one_normal_form() {
+    let rows: &[(&str, Result<&str, HostError>)] = &[
+        ("shop.example", Ok("shop.example")),
+        ("Shop.Example:8080", Ok("shop.example")),
+        ("shop.example.", Ok("shop.example")),
+        ("shop.example:", Ok("shop.example")),
+        ("192.0.2.1:80", Ok("192.0.2.1")),
+        ("[2001:db8::1]:443", Ok("[2001:db8::1]")),
+        ("", Ok("")),
+        ("a b", Err(HostError::Character)),
+        ("a/b", Err(HostError::Character)),
+        ("a@b", Err(HostError::Character)),
+        ("a:b", Err(HostError::Character)),
+        ("a:99999", Err(HostError::Character)),
+        ("[::1", Err(HostError::Character)),
+        ("[::1]x", Err(HostError::Character)),
+    ];
+    for (raw, expected) in rows {
+        assert_eq!(normalize_host(raw).as_deref().map_err(|e| *e), *expected, "{raw}");
+    }
+    assert_eq!(normalize_host(&"a".repeat(256)), Err(HostError::TooLong));
+    for (field, expected) in [
+        ("", Ok(HostPattern::Any)),
+        ("Foo.com", Ok(HostPattern::Exact("foo.com".into()))),
+        ("*.Foo.com", Ok(HostPattern::Wildcard("foo.com".into()))),
+        ("foo.com:80", Err(HostError::Character)),
+        ("*", Err(HostError::Character)),
+        ("*.", Err(HostError::Character)),
+        ("a.*.com", Err(HostError::Character)),
+    ] {
+        assert_eq!(HostPattern::parse(field), expected, "{field}");
+    }
+}
+
+fn path() -> impl Strategy<Value = String> {
+    (prop::collection::vec("[ab]{1,2}", 0..4), any::<bool>()).prop_map(|(elements, slash)| {
+        let mut path = String::new();
+        for element in &elements {
+            path.push('/');
+            path.push_str(element);
+        }
+        if slash || path.is_empty() {
+            path.push('/');
+        }
+        path
+    })
+}
+
+/// The documentation's words, rule by rule, with no data structure at all.
+fn reference(rules: &[(PathKind, String)], request: &str) -> Option<usize> {
+    let strip = |path: &str| path.trim_end_matches('/').to_string();
+    let matches = |rule: &(PathKind, String)| match rule.0 {
+        PathKind::Exact => rule.1 == request,
+        PathKind::Prefix => {
+            let path = strip(&rule.1);
+            strip(request) == path || request.starts_with(&format!("{path}/"))
+        }
+    };
+    (0..rules.len()).filter(|&i| matches(&rules[i])).max_by_key(|&i| {
+        let (kind, path) = &rules[i];
+        match kind {
+            // An exact path is the whole request, which no prefix can outdo.
+            PathKind::Exact => (usize::MAX, 1),
+            PathKind::Prefix => (strip(path).len(), 0),
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_trie_agrees_with_the_words(
+        rules in prop::collection::vec((prop_oneof![Just(PathKind::Exact), Just(PathKind::Prefix)], path()), 0..12),
+        requests in prop::collection::vec(path(), 1..12),
+    ) {
+        let mut builder = Builder::default();
+        let mut kept: Vec<(PathKind, String)> = Vec::new();
+        for (kind, path) in rules {
+            if builder.rule(&HostPattern::Any, kind, &path, TargetId(kept.len() as u32)).is_ok() {
+                kept.push((kind, path));
+            }
+        }
+        let table = builder.build();
+        for request in requests {
+            let found = table.lookup("h", &request).map(|id| id.0 as usize);
+            prop_assert_eq!(found, reference(&kept, &request), "rules {:?}, request {}", kept, request);
+        }
+    }
+
+    /// Normalising twice changes nothing, and the result has nothing left to disagree about.
+    #[test]
+    fn normal_form_is_stable(raw in "/[a-c./%2eEfF;~é ]{0,12}") {
+        if let Ok(normal) = normalize_path(&raw) {
+            let again = normalize_path(&normal);
+            prop_assert_eq!(again.as_deref(), Ok(&*normal));
+            prop_assert!(!normal.contains("//") && !normal.contains("/../") && !normal.ends_with("/.."));
+        }
+    }
+}

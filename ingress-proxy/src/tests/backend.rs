@@ -1,0 +1,100 @@
+//! A backend that says what it got.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Serves HTTP/1, HTTP/2 in cleartext and an echoing upgrade, until dropped.
+pub(super) struct Backend {
+    pub(super) address: SocketAddr,
+    pub(super) requests: Arc<AtomicUsize>,
+    _stop: DropGuard,
+}
+
+impl Backend {
+    /// Answers with a JSON document of what it got, and its `name`.
+    pub(super) async fn start(name: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests = Arc::new(AtomicUsize::new(0));
+        let stop = CancellationToken::new();
+        let (counter, stopped) = (Arc::clone(&requests), stop.clone());
+        tokio::spawn(async move {
+            loop {
+                let stream = tokio::select! {
+                    () = stopped.cancelled() => return,
+                    accepted = listener.accept() => accepted.unwrap().0,
+                };
+                let (counter, stopped) = (Arc::clone(&counter), stopped.clone());
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| {
+                        counter.fetch_add(1, Ordering::SeqCst);
+                        answer(name, request)
+                    });
+                    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+                    tokio::select! {
+                        _ = serving => {}
+                        () = stopped.cancelled() => {}
+                    }
+                });
+            }
+        });
+        Self { address, requests, _stop: stop.drop_guard() }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
+    }
+}
+
+async fn answer(
+    name: &'static str,
+    mut request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    if request.headers().get("upgrade").is_some_and(|value| value == "websocket") {
+        tokio::spawn(async move {
+            let mut stream = TokioIo::new(hyper::upgrade::on(&mut request).await.unwrap());
+            let mut buf = [0; 1024];
+            while let Ok(read @ 1..) = stream.read(&mut buf).await {
+                stream.write_all(&buf[..read]).await.unwrap();
+            }
+        });
+        let response = Response::builder()
+            .status(101)
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+            .body(Full::default());
+        return Ok(response.unwrap());
+    }
+    let (parts, body) = request.into_parts();
+    if parts.uri.path() == "/slow" {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let headers: serde_json::Map<String, serde_json::Value> = parts
+        .headers
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_str().unwrap_or("?").into()))
+        .collect();
+    let text = serde_json::json!({
+        "name": name,
+        "method": parts.method.as_str(),
+        "uri": parts.uri.to_string(),
+        "version": format!("{:?}", parts.version),
+        "headers": headers,
+        "body": String::from_utf8_lossy(&body),
+    });
+    Ok(Response::new(Full::new(text.to_string().into())))
+}

@@ -1,0 +1,206 @@
+//! A cluster of facts and the proxy that serves it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use k8s_openapi::api::networking::v1::IngressSpec;
+use rustls::sign::CertifiedKey;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+
+use crate::access_log::AccessLog;
+use crate::compile::{
+    ClassFact, EndpointFact, IngressFact, ObjectKey, PortFact, SecretFact, ServiceFact, SliceFact, Snapshot,
+    compile,
+};
+use crate::config::Timeouts;
+use crate::live::{Installer, Live};
+use crate::metrics::Metrics;
+use crate::proxy::{Ports, Proxy};
+use crate::serve::{Server, bind};
+use crate::tls::Certificates;
+
+pub(super) struct Cluster {
+    pub(super) http: SocketAddr,
+    pub(super) https: SocketAddr,
+    pub(super) server: Arc<Server>,
+    pub(super) default_certificate: Arc<CertifiedKey>,
+    pub(super) registry: prometheus_client::registry::Registry,
+    state: Mutex<(Snapshot, Installer)>,
+}
+
+pub(super) fn quick() -> Timeouts {
+    Timeouts {
+        header: Duration::from_millis(400),
+        connect: Duration::from_millis(500),
+        read: Duration::from_secs(3),
+        ..Timeouts::default()
+    }
+}
+
+impl Cluster {
+    pub(super) fn start() -> Self {
+        Self::with(quick(), Path::new("off"))
+    }
+
+    pub(super) fn with(timeouts: Timeouts, access_log: &Path) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut registry = prometheus_client::registry::Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let live = Arc::new(ArcSwap::from_pointee(Live::default()));
+        let default = Arc::new(crate::tls::self_signed().unwrap());
+        let certificates = Arc::new(ArcSwap::from_pointee(Certificates::new([], Arc::clone(&default))));
+        let (http, https) = ("127.0.0.1:0".parse().unwrap(), "127.0.0.1:0".parse().unwrap());
+        let (http, https) = (bind(http).unwrap(), bind(https).unwrap());
+        let ports = (http.local_addr().unwrap(), https.local_addr().unwrap());
+        let (log, _writer) = AccessLog::open(access_log, metrics.log_dropped.clone()).unwrap();
+        let proxy = Proxy::new(
+            Arc::clone(&live),
+            metrics.clone(),
+            log,
+            &[],
+            timeouts.clone(),
+            Ports { plain: ports.0.port(), tls: ports.1.port() },
+        );
+        let tls = crate::tls::server_config(Arc::clone(&certificates)).unwrap();
+        let server = Arc::new(Server::new(proxy, tls, timeouts.clone(), 1));
+        server.track(http, false, &Handle::current());
+        server.track(https, true, &Handle::current());
+        let installer = Installer::new(live, certificates, metrics, timeouts, Arc::clone(&default), None);
+        let mut snapshot = Snapshot::default();
+        let class = ClassFact { controller: crate::compile::CONTROLLER.to_owned(), default: true };
+        snapshot.classes.insert("weir".to_owned(), class);
+        Self {
+            http: ports.0,
+            https: ports.1,
+            server,
+            default_certificate: default,
+            registry,
+            state: Mutex::new((snapshot, installer)),
+        }
+    }
+
+    /// An Ingress `n/name` with this spec, as JSON; it is compiled and live on return.
+    pub(super) fn ingress(&self, name: &str, spec: serde_json::Value) {
+        let key = ObjectKey::new("n", name);
+        let spec: IngressSpec = serde_json::from_value(spec).unwrap();
+        let fact = IngressFact {
+            key: key.clone(),
+            uid: name.to_owned(),
+            created: 0,
+            class_annotation: None,
+            spec,
+            published: vec![],
+        };
+        self.change(|snapshot| {
+            snapshot.ingresses.insert(key, fact);
+        });
+    }
+
+    /// A rule: host, Prefix path, Service.
+    pub(super) fn route(&self, host: &str, path: &str, service: &str) {
+        let backend = serde_json::json!({"service": {"name": service, "port": {"number": 80}}});
+        let paths = serde_json::json!([{"path": path, "pathType": "Prefix", "backend": backend}]);
+        let name = format!("{service}-{host}{}", path.replace('/', "-"));
+        self.ingress(&name, serde_json::json!({"rules": [{"host": host, "http": {"paths": paths}}]}));
+    }
+
+    /// A Service `n/name` with these endpoints.
+    pub(super) fn service(&self, name: &str, h2c: bool, endpoints: &[SocketAddr]) {
+        let port = |number| PortFact { name: String::new(), number, h2c };
+        self.change(|snapshot| {
+            let fact = ServiceFact { ports: vec![port(80)], external_name: false };
+            snapshot.services.insert(ObjectKey::new("n", name), fact);
+            Self::put_endpoints(snapshot, name, endpoints);
+        });
+    }
+
+    /// Other endpoints for a Service, the way an EndpointSlice change arrives: no table is compiled.
+    pub(super) fn endpoints(&self, name: &str, endpoints: &[SocketAddr]) {
+        let (snapshot, installer) = &mut *self.state.lock().unwrap();
+        Self::put_endpoints(snapshot, name, endpoints);
+        installer.refresh(snapshot, &[ObjectKey::new("n", name)].into());
+    }
+
+    pub(super) fn secret(&self, name: &str, fact: SecretFact) {
+        self.change(|snapshot| {
+            snapshot.secrets.insert(ObjectKey::new("n", name), fact);
+        });
+    }
+
+    fn put_endpoints(snapshot: &mut Snapshot, name: &str, endpoints: &[SocketAddr]) {
+        let service = ObjectKey::new("n", name);
+        let slices = endpoints.iter().map(|address| {
+            let fact = SliceFact {
+                service: service.clone(),
+                ports: vec![PortFact { name: String::new(), number: address.port(), h2c: false }],
+                endpoints: vec![EndpointFact { addresses: vec![address.ip()], ready: true, draining: false }],
+            };
+            (address.to_string(), fact)
+        });
+        snapshot.slices.insert(service.clone(), slices.collect());
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Snapshot)) {
+        let (snapshot, installer) = &mut *self.state.lock().unwrap();
+        change(snapshot);
+        let compiled = compile(snapshot, "weir");
+        installer.install(snapshot, compiled, Instant::now());
+    }
+
+    pub(super) fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        text
+    }
+
+    /// Sends bytes over plain HTTP and reads until the proxy closes, at most three seconds.
+    pub(super) async fn raw(&self, request: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.http).await.unwrap();
+        let _ = stream.write_all(request).await;
+        read_all(&mut stream).await
+    }
+
+    /// One request on a connection of its own; status and body.
+    pub(super) async fn get(&self, host: &str, path: &str) -> (u16, String) {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        split(&self.raw(request.as_bytes()).await)
+    }
+
+    /// The backend's own account of a request.
+    pub(super) async fn echo(&self, host: &str, path: &str) -> serde_json::Value {
+        let (status, body) = self.get(host, path).await;
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+}
+
+/// What arrives until the end of the stream, at most three seconds.
+pub(super) async fn read_all(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(3), stream.read_to_end(&mut bytes)).await;
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Status and de-chunked body of a response.
+pub(super) fn split(response: &str) -> (u16, String) {
+    let (head, body) = response.split_once("\r\n\r\n").unwrap_or((response, ""));
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    if !head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        return (status, body.to_owned());
+    }
+    let (mut rest, mut text) = (body, String::new());
+    while let Some((size, tail)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        if size == 0 {
+            break;
+        }
+        text.push_str(&tail[..size]);
+        rest = &tail[size + 2..];
+    }
+    (status, text)
+}

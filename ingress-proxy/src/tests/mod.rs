@@ -1,0 +1,13 @@
+//! The whole proxy in one process: real listeners, real backends, no cluster.
+//!
+//! Facts are put into a snapshot by hand, compiled and installed as the watching side would, and requests are
+//! sent over loopback, raw where the bytes matter.
+
+mod backend;
+mod cluster;
+mod malformed;
+mod protocols;
+mod role;
+mod routing;
+mod staying_up;
+mod tls;

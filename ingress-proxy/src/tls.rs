@@ -1,0 +1,182 @@
+//! Which certificate answers a handshake.
+//!
+//! rustls asks for one per handshake, synchronously; the answer comes from a table that is swapped whole when
+//! secrets or rules change. Connections that are up keep what they were opened with, so a rotation closes
+//! none.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::crypto::ring::sign::any_supported_type;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+
+use crate::table::HostPattern;
+
+/// Certificates by host.
+#[derive(Debug)]
+pub(crate) struct Certificates {
+    exact: HashMap<Box<str>, Arc<CertifiedKey>>,
+    wildcard: HashMap<Box<str>, Arc<CertifiedKey>>,
+    default: Arc<CertifiedKey>,
+}
+
+impl Certificates {
+    /// A table with these pairs, and one for everything else.
+    pub(crate) fn new(
+        pairs: impl IntoIterator<Item = (HostPattern, Arc<CertifiedKey>)>,
+        default: Arc<CertifiedKey>,
+    ) -> Self {
+        let mut table = Self { exact: HashMap::new(), wildcard: HashMap::new(), default };
+        for (host, pair) in pairs {
+            match host {
+                HostPattern::Exact(name) => table.exact.insert(name.into(), pair),
+                HostPattern::Wildcard(parent) => table.wildcard.insert(parent.into(), pair),
+                HostPattern::Any => continue,
+            };
+        }
+        table
+    }
+
+    /// Exact, then wildcard, then the default. `name` is in lower case, as rustls delivers it.
+    pub(crate) fn choose(&self, name: &str) -> &Arc<CertifiedKey> {
+        self.exact
+            .get(name)
+            .or_else(|| name.split_once('.').and_then(|(_, parent)| self.wildcard.get(parent)))
+            .unwrap_or(&self.default)
+    }
+}
+
+/// Asks the current table.
+#[derive(Debug)]
+pub(crate) struct Resolver(pub(crate) Arc<ArcSwap<Certificates>>);
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let table = self.0.load();
+        Some(match hello.server_name() {
+            Some(name) => {
+                Arc::clone(table.choose(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase().as_str()))
+            }
+            None => Arc::clone(&table.default),
+        })
+    }
+}
+
+/// TLS 1.2 and 1.3, HTTP/2 preferred.
+pub(crate) fn server_config(certificates: Arc<ArcSwap<Certificates>>) -> Result<ServerConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Resolver(certificates)));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// Why a pair is not usable.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PairError {
+    /// The secret lacks a key.
+    #[error("it has no {0:?}")]
+    Missing(&'static str),
+    /// Not PEM, or without a certificate.
+    #[error("tls.crt holds no PEM certificate")]
+    Certificate,
+    /// Not PEM, or without a private key.
+    #[error("tls.key holds no PEM private key")]
+    Key,
+    /// The key is of a kind that cannot sign.
+    #[error("tls.key is of an unsupported kind: use ECDSA P-256 or P-384, Ed25519, or RSA")]
+    KeyKind,
+    /// The two do not belong together.
+    #[error("tls.key does not belong to the certificate in tls.crt")]
+    Mismatch,
+    /// The certificate is no X.509.
+    #[error("tls.crt is malformed: {0}")]
+    Malformed(rustls::Error),
+}
+
+/// Reads a PEM chain and key, and makes sure that they belong together.
+pub(crate) fn read_pair(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, PairError> {
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
+        .collect::<Result<_, _>>()
+        .map_err(|_| PairError::Certificate)?;
+    if chain.is_empty() {
+        return Err(PairError::Certificate);
+    }
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| PairError::Key)?;
+    let key = any_supported_type(&key).map_err(|_| PairError::KeyKind)?;
+    let pair = CertifiedKey::new(chain, key);
+    match pair.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(pair),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(PairError::Mismatch),
+        Err(error) => Err(PairError::Malformed(error)),
+    }
+}
+
+/// A certificate that no one trusts, made at start for hosts that have none: the connection is encrypted, the
+/// client sees at once what is missing, and nothing has to be configured for a first try.
+pub(crate) fn self_signed() -> Result<CertifiedKey, rcgen::Error> {
+    let key = rcgen::KeyPair::generate()?;
+    let mut parameters = rcgen::CertificateParams::new(vec!["ingress.weir.invalid".to_owned()])?;
+    parameters.distinguished_name.push(rcgen::DnType::CommonName, "Weir ingress default certificate");
+    let certificate = parameters.self_signed(&key)?;
+    read_pair(certificate.pem().as_bytes(), key.serialize_pem().as_bytes())
+        .map_err(|_| rcgen::Error::CouldNotParseCertificate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(name: &str) -> (String, String) {
+        let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
+
+    fn usable(name: &str) -> Arc<CertifiedKey> {
+        let (chain, key) = pair(name);
+        Arc::new(read_pair(chain.as_bytes(), key.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn exact_then_wildcard_then_default() {
+        let (exact, wildcard) = (usable("a.foo.com"), usable("*.foo.com"));
+        let default = Arc::new(self_signed().unwrap());
+        let table = Certificates::new(
+            [
+                (HostPattern::Exact("a.foo.com".into()), exact.clone()),
+                (HostPattern::Wildcard("foo.com".into()), wildcard.clone()),
+            ],
+            default.clone(),
+        );
+        for (name, expected) in [
+            ("a.foo.com", &exact),
+            ("b.foo.com", &wildcard),
+            ("a.b.foo.com", &default),
+            ("foo.com", &default),
+            ("localhost", &default),
+        ] {
+            assert!(Arc::ptr_eq(table.choose(name), expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn broken_pairs_say_what_is_broken() {
+        let (chain, key) = pair("a.com");
+        let (_, other_key) = pair("b.com");
+        let text =
+            |chain: &str, key: &str| read_pair(chain.as_bytes(), key.as_bytes()).unwrap_err().to_string();
+        assert!(text("", &key).contains("tls.crt holds no PEM"));
+        assert!(text("garbage", &key).contains("tls.crt holds no PEM"));
+        assert!(text(&chain, "garbage").contains("tls.key holds no PEM"));
+        assert!(text(&chain, &other_key).contains("does not belong"));
+        let not_x509 = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(text(not_x509, &key).contains("malformed"));
+    }
+}

@@ -1,0 +1,154 @@
+//! TLS secrets: watched one by one, by name.
+//!
+//! A watch over all secrets would be one stream instead of many, and would need the right to read every secret
+//! of the cluster: whoever takes over the proxy would own the cluster. A watch with a field selector on
+//! `metadata.name` needs the right for that name only (RBAC `resourceNames`), and memory holds no secret that
+//! is not served. The price is a connection to the apiserver per secret, so their number is bounded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Secret;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::{Api, Client};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::change::Change;
+use crate::compile::{ObjectKey, SecretFact, Snapshot};
+use crate::metrics::Metrics;
+use crate::tls::{PairError, read_pair};
+
+/// Secrets that are watched at a time. One beyond is reported as an Event on the Ingress that names it.
+const MAX_WATCHES: usize = 512;
+/// Changes that may wait to be taken in; a watch that has more waits itself.
+const QUEUE: usize = 64;
+
+/// The running watches.
+pub(super) struct Watches {
+    client: Client,
+    running: BTreeMap<ObjectKey, AbortHandle>,
+    changes: mpsc::Receiver<(ObjectKey, SecretFact)>,
+    sender: mpsc::Sender<(ObjectKey, SecretFact)>,
+    count: Gauge,
+    refused: Gauge,
+}
+
+impl Watches {
+    pub(super) fn new(client: Client, metrics: &Metrics) -> Self {
+        let (sender, changes) = mpsc::channel(QUEUE);
+        let (count, refused) = (metrics.secret_watches.clone(), metrics.secrets_refused.clone());
+        Self { client, running: BTreeMap::new(), changes, sender, count, refused }
+    }
+
+    /// Starts and ends watches so that exactly these secrets are watched.
+    pub(super) fn watch_exactly(&mut self, wanted: &BTreeSet<ObjectKey>, snapshot: &mut Snapshot) {
+        self.running.retain(|key, watch| {
+            let keep = wanted.contains(key);
+            if !keep {
+                watch.abort();
+            }
+            keep
+        });
+        snapshot.secrets.retain(|key, _| wanted.contains(key));
+        let mut refused = 0;
+        for key in wanted {
+            if self.running.contains_key(key) {
+                continue;
+            }
+            if self.running.len() >= MAX_WATCHES {
+                refused += 1;
+                let why = format!("more than {MAX_WATCHES} TLS secrets are in use");
+                self.tell_later(key, SecretFact::Broken(why), snapshot);
+                continue;
+            }
+            let task = tokio::spawn(follow(self.client.clone(), key.clone(), self.sender.clone()));
+            self.running.insert(key.clone(), task.abort_handle());
+        }
+        self.count.set(self.running.len() as i64);
+        self.refused.set(refused);
+    }
+
+    /// The verdict on a refused secret, once: it goes the way of all changes, so that a compilation follows.
+    fn tell_later(&self, key: &ObjectKey, fact: SecretFact, snapshot: &Snapshot) {
+        if !snapshot.secrets.contains_key(key) {
+            // A full queue is tried again by the compilation that emptying it causes.
+            let _ = self.sender.try_send((key.clone(), fact));
+        }
+    }
+
+    /// Whether every watched secret was read, or found missing.
+    pub(super) fn all_read(&self, snapshot: &Snapshot) -> bool {
+        self.running.keys().all(|key| snapshot.secrets.contains_key(key))
+    }
+
+    /// The next change. Never ends: this end of the queue is kept open.
+    pub(super) async fn changed(&mut self) -> Change {
+        match self.changes.recv().await {
+            Some((key, fact)) => Change::Secret(key, fact),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The next change if there is one.
+    pub(super) fn changed_already(&mut self) -> Option<Change> {
+        self.changes.try_recv().ok().map(|(key, fact)| Change::Secret(key, fact))
+    }
+}
+
+impl Drop for Watches {
+    fn drop(&mut self) {
+        for watch in self.running.values() {
+            watch.abort();
+        }
+    }
+}
+
+/// Follows one secret until aborted.
+async fn follow(client: Client, key: ObjectKey, changes: mpsc::Sender<(ObjectKey, SecretFact)>) {
+    let api = Api::<Secret>::namespaced(client, &key.namespace);
+    let config = watcher::Config::default().fields(&format!("metadata.name={}", key.name));
+    let mut events = watch(api, config).default_backoff().boxed();
+    let mut known = false;
+    let mut listed = false;
+    while let Some(event) = events.next().await {
+        let fact = match event {
+            Ok(Event::Init) => {
+                listed = false;
+                continue;
+            }
+            Ok(Event::InitApply(secret) | Event::Apply(secret)) => {
+                listed = true;
+                read(&secret)
+            }
+            Ok(Event::InitDone) if listed => continue,
+            Ok(Event::InitDone | Event::Delete(_)) => SecretFact::Missing,
+            Err(error) => {
+                tracing::warn!(secret = %key, %error, "watch failed, trying again");
+                if known {
+                    continue; // what was read is better than nothing
+                }
+                SecretFact::Broken(format!("it cannot be read: {error}"))
+            }
+        };
+        known = true;
+        if changes.send((key.clone(), fact)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn read(secret: &Secret) -> SecretFact {
+    let part = |name: &'static str| {
+        let found = secret.data.as_ref().and_then(|data| data.get(name));
+        found.map(|bytes| bytes.0.as_slice()).ok_or(PairError::Missing(name))
+    };
+    let pair = part("tls.crt").and_then(|chain| read_pair(chain, part("tls.key")?));
+    match pair {
+        Ok(pair) => SecretFact::Usable(Arc::new(pair)),
+        Err(error) => SecretFact::Broken(error.to_string()),
+    }
+}

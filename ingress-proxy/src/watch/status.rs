@@ -1,0 +1,115 @@
+//! `status.loadBalancer`: where an Ingress can be reached.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::networking::v1::Ingress;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use tokio::sync::watch;
+
+use crate::compile::{ObjectKey, Snapshot};
+
+/// A status that was written is not written again for so long: its echo may still be under way.
+const ECHO: Duration = Duration::from_secs(5);
+/// The wait after a failed write, before everything that is still wrong is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Writes statuses in the background; only where they differ from what is wanted.
+pub(super) struct Publisher {
+    addresses: Vec<String>,
+    claimed: BTreeSet<ObjectKey>,
+    /// The Ingresses whose status is wrong. The writer sees the newest list only.
+    wrong: watch::Sender<Vec<ObjectKey>>,
+}
+
+impl Publisher {
+    pub(super) fn start(client: Client, addresses: Vec<String>) -> Self {
+        let (wrong, lists) = watch::channel(Vec::new());
+        if !addresses.is_empty() {
+            tokio::spawn(write_all(client, body(&addresses), lists));
+        }
+        Self { addresses, claimed: BTreeSet::new(), wrong }
+    }
+
+    /// Publishes for these Ingresses.
+    pub(super) fn publish(&mut self, snapshot: &Snapshot, claimed: BTreeSet<ObjectKey>) {
+        self.claimed = claimed;
+        self.publish_again(snapshot);
+    }
+
+    /// Publishes for the Ingresses of the last call: a status changed.
+    pub(super) fn publish_again(&self, snapshot: &Snapshot) {
+        if self.addresses.is_empty() {
+            return;
+        }
+        let is_wrong = |key: &&ObjectKey| {
+            snapshot.ingresses.get(*key).is_some_and(|ingress| ingress.published != self.addresses)
+        };
+        let wrong: Vec<ObjectKey> = self.claimed.iter().filter(is_wrong).cloned().collect();
+        self.wrong.send_if_modified(|list| {
+            let changed = *list != wrong;
+            *list = wrong;
+            changed
+        });
+    }
+}
+
+fn body(addresses: &[String]) -> serde_json::Value {
+    let entries: Vec<_> = addresses
+        .iter()
+        .map(|address| match address.parse::<IpAddr>() {
+            Ok(_) => serde_json::json!({ "ip": address }),
+            Err(_) => serde_json::json!({ "hostname": address }),
+        })
+        .collect();
+    serde_json::json!({ "status": { "loadBalancer": { "ingress": entries } } })
+}
+
+/// Ends when the publisher is dropped.
+async fn write_all(client: Client, body: serde_json::Value, mut lists: watch::Receiver<Vec<ObjectKey>>) {
+    let mut written: HashMap<ObjectKey, Instant> = HashMap::new();
+    let mut failed = false;
+    loop {
+        if failed {
+            tokio::time::sleep(RETRY).await;
+        } else if lists.changed().await.is_err() {
+            return;
+        }
+        let list = lists.borrow_and_update().clone();
+        written.retain(|_, when| when.elapsed() < ECHO);
+        failed = false;
+        for key in list {
+            if written.contains_key(&key) {
+                continue;
+            }
+            let api = Api::<Ingress>::namespaced(client.clone(), &key.namespace);
+            match api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&body)).await {
+                Ok(_) => {
+                    written.insert(key, Instant::now());
+                }
+                Err(kube::Error::Api(status)) if status.code == 404 => {} // it is gone, so is the need
+                Err(error) => {
+                    tracing::warn!(ingress = %key, %error, "cannot publish the status, trying again");
+                    failed = true;
+                }
+            }
+        }
+        if lists.has_changed().is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn addresses_and_names_have_their_own_fields() {
+        let body = super::body(&["192.0.2.1".to_owned(), "lb.example".to_owned()]);
+        assert_eq!(
+            body["status"]["loadBalancer"]["ingress"],
+            serde_json::json!([{ "ip": "192.0.2.1" }, { "hostname": "lb.example" }])
+        );
+    }
+}
