@@ -1,2 +1,94 @@
-//! Placeholder.
-fn main() {}
+//! The executable: one subcommand for each role, `weir up` that runs them all, and the commands that look inside.
+//!
+//! This crate holds what all roles have in common and no role may know: command line, logs, the API client, the
+//! admin server, signals. Each role is a library with a `Config` (its flags), `new` and `run`.
+
+mod admin;
+mod role;
+mod up;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use weir_dataplane::cli::{self, CliError, Output, View, ViewArgs};
+
+/// A cluster whose network runs in the kernel.
+#[derive(Parser)]
+#[command(name = "weir", version, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run every role on this machine: a one-node cluster, until Ctrl-C.
+    Up(up::Flags),
+    /// Serve the Kubernetes API.
+    Apiserver(role::Flags<weir_apiserver::Config>),
+    /// Decide which node runs each pod.
+    Scheduler(role::ClientFlags<weir_scheduler::Config>),
+    /// Drive Deployments, Services, nodes and the rest towards what was asked for.
+    Controllers(role::ClientFlags<weir_controllers::Config>),
+    /// Run this node's pods.
+    Kubelet(role::ClientFlags<weir_kubelet::Config>),
+    /// Serve Services in the kernel; with a subcommand, look at the live maps.
+    Dataplane(DataplaneFlags),
+    /// Serve Ingresses over HTTP and HTTPS.
+    Ingress(role::ClientFlags<weir_ingress::Config>),
+    /// Act as the CNI plugin: called by container runtimes, not by people.
+    Cni,
+    /// Import, list and remove container images.
+    Image(weir_kubelet::image::Args),
+    /// Say what would happen to a packet, and why.
+    Explain(cli::ExplainArgs),
+    /// Own one container: started by the kubelet, not by people.
+    #[command(hide = true)]
+    Shim(weir_kubelet::shim::Args),
+}
+
+#[derive(clap::Args)]
+struct DataplaneFlags {
+    #[command(flatten)]
+    role: role::ClientFlags<weir_dataplane::Config>,
+    /// How to print what a subcommand shows.
+    #[arg(short, long, value_enum, default_value_t, global = true)]
+    output: Output,
+    #[command(subcommand)]
+    view: Option<View>,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Up(flags) => up::main(flags),
+        Command::Apiserver(flags) => role::apiserver(flags),
+        Command::Scheduler(flags) => role::scheduler(flags),
+        Command::Controllers(flags) => role::controllers(flags),
+        Command::Kubelet(flags) => role::kubelet(flags),
+        Command::Dataplane(DataplaneFlags { role, view: None, .. }) => role::dataplane(role),
+        Command::Dataplane(DataplaneFlags { role, view: Some(view), output }) => {
+            print(cli::view(view, &ViewArgs { run_dir: role.config.run_dir, output }))
+        }
+        Command::Ingress(flags) => role::ingress(flags),
+        Command::Explain(args) => print(cli::explain(&args)),
+        Command::Image(args) => args.run(&mut std::io::stdout()).map_err(Into::into),
+        Command::Cni => {
+            let env = |name: &str| std::env::var(name).ok();
+            return weir_dataplane::cni::main(std::io::stdin(), env, std::io::stdout());
+        }
+        Command::Shim(args) => return weir_kubelet::shim::main(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weir: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(text: Result<String, CliError>) -> Result<()> {
+    print!("{}", text?);
+    Ok(())
+}

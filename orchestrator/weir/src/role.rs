@@ -1,0 +1,199 @@
+//! What every role does around its own work: logs, an API client, metrics, readiness, and an orderly end.
+
+use std::{future::Future, net::SocketAddr, os::unix::net::UnixDatagram, path::PathBuf};
+
+use anyhow::{Context, Result};
+use kube::{
+    Client,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use nix::sys::{prctl, signal::Signal};
+use prometheus_client::registry::Registry;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::admin;
+
+/// Set by `weir up` for the roles it starts: they end when it does, however it ends.
+pub(crate) const SUPERVISED: &str = "WEIR_SUPERVISED";
+/// Where a service manager, or `weir up`, hears that a role is ready (`sd_notify(3)`).
+pub(crate) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+
+/// Flags of a role that serves its own metrics.
+#[derive(clap::Args)]
+pub(crate) struct Flags<C: clap::Args> {
+    #[command(flatten)]
+    config: C,
+    #[command(flatten)]
+    log: LogFlags,
+}
+
+/// Flags of a role that is a client of the API server.
+#[derive(clap::Args)]
+pub(crate) struct ClientFlags<C: clap::Args> {
+    /// How to reach the API server; without it, `KUBECONFIG`, `~/.kube/config` or the pod's service account.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Where to serve /metrics, /healthz and /readyz; without it, nowhere.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics_address: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) config: C,
+    #[command(flatten)]
+    log: LogFlags,
+}
+
+#[derive(clap::Args)]
+struct LogFlags {
+    /// What to log: a level, or `target=level` pairs with commas between.
+    #[arg(long, env = "WEIR_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+    /// Write each log line as one JSON object.
+    #[arg(long)]
+    log_json: bool,
+}
+
+impl LogFlags {
+    fn install(&self) -> Result<()> {
+        let filter = EnvFilter::try_new(&self.log).with_context(|| format!("--log {:?}", self.log))?;
+        let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        if self.log_json {
+            lines.json().init();
+        } else {
+            lines.with_ansi(false).init();
+        }
+        Ok(())
+    }
+}
+
+/// The three things a running role is given besides its own configuration.
+struct Running {
+    ready: oneshot::Sender<()>,
+    shutdown: CancellationToken,
+}
+
+pub(crate) fn apiserver(flags: Flags<weir_apiserver::Config>) -> Result<()> {
+    start(&flags.log)?;
+    block_on(
+        2,
+        supervise(None, |registry| {
+            let role = weir_apiserver::Apiserver::new(flags.config, registry)?;
+            Ok(|running: Running| async { Ok(role.run(running.ready, running.shutdown).await?) })
+        }),
+    )
+}
+
+/// The roles that are clients of the API server differ in nothing but their type and their threads.
+macro_rules! client_role {
+    ($name:ident, $crate_name:ident :: $role:ident, $threads:expr) => {
+        pub(crate) fn $name(flags: ClientFlags<$crate_name::Config>) -> Result<()> {
+            start(&flags.log)?;
+            block_on($threads, async move {
+                let client = client(flags.kubeconfig).await?;
+                supervise(flags.metrics_address, |registry| {
+                    let role = $crate_name::$role::new(flags.config, client, registry)?;
+                    Ok(|running: Running| async { Ok(role.run(running.ready, running.shutdown).await?) })
+                })
+                .await
+            })
+        }
+    };
+}
+
+client_role!(scheduler, weir_scheduler::Scheduler, 1);
+client_role!(controllers, weir_controllers::Controllers, 1);
+client_role!(kubelet, weir_kubelet::Kubelet, 2);
+client_role!(dataplane, weir_dataplane::Dataplane, 1);
+client_role!(ingress, weir_ingress::Ingress, 1);
+
+/// Logs, the TLS provider, and the tie to `weir up`.
+fn start(log: &LogFlags) -> Result<()> {
+    log.install()?;
+    install_tls_provider();
+    if std::env::var_os(SUPERVISED).is_some() {
+        prctl::set_pdeathsig(Signal::SIGTERM).context("asking to end with the supervisor")?;
+    }
+    Ok(())
+}
+
+/// One TLS provider serves every library in the process.
+pub(crate) fn install_tls_provider() {
+    // The only error is that one is installed already, which is what is wanted.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+fn block_on<T>(threads: usize, future: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut runtime = if threads == 1 {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
+    runtime.worker_threads(threads).enable_all().build().context("starting the runtime")?.block_on(future)
+}
+
+async fn client(kubeconfig: Option<PathBuf>) -> Result<Client> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let file =
+                Kubeconfig::read_from(&path).with_context(|| format!("--kubeconfig {}", path.display()))?;
+            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?
+        }
+        None => kube::Config::infer().await.context("no API server: pass --kubeconfig FILE")?,
+    };
+    Ok(Client::try_from(config)?)
+}
+
+/// Runs a role until SIGTERM or SIGINT, with its admin server beside it.
+async fn supervise<R, F>(
+    metrics_address: Option<SocketAddr>,
+    new: impl FnOnce(&mut Registry) -> Result<R>,
+) -> Result<()>
+where
+    R: FnOnce(Running) -> F,
+    F: Future<Output = Result<()>>,
+{
+    let mut registry = Registry::default();
+    let run = new(&mut registry)?;
+
+    let shutdown = CancellationToken::new();
+    end_on_signals(shutdown.clone())?;
+
+    let (ready, is_ready) = oneshot::channel();
+    let readiness = admin::Readiness::default();
+    if let Some(address) = metrics_address {
+        admin::serve(address, registry, readiness.clone(), shutdown.clone()).await?;
+    }
+    tokio::spawn(async move {
+        if is_ready.await.is_ok() {
+            readiness.set();
+            notify_ready();
+        }
+    });
+    run(Running { ready, shutdown }).await
+}
+
+/// The first SIGTERM or SIGINT asks for an orderly end.
+pub(crate) fn end_on_signals(shutdown: CancellationToken) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        shutdown.cancel();
+    });
+    Ok(())
+}
+
+fn notify_ready() {
+    let Some(socket) = std::env::var_os(NOTIFY_SOCKET) else { return };
+    let sent = UnixDatagram::unbound().and_then(|unbound| unbound.send_to(b"READY=1", &socket));
+    if let Err(error) = sent {
+        tracing::warn!(socket = %socket.display(), %error, "cannot say that this role is ready");
+    }
+}
