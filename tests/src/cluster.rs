@@ -255,17 +255,25 @@ impl Cluster {
         })
     }
 
-    /// The process id of a role.
+    /// The process id of a role; one that is just being started again is waited for.
     pub fn role(&self, role: &str) -> Result<Pid> {
         let up = self.up.as_ref().context("weir up was not started")?;
-        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", up.id()))?;
-        for child in children.split_whitespace() {
-            let words = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
-            if words.split(|byte| *byte == 0).nth(1) == Some(role.as_bytes()) {
-                return Ok(Pid::from_raw(child.parse()?));
+        let asked = Instant::now();
+        loop {
+            let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", up.id()))?;
+            for child in children.split_whitespace() {
+                let words = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+                if words.split(|byte| *byte == 0).nth(1) == Some(role.as_bytes()) {
+                    return Ok(Pid::from_raw(child.parse()?));
+                }
             }
+            ensure!(
+                asked.elapsed() < START_DEADLINE,
+                "no process of role {role} below weir up\n{}",
+                self.logs()
+            );
+            thread::sleep(LOOK_AGAIN);
         }
-        bail!("no process of role {role} below weir up")
     }
 
     /// Proportional set size of every process of Weir, in bytes: shared pages are counted once.

@@ -29,10 +29,11 @@ impl Leftovers {
                 found.insert(format!("process {words}"));
             }
         }
-        for what in [["link"], ["address"], ["route"], ["neighbour"]] {
-            let output = namespace.command("ip").args(["-brief"]).args(what).arg("show").output()?;
+        // Neighbours that the kernel found by itself come and go; only permanent ones are somebody's.
+        for what in ["link show", "address show", "route show", "neighbour show nud permanent"] {
+            let output = namespace.command("ip").arg("-brief").args(what.split(' ')).output()?;
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            found.extend(text.lines().map(|line| format!("{} {}", what[0], line.trim())));
+            found.extend(text.lines().map(|line| format!("{what}: {}", line.trim())));
         }
         Ok(Self(found))
     }

@@ -1,4 +1,7 @@
-//! The artifacts that tasks run: the executable and the echo image.
+//! The artifacts that tasks run: the executable, an example, and the echo image.
+//!
+//! Everything is selected with `--workspace`, as `cargo test` does: cargo then resolves every dependency's features once,
+//! and builds none twice.
 
 use std::{path::PathBuf, process::Command};
 
@@ -27,7 +30,12 @@ impl Profile {
 
 /// Builds `weir` and returns its path.
 pub(crate) fn weir(profile: Profile) -> Result<PathBuf> {
-    executable("weir", &mut cargo(["build", "--package", "weir", "--profile", profile.name()])?)
+    executable("weir", &mut cargo(["build", "--workspace", "--bin", "weir", "--profile", profile.name()]))
+}
+
+/// Builds an example for measurements and returns its path.
+pub(crate) fn example(name: &str) -> Result<PathBuf> {
+    executable(name, &mut cargo(["build", "--workspace", "--example", name, "--release"]))
 }
 
 /// Builds the echo image's program as one static file and returns its path.
@@ -35,7 +43,7 @@ pub(crate) fn echo() -> Result<PathBuf> {
     // A target of its own keeps the flag away from everything else that is built.
     let target = host_target()?;
     let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", target.to_uppercase().replace('-', "_"));
-    let mut build = cargo(["build", "--package", "weir-echo", "--release", "--target", &target])?;
+    let mut build = cargo(["build", "--package", "weir-echo", "--release", "--target", &target]);
     executable("weir-echo", build.env(flags, "-Ctarget-feature=+crt-static"))
 }
 
@@ -45,7 +53,7 @@ pub(crate) fn target_dir() -> Result<PathBuf> {
     struct Metadata {
         target_directory: PathBuf,
     }
-    let text = command::output(&mut cargo(["metadata", "--format-version=1", "--no-deps"])?)?;
+    let text = command::output(&mut cargo(["metadata", "--format-version=1", "--no-deps"]))?;
     Ok(serde_json::from_str::<Metadata>(&text)?.target_directory)
 }
 

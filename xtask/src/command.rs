@@ -10,10 +10,10 @@ use anyhow::{Context, Result, ensure};
 use crate::root;
 
 /// `cargo` with the given words, in the workspace.
-pub(crate) fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Command> {
+pub(crate) fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(root());
-    Ok(command)
+    command
 }
 
 /// Runs to the end; its output is the user's.

@@ -14,7 +14,6 @@ mod up;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]

@@ -47,7 +47,7 @@ pub(crate) fn run() -> Result<()> {
         install_packages(&packages)?;
     }
     if !is_installed("bpf-linker", BPF_LINKER) {
-        command::run(&mut cargo(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"])?)?;
+        command::run(&mut cargo(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]))?;
     }
     ensure!(
         exists("kubectl"),
@@ -61,7 +61,7 @@ pub(crate) fn deny() -> Result<()> {
     if exists("cargo-deny") {
         return Ok(());
     }
-    command::run(&mut cargo(["install", "cargo-deny", "--version", CARGO_DENY, "--locked"])?)
+    command::run(&mut cargo(["install", "cargo-deny", "--version", CARGO_DENY, "--locked"]))
 }
 
 fn install_packages(packages: &[&str]) -> Result<()> {

@@ -63,7 +63,7 @@ pub(crate) fn run(kind: Option<Kind>, filter: &str) -> Result<()> {
         if kind != Kind::Unit && tests.is_empty() {
             continue;
         }
-        let mut command = cargo(["test", "--workspace", "--no-fail-fast"])?;
+        let mut command = cargo(["test", "--workspace", "--no-fail-fast"]);
         if kind == Kind::Unit {
             command.args(["--lib", "--bins"]);
         }
@@ -100,7 +100,7 @@ fn targets() -> Result<BTreeSet<String>> {
         name: String,
         kind: Vec<String>,
     }
-    let text = command::output(&mut cargo(["metadata", "--format-version=1", "--no-deps"])?)?;
+    let text = command::output(&mut cargo(["metadata", "--format-version=1", "--no-deps"]))?;
     let metadata: Metadata = serde_json::from_str(&text)?;
     let targets = metadata.packages.into_iter().flat_map(|package| package.targets);
     Ok(targets.filter(|target| target.kind == ["test"]).map(|target| target.name).collect())

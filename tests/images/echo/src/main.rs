@@ -1,7 +1,7 @@
 //! The test image: a server that answers with what it saw.
 //!
 //! One static program, so that the image is one file. HTTP/1.1, HTTP/2 with prior knowledge and WebSocket share
-//! `HTTP_PORT` (8080); plain TCP and UDP echo share `ECHO_PORT` (9000). Examples, whole-cluster tests and benches run it.
+//! `LISTEN_HTTP` (8080); plain TCP and UDP echo share `LISTEN_ECHO` (9000). Examples, whole-cluster tests and benches run it.
 
 mod http;
 mod report;
@@ -21,8 +21,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> io::Result<()> {
-    let http = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port("HTTP_PORT", 8080)?)).await?;
-    let echo = (Ipv6Addr::UNSPECIFIED, port("ECHO_PORT", 9000)?);
+    let http = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port("LISTEN_HTTP", 8080)?)).await?;
+    let echo = (Ipv6Addr::UNSPECIFIED, port("LISTEN_ECHO", 9000)?);
     let tcp = TcpListener::bind(echo).await?;
     let udp = UdpSocket::bind(echo).await?;
 
@@ -39,7 +39,8 @@ async fn main() -> io::Result<()> {
     }
 }
 
-/// The port that the environment names, or the default.
+/// The port that the environment names, or the default. No name ends in `_PORT`: a Service called `echo` gives every pod an
+/// `ECHO_PORT` of its own.
 fn port(variable: &str, default: u16) -> io::Result<u16> {
     match env::var(variable) {
         Ok(value) => value.parse().map_err(|error| {
