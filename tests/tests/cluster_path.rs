@@ -3,6 +3,7 @@
 
 use std::{
     net::SocketAddr,
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -67,15 +68,16 @@ fn an_ordinary_manifest_serves_through_its_whole_life() -> Result<()> {
     let history = cluster.kubectl(&["rollout", "history", "deployment/checkout"])?;
     ensure!(history.contains('3'), "the undo is no new revision:\n{history}");
 
+    let logs = cluster.kubectl(&["logs", "deployment/catalog"])?;
+    ensure!(logs.contains("HTTP on"), "kubectl logs shows\n{logs}");
     let mut follower = cluster.kubectl_command();
-    let logs = cluster.kubectl(&["logs", "--selector=app=checkout", "--tail=5"])?;
-    ensure!(
-        follower.args(["logs", "deployment/checkout", "--limit-bytes=10"]).status()?.success(),
-        "logs: {logs}"
-    );
+    let follower =
+        follower.args(["logs", "--follow", "deployment/catalog"]).stdout(Stdio::piped()).spawn()?;
 
     cluster.kubectl(&["delete", "ingress/shop", "service/catalog", "service/checkout", "--timeout=30s"])?;
     cluster.kubectl(&["delete", "deployment/catalog", "deployment/checkout", "--timeout=60s"])?;
+    let followed = String::from_utf8(follower.wait_with_output()?.stdout)?;
+    ensure!(followed.contains("SIGTERM"), "kubectl logs --follow ended before the pod did:\n{followed}");
     eventually("pods go with their Deployments", || {
         let pods = cluster.kubectl(&["get", "pods", "--output=name"])?;
         ensure!(pods.is_empty(), "still there: {pods}");

@@ -26,6 +26,7 @@ async fn main() -> io::Result<()> {
     let tcp = TcpListener::bind(echo).await?;
     let udp = UdpSocket::bind(echo).await?;
 
+    println!("HTTP on {}, echo on {}", http.local_addr()?, tcp.local_addr()?);
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         result = http::serve(http) => result,
