@@ -9,10 +9,20 @@ use anyhow::{Context, Result, ensure};
 
 use crate::root;
 
+/// Prefixes of the variables in which cargo describes the package that it runs.
+const OWN_PACKAGE: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_"];
+
 /// `cargo` with the given words, in the workspace.
 pub(crate) fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(root());
+    // What cargo told this program about its own package is not for the next one: build scripts that ask for it would
+    // run again, and everything above them be built again.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| OWN_PACKAGE.iter().any(|prefix| name.starts_with(prefix))) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
