@@ -6,7 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -165,18 +165,4 @@ fn without_pinned_programs_the_runtime_is_told_to_try_again() {
     let answer: Value = serde_json::from_slice(&out).unwrap();
     assert_eq!(answer["code"], 11, "{answer}");
     assert_eq!((node.links().as_str(), Path::new(node.run_dir.path()).join("ipam").exists()), ("", false));
-}
-
-#[test]
-fn a_pod_link_takes_few_milliseconds() {
-    let node = Node::new("10.205.0.0/24");
-    let mut best = Duration::MAX;
-    for n in 0..5 {
-        let pod = NetNs::new();
-        let started = Instant::now();
-        node.call("ADD", &format!("pod{n}"), Some(&pod)).unwrap();
-        best = best.min(started.elapsed());
-    }
-    // The best of five: what the plugin costs, without what else the machine does.
-    assert!(best < Duration::from_millis(20), "{best:?}");
 }
