@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     error::{Errors, FieldError, Path},
-    names::{config_key, dns1123_label, dns1123_subdomain, env_var_name, port_name, port_number},
+    names::{config_key, dns1123_subdomain, env_var_name, port_name, port_number, unique_label},
     probe::{lifecycle, probes},
 };
 use crate::{object, quantity::Quantity};
@@ -92,17 +92,7 @@ fn container<'a>(
     names: &mut HashSet<&'a str>,
     errors: &mut Errors,
 ) {
-    let name = object::str_at(container, &["name"]);
-    if name.is_empty() {
-        errors.push(FieldError::required(path.child("name"), ""));
-    } else {
-        for problem in dns1123_label(name) {
-            errors.push(FieldError::invalid(path.child("name"), name, problem));
-        }
-        if !names.insert(name) {
-            errors.push(FieldError::duplicate(path.child("name"), name));
-        }
-    }
+    unique_label(container, path, names, errors);
     let image = object::str_at(container, &["image"]);
     if image.is_empty() {
         errors.push(FieldError::required(path.child("image"), ""));

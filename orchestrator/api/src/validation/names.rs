@@ -1,5 +1,12 @@
 //! The rules for names: DNS labels and subdomains, in upstream's words.
 
+use std::collections::HashSet;
+
+use serde_json::Value;
+
+use super::error::{Errors, FieldError, Path};
+use crate::object;
+
 /// What a name must look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameRule {
@@ -51,6 +58,26 @@ fn is_dns_label(text: &str) -> bool {
     bytes.first().is_some_and(|byte| is_lower_alphanumeric(*byte))
         && bytes.last().is_some_and(|byte| is_lower_alphanumeric(*byte))
         && bytes.iter().all(|byte| is_lower_alphanumeric(*byte) || *byte == b'-')
+}
+
+/// Checks `name` of a list's entry: there, an RFC 1123 label, and none that `names` has already.
+pub(super) fn unique_label<'a>(
+    entry: &'a Value,
+    path: &Path<'_>,
+    names: &mut HashSet<&'a str>,
+    errors: &mut Errors,
+) {
+    let name = object::str_at(entry, &["name"]);
+    if name.is_empty() {
+        errors.push(FieldError::required(path.child("name"), ""));
+        return;
+    }
+    for problem in dns1123_label(name) {
+        errors.push(FieldError::invalid(path.child("name"), name, problem));
+    }
+    if !names.insert(name) {
+        errors.push(FieldError::duplicate(path.child("name"), name));
+    }
 }
 
 /// What is wrong with an RFC 1123 label.

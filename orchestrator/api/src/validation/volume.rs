@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     error::{Errors, FieldError, Path},
-    names::dns1123_label,
+    names::unique_label,
 };
 use crate::object;
 
@@ -20,17 +20,7 @@ pub(super) fn volumes<'a>(volumes: &'a [Value], list: &Path<'_>, errors: &mut Er
     let mut names = HashSet::new();
     for (index, volume) in volumes.iter().enumerate() {
         let path = list.index(index);
-        let name = object::str_at(volume, &["name"]);
-        if name.is_empty() {
-            errors.push(FieldError::required(path.child("name"), ""));
-        } else {
-            for problem in dns1123_label(name) {
-                errors.push(FieldError::invalid(path.child("name"), name, problem));
-            }
-            if !names.insert(name) {
-                errors.push(FieldError::duplicate(path.child("name"), name));
-            }
-        }
+        unique_label(volume, &path, &mut names, errors);
         source(volume, &path, errors);
     }
     names
