@@ -258,18 +258,8 @@ impl Netlink {
     /// Deletes every route that Weir made in this namespace; says how many there were.
     pub async fn delete_weir_routes(&self) -> Result<usize, NetlinkError> {
         let mut deleted = 0;
-        for family in [
-            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
-        ] {
-            let routes: Vec<RouteMessage> = self
-                .handle
-                .route()
-                .get(family)
-                .execute()
-                .try_collect()
-                .await
-                .map_err(|error| refused("list routes", error))?;
+        for family in families() {
+            let routes = self.routes(family).await?;
             for route in
                 routes.into_iter().filter(|r| r.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL))
             {
@@ -287,19 +277,8 @@ impl Netlink {
     pub async fn default_route_links(&self) -> Result<Vec<u32>, NetlinkError> {
         use rtnetlink::packet_route::route::RouteAttribute;
         let mut links = Vec::new();
-        for family in [
-            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
-        ] {
-            let routes: Vec<RouteMessage> = self
-                .handle
-                .route()
-                .get(family)
-                .execute()
-                .try_collect()
-                .await
-                .map_err(|error| refused("list routes", error))?;
-            for route in routes {
+        for family in families() {
+            for route in self.routes(family).await? {
                 let main = route.header.table == 254 && route.header.destination_prefix_length == 0;
                 if !main || route.header.kind != RouteType::Unicast {
                     continue;
@@ -315,6 +294,11 @@ impl Netlink {
         Ok(links)
     }
 
+    async fn routes(&self, family: RouteMessage) -> Result<Vec<RouteMessage>, NetlinkError> {
+        let routes = self.handle.route().get(family).execute();
+        routes.try_collect().await.map_err(|error| refused("list routes", error))
+    }
+
     async fn replace_route(
         &self,
         route: RouteMessage,
@@ -323,6 +307,14 @@ impl Netlink {
         let added = self.handle.route().add(route).replace().execute().await;
         added.map_err(|error| refused(operation(), error))
     }
+}
+
+/// What asks for the routes of each family, IPv4 first.
+fn families() -> [RouteMessage; 2] {
+    [
+        RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+        RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+    ]
 }
 
 impl From<LinkMessage> for Link {
