@@ -75,12 +75,19 @@ pub struct Ip4(pub Be32);
 pub struct Ip6(pub [Be32; 4]);
 
 /// What both families have in common: everything the dataplane needs of an address.
-pub trait Address: Copy + Eq + Default + Hash + 'static {
+pub trait Address: Copy + Eq + Default + Hash + sealed::Sealed + 'static {
     /// The address as words in network order, for hashes and checksum deltas.
     type Words: AsRef<[Be32]>;
 
     /// Those words.
     fn words(&self) -> Self::Words;
+}
+
+mod sealed {
+    /// The layouts are laid out for these two addresses, and no others.
+    pub trait Sealed {}
+    impl Sealed for super::Ip4 {}
+    impl Sealed for super::Ip6 {}
 }
 
 impl Address for Ip4 {

@@ -1,6 +1,6 @@
 //! Backends: the endpoints that serve.
 
-use crate::{Be16, Ip4, Ip6, layout};
+use crate::{Be16, family_layout};
 
 /// Value of `backends_v4` and `backends_v6`, arrays indexed by a backend id that the agent gives out.
 ///
@@ -25,4 +25,4 @@ impl<A> Backend<A> {
     pub const FLAG_LOCAL: u16 = 1 << 1;
 }
 
-layout!(Backend<Ip4> = 12, Backend<Ip6> = 36);
+family_layout!(Backend = 12, 36);

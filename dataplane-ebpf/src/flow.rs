@@ -1,6 +1,6 @@
 //! Flows: what was decided for a connection, one entry per direction.
 
-use crate::{Be16, Ip4, Ip6, Mac, Protocol, layout};
+use crate::{Be16, Mac, Protocol, family_layout, layout};
 
 /// Key of `flows_v4` and `flows_v6`: the packet's tuple as it arrives.
 #[repr(C)]
@@ -122,4 +122,5 @@ impl<A: Copy> FlowKey<A> {
     }
 }
 
-layout!(FlowKey<Ip4> = 16, FlowKey<Ip6> = 40, FlowState = 1, Flow<Ip4> = 64, Flow<Ip6> = 88);
+layout!(FlowState = 1);
+family_layout!(FlowKey = 16, 40; Flow = 64, 88);

@@ -1,6 +1,6 @@
 //! Frontends: the addresses that clients of a Service talk to.
 
-use crate::{Be16, Ip4, Ip6, layout};
+use crate::{Be16, family_layout, layout};
 
 /// An IP protocol number (IANA).
 #[repr(transparent)]
@@ -70,4 +70,5 @@ impl Frontend {
     pub const FLAG_NODE_PORT: u32 = 1 << 1;
 }
 
-layout!(Protocol = 1, Scope = 1, FrontendKey<Ip4> = 8, FrontendKey<Ip6> = 20, Frontend = 24);
+layout!(Protocol = 1, Scope = 1, Frontend = 24);
+family_layout!(FrontendKey = 8, 20);

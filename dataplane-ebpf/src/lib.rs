@@ -52,3 +52,20 @@ macro_rules! layout {
     };
 }
 use layout;
+
+/// The same for a layout that exists once for each family: its size with an IPv4 and with an IPv6 address. User space
+/// may then treat it as plain old data in code that is generic over the family.
+macro_rules! family_layout {
+    ($($type:ident = $v4:literal, $v6:literal);+ $(;)?) => {
+        $(
+            const _: () = assert!(core::mem::size_of::<$type<$crate::Ip4>>() == $v4);
+            const _: () = assert!(core::mem::size_of::<$type<$crate::Ip6>>() == $v6);
+
+            // SAFETY: `#[repr(C)]`, every field is plain old data, and the size assertions above show that no padding
+            // is left with either address; `Address` is sealed, so there is no third.
+            #[cfg(feature = "user")]
+            unsafe impl<A: $crate::Address> aya::Pod for $type<A> {}
+        )+
+    };
+}
+use family_layout;

@@ -1,6 +1,6 @@
 //! What the socket hooks remember, so that a process sees the service that it asked for.
 
-use crate::{Be16, Ip4, Ip6, Protocol, layout};
+use crate::{Be16, Protocol, family_layout};
 
 /// Key of `socket_peers_v4` and `socket_peers_v6`: a socket and the backend that it really talks to.
 #[repr(C)]
@@ -33,4 +33,4 @@ pub struct SocketPeer<A> {
     pub service: u32,
 }
 
-layout!(SocketPeerKey<Ip4> = 16, SocketPeerKey<Ip6> = 28, SocketPeer<Ip4> = 12, SocketPeer<Ip6> = 24);
+family_layout!(SocketPeerKey = 16, 28; SocketPeer = 12, 24);

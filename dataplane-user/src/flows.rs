@@ -11,10 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::Pod;
-use weir_dataplane_ebpf::{
-    Backend, Flow, FlowKey, FlowState, FrontendKey, Protocol, SocketPeer, SocketPeerKey,
-};
+use weir_dataplane_ebpf::{Backend, Flow, FlowKey, FlowState, Protocol};
 
 use crate::kernel::{
     maps::{Family, FamilyMaps, Maps, TableError, backend_address},
@@ -116,15 +113,7 @@ fn is_over<A: Family>(
     idle > CLOSED.as_secs_f64() && backends.get(&backend) != Some(&flow.backend)
 }
 
-fn collect<A: Family>(maps: &FamilyMaps<A>, now: u32, ticks_per_s: f64) -> Result<(u32, u64), TableError>
-where
-    FrontendKey<A>: Pod,
-    Backend<A>: Pod,
-    FlowKey<A>: Pod + Eq + std::hash::Hash,
-    Flow<A>: Pod,
-    SocketPeerKey<A>: Pod,
-    SocketPeer<A>: Pod,
-{
+fn collect<A: Family>(maps: &FamilyMaps<A>, now: u32, ticks_per_s: f64) -> Result<(u32, u64), TableError> {
     let (mut live, mut removed) = (0, 0);
     let mut backends: Option<HashMap<SocketAddr, u32>> = None;
     for batch in maps.flows.batches() {

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use weir_dataplane_ebpf::{Backend, Flow, FlowKey, Frontend, FrontendKey, SocketPeer, SocketPeerKey};
+use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey};
 
 use crate::{
     kernel::maps::{Family, FamilyMaps, Maps, TableError, backend_address, frontend_address},
@@ -203,15 +203,7 @@ pub(crate) fn adopt(maps: &Maps, names: &HashMap<u32, PortName>) -> Result<Adopt
     Ok(adopted)
 }
 
-fn adopt_family<A: Family>(maps: &FamilyMaps<A>, adopted: &mut Adopted) -> Result<(), TableError>
-where
-    FrontendKey<A>: aya::Pod,
-    Backend<A>: aya::Pod,
-    FlowKey<A>: aya::Pod,
-    Flow<A>: aya::Pod,
-    SocketPeerKey<A>: aya::Pod,
-    SocketPeer<A>: aya::Pod,
-{
+fn adopt_family<A: Family>(maps: &FamilyMaps<A>, adopted: &mut Adopted) -> Result<(), TableError> {
     let frontends: Vec<(FrontendKey<A>, Frontend)> = maps.frontends.entries()?;
     adopted.frontends.extend(frontends.into_iter().map(|(key, value)| (frontend_address(key), value)));
     for (id, backend) in maps.backends.entries()? {

@@ -4,12 +4,8 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, path::PathBuf};
 
-use aya::Pod;
 use serde::Serialize;
-use weir_dataplane_ebpf::{
-    Backend, Be16, Flow, FlowKey, Frontend, FrontendKey, NodeConfig, Protocol, Scope, SocketPeer,
-    SocketPeerKey, hash,
-};
+use weir_dataplane_ebpf::{Backend, Be16, FlowKey, Frontend, FrontendKey, NodeConfig, Protocol, Scope, hash};
 
 use super::{
     CliError, Output, json, require_loaded,
@@ -119,15 +115,7 @@ fn report<A: Family>(
     maps: &FamilyMaps<A>,
     protocol: Protocol,
     args: &ExplainArgs,
-) -> Result<Report, CliError>
-where
-    FrontendKey<A>: Pod + Eq + std::hash::Hash,
-    Backend<A>: Pod,
-    FlowKey<A>: Pod + Eq + std::hash::Hash,
-    Flow<A>: Pod,
-    SocketPeerKey<A>: Pod,
-    SocketPeer<A>: Pod,
-{
+) -> Result<Report, CliError> {
     let address = |socket: SocketAddr| A::of(socket.ip()).ok_or(CliError::MixedFamilies);
     let key = FlowKey {
         source: address(args.source)?,
@@ -158,15 +146,7 @@ fn explain_scope<A: Family>(
     key: &FlowKey<A>,
     scope: Scope,
     known: bool,
-) -> Result<Explanation, CliError>
-where
-    FrontendKey<A>: Pod + Eq + std::hash::Hash,
-    Backend<A>: Pod,
-    FlowKey<A>: Pod + Eq + std::hash::Hash,
-    Flow<A>: Pod,
-    SocketPeerKey<A>: Pod,
-    SocketPeer<A>: Pod,
-{
+) -> Result<Explanation, CliError> {
     let mut explanation = Explanation {
         scope: scope_name(scope),
         service: None,
@@ -201,15 +181,7 @@ fn candidates<A: Family>(
     reader: &Reader,
     maps: &FamilyMaps<A>,
     frontend: &Frontend,
-) -> Result<Vec<Candidate>, CliError>
-where
-    FrontendKey<A>: Pod,
-    Backend<A>: Pod,
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-    SocketPeerKey<A>: Pod,
-    SocketPeer<A>: Pod,
-{
+) -> Result<Vec<Candidate>, CliError> {
     let mut shares = BTreeMap::<u32, u32>::new();
     for slot in 0..=frontend.maglev_mask {
         *shares.entry(reader.maps.maglev.at(frontend.maglev_offset.wrapping_add(slot))?).or_default() += 1;

@@ -2,12 +2,8 @@
 
 use std::{collections::HashMap, net::SocketAddr, path::PathBuf};
 
-use aya::Pod;
 use serde::Serialize;
-use weir_dataplane_ebpf::{
-    Backend, Flow, FlowKey, Frontend, FrontendKey, LAYOUT_VERSION, NodeConfig, Scope, SocketPeer,
-    SocketPeerKey,
-};
+use weir_dataplane_ebpf::{Backend, Flow, FlowKey, Frontend, FrontendKey, LAYOUT_VERSION, NodeConfig, Scope};
 
 use super::{CliError, Output, json, require_loaded, table};
 use crate::{
@@ -219,15 +215,7 @@ impl Reader {
         &self,
         maps: &FamilyMaps<A>,
         rows: &mut Vec<ServiceRow>,
-    ) -> Result<(), CliError>
-    where
-        FrontendKey<A>: Pod,
-        Backend<A>: Pod,
-        FlowKey<A>: Pod,
-        Flow<A>: Pod,
-        SocketPeerKey<A>: Pod,
-        SocketPeer<A>: Pod,
-    {
+    ) -> Result<(), CliError> {
         let entries: Vec<(FrontendKey<A>, Frontend)> = maps.frontends.entries()?;
         rows.extend(entries.into_iter().map(|(key, value)| ServiceRow {
             service: self.service(value.service),

@@ -198,15 +198,7 @@ pub struct Maps {
     drops: Map,
 }
 
-impl<A: Family> FamilyMaps<A>
-where
-    FrontendKey<A>: Pod,
-    Backend<A>: Pod,
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-    SocketPeerKey<A>: Pod,
-    SocketPeer<A>: Pod,
-{
+impl<A: Family> FamilyMaps<A> {
     fn open(paths: &Paths) -> Result<Self, TableError> {
         let path = |name: &str| paths.map(&format!("{name}_{}", A::SUFFIX));
         Ok(Self {
