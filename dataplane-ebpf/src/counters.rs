@@ -10,6 +10,16 @@ macro_rules! drop_reasons {
             $($(#[$doc])+ $variant),+
         }
 
+        impl DropReason {
+            /// The name that metrics, logs and `weir dataplane drops` show.
+            #[inline(always)]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name),+
+                }
+            }
+        }
+
         /// Every reason with the name that metrics and `weir dataplane drops` show, by index.
         pub const DROP_REASONS: &[(DropReason, &str)] = &[$((DropReason::$variant, $name)),+];
     };

@@ -26,6 +26,7 @@ use crate::{
     kernel::{
         attach::{AttachError, Programs, Targets},
         maps::{Maps, TableError},
+        packet_log::PacketLogError,
     },
     metrics::{Metrics, observe},
     netlink::{Netlink, NetlinkError},
@@ -60,6 +61,9 @@ pub enum Error {
     /// Netlink.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// The packet log that was asked for.
+    #[error(transparent)]
+    PacketLog(#[from] PacketLogError),
     /// The first round.
     #[error(transparent)]
     Sync(#[from] SyncError),
@@ -138,7 +142,15 @@ impl Agent {
         let uplinks = node::uplinks(&netlink, &config.uplink).await?;
         let cgroup = node::cgroup_root(&config)?;
 
-        let mut programs = Programs::load(&paths)?;
+        let mut programs = Programs::load(&paths, config.packet_log)?;
+        if config.packet_log {
+            let lines = programs.packet_log()?.follow();
+            tokio::spawn(async {
+                if let Err(error) = lines.await {
+                    warn!(%error, "no more lines about packets");
+                }
+            });
+        }
         let maps = Maps::open(&paths)?;
         // Before anything is attached: a program that finds no flags does nothing.
         write_node_config(&maps, config.socket_lb, &[])?;

@@ -58,6 +58,10 @@ pub struct Config {
     /// Translate service addresses when a process connects, once, instead of in every packet.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub socket_lb: bool,
+    /// Write a line into the log for each packet that a program drops, and why. For finding a fault, not for always: a
+    /// flood of bad packets becomes a flood of lines.
+    #[arg(long)]
+    pub packet_log: bool,
     /// Ranges of node addresses that node ports are served on; all of them (but loopback) when none is given.
     #[arg(long, value_delimiter = ',')]
     pub nodeport_addresses: Vec<Cidr>,
@@ -77,6 +81,7 @@ impl Default for Config {
             cgroup_root: None,
             run_dir: "/run/weir".into(),
             socket_lb: true,
+            packet_log: false,
             nodeport_addresses: Vec::new(),
             pod_cidr: vec![Cidr::containing([10, 244, 0, 0].into(), 16)],
             service_cidr: vec![Cidr::containing([10, 96, 0, 0].into(), 12)],

@@ -66,6 +66,9 @@ pub struct Options<'a> {
     pub pins: Option<&'a Path>,
     /// Other bounds than the ABI's, by map name.
     pub max_entries: &'a [(&'a str, u32)],
+    /// Whether programs write a line for each packet that they drop (see [`crate::kernel::packet_log`]). Without it they
+    /// hold no instruction of that.
+    pub packet_log: bool,
 }
 
 /// Loads maps and programs. Nothing is attached yet.
@@ -73,6 +76,8 @@ pub fn load(options: &Options<'_>) -> Result<Ebpf, Error> {
     let has_set_retval = u8::from(has_set_retval());
     let mut loader = EbpfLoader::new();
     loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    let log_level = if options.packet_log { aya_log::Level::Info as u8 } else { 0 };
+    loader.override_global(aya_log::LEVEL, &log_level, true);
     for (name, max_entries) in options.max_entries {
         loader.map_max_entries(name, *max_entries);
     }

@@ -7,7 +7,7 @@ const SMALL: &[(&str, u32)] = &[("flows_v4", 64), ("flows_v6", 64), ("maglev", 2
 
 #[test]
 fn every_program_loads() {
-    let ebpf = programs::load(&Options { pins: None, max_entries: SMALL })
+    let ebpf = programs::load(&Options { max_entries: SMALL, ..Options::default() })
         .expect("needs root and a kernel with BTF");
     let loaded: Vec<&str> = ebpf.programs().map(|(name, _)| name).collect();
     for name in [XDP_UPLINK, TC_UPLINK, TC_POD].iter().chain(&SOCKET_HOOKS) {

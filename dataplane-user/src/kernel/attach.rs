@@ -24,7 +24,11 @@ use aya::{
 use tracing::{info, warn};
 use weir_dataplane_ebpf::DROP_REASONS;
 
-use super::{bpffs, sys};
+use super::{
+    bpffs,
+    packet_log::{PacketLog, PacketLogError},
+    sys,
+};
 use crate::{netlink::Link, paths::Paths, programs};
 
 /// Prefix of the pins of pod links, which the CNI plugin makes.
@@ -109,18 +113,23 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Loads the programs, taking over the maps that are pinned.
-    pub fn load(paths: &Paths) -> Result<Self, AttachError> {
+    /// Loads the programs, taking over the maps that are pinned. With `packet_log` they say what they drop.
+    pub fn load(paths: &Paths, packet_log: bool) -> Result<Self, AttachError> {
         require_kernel()?;
         bpffs::ensure(paths)?;
         forget_shorter_drops(paths)?;
         let pins = paths.maps();
-        let options = programs::Options { pins: Some(&pins), ..programs::Options::default() };
+        let options = programs::Options { pins: Some(&pins), packet_log, ..programs::Options::default() };
         let ebpf = programs::load(&options).map_err(|error| match not_permitted(&error) {
             Some(error) => AttachError::Privilege(error),
             None => AttachError::Load { error },
         })?;
         Ok(Self { ebpf, paths: paths.clone() })
+    }
+
+    /// What the programs say about single packets, for this process's log.
+    pub fn packet_log(&mut self) -> Result<PacketLog<&'static dyn log::Log>, PacketLogError> {
+        PacketLog::open(&mut self.ebpf, log::logger())
     }
 
     /// Pins the programs, replaces those of all pinned links, attaches where nothing is attached yet, and detaches from

@@ -3,4 +3,5 @@
 pub mod attach;
 pub mod bpffs;
 pub mod maps;
+pub mod packet_log;
 pub(crate) mod sys;

@@ -1,7 +1,7 @@
 //! System calls of the bpf family that aya has no safe wrapper for: batches of map entries, replacing the program of any
-//! kind of link, and reading the kernel's clock of flows.
+//! kind of link, waiting for a ring buffer, and reading the kernel's clock of flows.
 
-#![expect(unsafe_code, reason = "bpf(2) has no safe wrapper for these commands")]
+#![expect(unsafe_code, reason = "these calls have no safe wrapper")]
 
 use std::{
     ffi::CString,
@@ -16,6 +16,7 @@ use std::{
 };
 
 use aya::Pod;
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Commands of bpf(2), from `linux/bpf.h`.
 mod command {
@@ -83,6 +84,12 @@ struct LinkUpdateAttributes {
     program: u32,
     flags: u32,
     old_program: u32,
+}
+
+/// Lets a task wait for a descriptor to become readable.
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is one open descriptor, the same at every call, until it is dropped with what is returned.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 /// Replaces the program of a link in one step: every packet meets the old one or the new one, none meets neither.

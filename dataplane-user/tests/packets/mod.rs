@@ -11,7 +11,10 @@ use aya::{
     maps::{Array, HashMap, MapData, PerCpuArray},
     programs::{SchedClassifier, Xdp},
 };
-use weir_dataplane::programs::{self, Options};
+use weir_dataplane::{
+    kernel::packet_log::PacketLog,
+    programs::{self, Options},
+};
 use weir_dataplane_ebpf::{
     Address, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, Mac,
     NodeConfig, Protocol, Scope,
@@ -129,11 +132,20 @@ impl Dataplane {
 
     /// With a bound on flow entries.
     pub(crate) fn with_flows(flows: u32) -> Self {
+        Self::with_options(flows, false)
+    }
+
+    /// Whose programs say what they drop.
+    pub(crate) fn with_packet_log() -> Self {
+        Self::with_options(1024, true)
+    }
+
+    fn with_options(flows: u32, packet_log: bool) -> Self {
         let max_entries = [("flows_v4", flows), ("flows_v6", flows), ("maglev", 4096)];
-        let ebpf =
-            programs::load(&Options { pins: None, max_entries: &max_entries }).unwrap_or_else(|error| {
-                panic!("packet tests need root: {error}: {:?}", std::error::Error::source(&error))
-            });
+        let options = Options { max_entries: &max_entries, packet_log, ..Options::default() };
+        let ebpf = programs::load(&options).unwrap_or_else(|error| {
+            panic!("packet tests need root: {error}: {:?}", std::error::Error::source(&error))
+        });
         let mut dataplane = Self { ebpf, services: 0, backends: 0 };
         dataplane.configure(NodeConfig {
             gateway_v4: Ip4::parse(GATEWAY_V4.parse().expect("constant")),
@@ -262,6 +274,11 @@ impl Dataplane {
     /// A program, to attach it.
     pub(crate) fn program_mut(&mut self, name: &str) -> &mut aya::programs::Program {
         self.ebpf.program_mut(name).unwrap_or_else(|| panic!("no program {name}"))
+    }
+
+    /// The reader of what the programs say.
+    pub(crate) fn packet_log<T: log::Log>(&mut self, logger: T) -> PacketLog<T> {
+        PacketLog::open(&mut self.ebpf, logger).expect("the object has the ring buffer")
     }
 
     /// Reasons that were counted, with how often.

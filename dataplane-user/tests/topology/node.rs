@@ -72,7 +72,7 @@ impl TestNode {
                 let netlink = Netlink::connect().unwrap();
                 let config = Config { socket_lb, ..Config::default() };
                 let uplinks = node::uplinks(&netlink, &Uplinks::Named(vec!["up0".into()])).await.unwrap();
-                let mut programs = Programs::load(&paths).unwrap_or_else(|error| panic!("{error}"));
+                let mut programs = Programs::load(&paths, false).unwrap_or_else(|error| panic!("{error}"));
                 let maps = Maps::open(&paths).unwrap();
                 let gateway = node::ensure_gateway(&netlink, &[POD_CIDR.parse().unwrap()]).await.unwrap();
                 let std::net::IpAddr::V4(gateway) = gateway[0] else { unreachable!() };

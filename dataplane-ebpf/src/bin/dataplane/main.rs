@@ -21,6 +21,8 @@ mod flow;
 #[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
+mod log;
+#[cfg(target_arch = "bpf")]
 mod maglev;
 #[cfg(target_arch = "bpf")]
 mod maps;

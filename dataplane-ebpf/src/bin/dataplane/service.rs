@@ -11,7 +11,7 @@ use crate::{
     counters::Verdict,
     flow,
     kernel::now_jiffies,
-    maglev,
+    log, maglev,
     maps::{Draft, Family, NODE_CONFIG},
     parse::{self, Frame, Headers, Kind, Layout, Tcp, TcpFlags, Transport, Udp},
     rewrite::{self, Hook},
@@ -65,10 +65,15 @@ fn serve_family<A: Layout, H: Hook>(hook: &H, frame: Frame, frame_length: u32) -
 
 #[inline(always)]
 fn serve_transport<A: Layout, T: Transport, H: Hook>(hook: &H, frame: Frame, length: u32) -> Verdict {
-    match parse::headers::<A, T>(frame, length) {
-        Ok(headers) => decide::<A, T, H>(hook, &headers),
-        Err(error) => error.verdict(),
+    let headers = match parse::headers::<A, T>(frame, length) {
+        Ok(headers) => headers,
+        Err(error) => return error.verdict(),
+    };
+    let verdict = decide::<A, T, H>(hook, &headers);
+    if let Verdict::Drop(reason) = verdict {
+        log::dropped(&headers.key, hook.ifindex(), reason);
     }
+    verdict
 }
 
 /// A known flow, a service, or neither.

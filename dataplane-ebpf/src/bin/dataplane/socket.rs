@@ -17,6 +17,7 @@ use weir_dataplane_ebpf::{
 use crate::{
     counters::count_drop,
     kernel::has_set_retval,
+    log::{self, Loggable},
     maglev,
     maps::{Family, NODE_CONFIG},
 };
@@ -36,7 +37,7 @@ struct Call {
 /// Where in a socket call an address of this family stands.
 trait View {
     /// The family whose services it asks for.
-    type Address: Family;
+    type Address: Loggable;
     /// Reads it.
     fn address(call: &Call) -> Self::Address;
     /// Replaces it.
@@ -207,6 +208,7 @@ fn ask<V: View>(context: *mut bpf_sock_addr) -> i32 {
         }
         Err(reason) => {
             count_drop(reason);
+            log::refused(&key, reason);
             if has_set_retval() {
                 // SAFETY: the helper takes a plain number.
                 unsafe { bpf_set_retval(CONNECTION_REFUSED) };
