@@ -46,11 +46,6 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
         Command::new(&weir).args(["image", "import"]).arg("--data-dir").arg(&flags.data_dir).arg(image),
     )?;
 
-    // Ctrl-C is for weir up, which takes everything down; this process waits for it and then ends.
-    let mut interrupt = SigSet::empty();
-    interrupt.add(Signal::SIGINT);
-    interrupt.thread_block()?;
-
     let mut up = Command::new(&weir)
         .args(["up", "--uplink", &flags.uplink])
         .arg("--data-dir")
@@ -59,7 +54,12 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
         .stdout(Stdio::piped())
         .spawn()
         .context("starting weir up")?;
-    let shown = show_example(&mut up, flags);
+    // Ctrl-C is for weir up, which takes everything down; this process waits for it and then ends. Blocked only now, since
+    // a child inherits what is blocked.
+    let mut interrupt = SigSet::empty();
+    interrupt.add(Signal::SIGINT);
+    interrupt.thread_block()?;
+    let shown = show_example(&mut up, &weir, flags);
     if let Err(error) = &shown {
         eprintln!("xtask: {error:#}");
     }
@@ -69,7 +69,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
 }
 
 /// Passes on what `weir up` says; once all runs, applies the example and prints how to reach it.
-fn show_example(up: &mut Child, flags: &Flags) -> Result<()> {
+fn show_example(up: &mut Child, weir: &Path, flags: &Flags) -> Result<()> {
     let output = up.stdout.take().expect("standard output was asked for");
     let mut lines = BufReader::new(output).lines();
     for line in lines.by_ref() {
@@ -80,7 +80,7 @@ fn show_example(up: &mut Child, flags: &Flags) -> Result<()> {
         }
     }
     if up.try_wait()?.is_none() {
-        apply_example(flags)?;
+        apply_example(weir, flags)?;
     }
     for line in lines {
         println!("{}", line?);
@@ -88,7 +88,7 @@ fn show_example(up: &mut Child, flags: &Flags) -> Result<()> {
     Ok(())
 }
 
-fn apply_example(flags: &Flags) -> Result<()> {
+fn apply_example(weir: &Path, flags: &Flags) -> Result<()> {
     let certificate = certificate(&flags.data_dir)?;
     let kubeconfig = flags.data_dir.join("kubeconfig/admin.kubeconfig");
     let kubectl = |words: &[&str]| {
@@ -117,7 +117,8 @@ fn apply_example(flags: &Flags) -> Result<()> {
 
     println!("\nThe shop is open. Try:\n");
     println!("  export KUBECONFIG={}", kubeconfig.display());
-    println!("  kubectl get pods,services,ingresses\n");
+    println!("  kubectl get pods,services,ingresses");
+    println!("  {} dataplane services\n", weir.display());
     let [shop, admin] = HOSTS;
     for (host, path) in PATHS.map(|(path, _)| (shop, path)).into_iter().chain([(admin, "/")]) {
         println!("  curl --resolve {host}:80:127.0.0.1 http://{host}{path}");
