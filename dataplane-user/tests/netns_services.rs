@@ -93,10 +93,8 @@ fn the_command_line_says_what_the_maps_do_with_the_agent_dead() {
         stream
     });
     let run_dir = node.paths().run_dir().to_owned();
-    let show = |view: View| {
-        let args = ViewArgs { run_dir: run_dir.clone(), output: Output::Table };
-        cli::view(view, &args).unwrap_or_else(|error| panic!("{error}"))
-    };
+    let args = || ViewArgs { run_dir: run_dir.clone(), output: Output::Table };
+    let show = |view: View| cli::view(view, &args()).unwrap_or_else(|error| panic!("{error}"));
     let services = show(View::Services);
     let row = services
         .lines()
@@ -115,8 +113,7 @@ fn the_command_line_says_what_the_maps_do_with_the_agent_dead() {
             protocol: "tcp".into(),
             source: client.local_addr().unwrap(),
             destination,
-            run_dir: run_dir.clone(),
-            output: Output::Table,
+            view: args(),
         })
         .unwrap()
     };
