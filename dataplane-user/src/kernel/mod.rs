@@ -3,4 +3,5 @@
 pub mod attach;
 pub mod bpffs;
 pub mod maps;
+pub mod release;
 pub(crate) mod sys;
