@@ -15,7 +15,7 @@ mod observe;
 mod queue;
 mod worker;
 
-pub use events::{Kind as EventKind, Recorder, object_reference};
+pub use events::{EventWriter, Kind as EventKind, Recorder, object_reference};
 pub use informer::{Cache, Change, Informer, Mark};
 pub use key::ObjectKey;
 pub use observe::{Observed, observe};
