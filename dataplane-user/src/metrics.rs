@@ -10,7 +10,7 @@ use prometheus_client::{
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
     },
-    registry::{Registry, Unit},
+    registry::{Metric, Registry, Unit},
 };
 
 use crate::plan::{Limits, Usage};
@@ -49,63 +49,44 @@ pub struct Metrics {
     drops: Family<ReasonLabel, Gauge>,
 }
 
-/// 50 µs to 13 s.
-fn durations() -> Histogram {
-    Histogram::new(exponential_buckets(50e-6, 2.0, 18))
+/// A new metric that the registry knows.
+fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// The same for durations from 50 µs to 13 s.
+fn durations(registry: &mut Registry, name: &str, help: &str) -> Histogram {
+    let durations = Histogram::new(exponential_buckets(50e-6, 2.0, 18));
+    registry.register_with_unit(name, help, Unit::Seconds, durations.clone());
+    durations
 }
 
 impl Metrics {
     /// Registers them.
     pub fn new(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            sync: durations(),
-            event_to_kernel: durations(),
-            sync_failures: Counter::default(),
-            steps: Counter::default(),
-            unserved: Gauge::default(),
-            flows_removed: Counter::default(),
-            flow_pass: durations(),
-            entries: Family::default(),
-            bounds: Family::default(),
-            drops: Family::default(),
-        };
-        let m = &metrics;
-        let registry = registry.sub_registry_with_prefix("weir_dataplane");
-        let seconds = Unit::Seconds;
-        registry.register_with_unit(
-            "sync_duration",
-            "Plan and map writes of one round",
-            seconds.clone(),
-            m.sync.clone(),
-        );
-        let help = "From the arrival of an API event to the kernel's maps";
-        registry.register_with_unit("event_to_kernel", help, seconds.clone(), m.event_to_kernel.clone());
-        registry.register(
-            "sync_failures",
-            "Rounds that failed and were tried again",
-            m.sync_failures.clone(),
-        );
-        registry.register("map_writes", "Steps carried out", m.steps.clone());
-        registry.register(
-            "unserved_services",
-            "Services with something that is not served",
-            m.unserved.clone(),
-        );
-        registry.register("flows_removed", "Flow entries that were over", m.flows_removed.clone());
-        registry.register_with_unit(
-            "flow_pass",
-            "One pass over the flow tables",
-            seconds,
-            m.flow_pass.clone(),
-        );
-        registry.register("map_entries", "Entries in use", m.entries.clone());
-        registry.register("map_bound", "Entries that there is room for", m.bounds.clone());
-        registry.register(
-            "dropped_packets",
-            "Packets dropped by the programs since their maps were made",
-            m.drops.clone(),
-        );
-        metrics
+        let r = registry.sub_registry_with_prefix("weir_dataplane");
+        Self {
+            sync: durations(r, "sync_duration", "Plan and map writes of one round"),
+            event_to_kernel: durations(
+                r,
+                "event_to_kernel",
+                "From the arrival of an API event to the kernel's maps",
+            ),
+            sync_failures: registered(r, "sync_failures", "Rounds that failed and were tried again"),
+            steps: registered(r, "map_writes", "Steps carried out"),
+            unserved: registered(r, "unserved_services", "Services with something that is not served"),
+            flows_removed: registered(r, "flows_removed", "Flow entries that were over"),
+            flow_pass: durations(r, "flow_pass", "One pass over the flow tables"),
+            entries: registered(r, "map_entries", "Entries in use"),
+            bounds: registered(r, "map_bound", "Entries that there is room for"),
+            drops: registered(
+                r,
+                "dropped_packets",
+                "Packets dropped by the programs since their maps were made",
+            ),
+        }
     }
 
     pub(crate) fn set_usage(&self, usage: &Usage, limits: &Limits) {

@@ -1,6 +1,6 @@
 //! Services over real links: every path that a packet or a connection can take on one node.
 
-mod topology;
+mod node;
 
 use std::{
     io::{Read, Write as _},
@@ -9,20 +9,18 @@ use std::{
     time::Duration,
 };
 
-use topology::{
-    NetNs,
-    node::{NODE_ADDRESS, TestNode},
-};
+use node::{NODE_ADDRESS, TestNode};
 use weir_dataplane::cli::{self, ExplainArgs, Output, View, ViewArgs};
+use weir_tests::Namespace;
 
 /// Longer than anything here takes, short enough to see a hang.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A pod that echoes on TCP and UDP port 8080 until the test ends, with its own name in front.
-fn echo_pod(node: &TestNode, name: &'static str) -> (NetNs, Ipv4Addr) {
+fn echo_pod(node: &TestNode, name: &'static str) -> (Namespace, Ipv4Addr) {
     let (pod, address) = node.add_pod(name);
     let (tcp, udp) =
-        pod.run(|| (TcpListener::bind("0.0.0.0:8080").unwrap(), UdpSocket::bind("0.0.0.0:8080").unwrap()));
+        pod.inside(|| (TcpListener::bind("0.0.0.0:8080").unwrap(), UdpSocket::bind("0.0.0.0:8080").unwrap()));
     std::thread::spawn(move || {
         for stream in tcp.incoming() {
             std::thread::spawn(move || {
@@ -43,8 +41,8 @@ fn echo_pod(node: &TestNode, name: &'static str) -> (NetNs, Ipv4Addr) {
     (pod, address)
 }
 
-fn tcp(from: &NetNs, to: SocketAddr) -> std::io::Result<String> {
-    from.run(|| {
+fn tcp(from: &Namespace, to: SocketAddr) -> std::io::Result<String> {
+    from.inside(|| {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(b" hello")?;
@@ -55,8 +53,8 @@ fn tcp(from: &NetNs, to: SocketAddr) -> std::io::Result<String> {
     })
 }
 
-fn udp(from: &NetNs, to: SocketAddr) -> std::io::Result<(String, SocketAddr)> {
-    from.run(|| {
+fn udp(from: &Namespace, to: SocketAddr) -> std::io::Result<(String, SocketAddr)> {
+    from.inside(|| {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.send_to(b" hello", to)?;
@@ -89,16 +87,14 @@ fn the_command_line_says_what_the_maps_do_with_the_agent_dead() {
     let (_b, b_address) = echo_pod(&node, "b");
     node.serve(1, &[b_address]);
     node.kill();
-    let client = a.run(|| {
+    let client = a.inside(|| {
         let mut stream = TcpStream::connect_timeout(&cluster_ip(1), PATIENCE).unwrap();
         stream.read_exact(&mut [0]).unwrap();
         stream
     });
     let run_dir = node.paths().run_dir().to_owned();
-    let show = |view: View| {
-        let args = ViewArgs { run_dir: run_dir.clone(), output: Output::Table };
-        cli::view(view, &args).unwrap_or_else(|error| panic!("{error}"))
-    };
+    let args = || ViewArgs { run_dir: run_dir.clone(), output: Output::Table };
+    let show = |view: View| cli::view(view, &args()).unwrap_or_else(|error| panic!("{error}"));
     let services = show(View::Services);
     let row = services
         .lines()
@@ -117,8 +113,7 @@ fn the_command_line_says_what_the_maps_do_with_the_agent_dead() {
             protocol: "tcp".into(),
             source: client.local_addr().unwrap(),
             destination,
-            run_dir: run_dir.clone(),
-            output: Output::Table,
+            view: args(),
         })
         .unwrap()
     };
@@ -171,9 +166,10 @@ fn processes_of_the_node_reach_services_by_their_sockets() {
     let script =
         "echo $$ > $0/cgroup.procs && exec 3<>/dev/tcp/10.96.0.1/80 && printf ' hello' >&3 && head -c 7 <&3";
     let talk = |node: &TestNode, script: &str| {
-        let cgroup = node.cgroup.clone();
-        node.namespace
-            .run(|| Command::new("timeout").args(["5", "bash", "-c", script]).arg(cgroup).output().unwrap())
+        let cgroup = node.cgroup.path();
+        node.namespace.inside(|| {
+            Command::new("timeout").args(["5", "bash", "-c", script]).arg(cgroup).output().unwrap()
+        })
     };
     let done = talk(&node, script);
     assert_eq!(String::from_utf8_lossy(&done.stdout), "a hello", "{}", String::from_utf8_lossy(&done.stderr));
@@ -199,7 +195,7 @@ fn a_transfer_survives_the_agent() {
     let mut streams: Vec<TcpStream> = [(&a, cluster_ip(1)), (&node.client, (NODE_ADDRESS, 30_001).into())]
         .into_iter()
         .map(|(from, to)| {
-            from.run(|| {
+            from.inside(|| {
                 let mut stream = TcpStream::connect_timeout(&to, PATIENCE).unwrap();
                 stream.set_read_timeout(Some(PATIENCE)).unwrap();
                 let mut name = [0];
@@ -233,10 +229,10 @@ fn cleanup_leaves_nothing() {
         let run_dir = node.paths().run_dir().to_owned();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         (
-            node.namespace.ip("-o link show").lines().filter(|l| !l.contains("up0")).count(),
+            node.namespace.ip("-o link show").unwrap().lines().filter(|l| !l.contains("up0")).count(),
             // IPv6's own routes come late, when duplicate address detection is done.
-            node.namespace.ip("-4 route show table all"),
-            node.namespace.ip("-6 route show proto 87"),
+            node.namespace.ip("-4 route show table all").unwrap(),
+            node.namespace.ip("-6 route show proto 87").unwrap(),
             std::fs::read_dir(&run_dir).unwrap().flatten().map(|e| e.file_name()).collect::<Vec<_>>(),
             mounts.contains(&*run_dir.to_string_lossy()),
         )

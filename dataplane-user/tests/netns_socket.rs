@@ -19,31 +19,26 @@ use packets::{
 };
 use weir_dataplane::programs::SOCKET_HOOKS;
 use weir_dataplane_ebpf::{Ip4, NodeConfig, Scope};
+use weir_tests::Cgroup;
 
 const SERVICE: &str = "10.96.0.10:80";
 const EMPTY_SERVICE: &str = "10.96.0.11:80";
 
 /// A cgroup with this process in it; both go back when it is dropped.
 struct OwnCgroup {
-    path: PathBuf,
-    parent: PathBuf,
+    own: Cgroup,
+    before: PathBuf,
 }
 
 impl OwnCgroup {
     fn enter() -> Self {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("/proc");
-        let root = mounts
-            .lines()
-            .find_map(|line| line.contains(" - cgroup2 ").then(|| line.split(' ').nth(4)).flatten())
-            .expect("a cgroup2 mount");
-        let own = fs::read_to_string("/proc/self/cgroup").expect("/proc");
-        let parent = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup2 membership");
-        let parent = PathBuf::from(root).join(parent);
-        let path = PathBuf::from(root).join(format!("weir-test-socket-{}", process::id()));
-        fs::create_dir(&path).expect("needs root");
-        let cgroup = Self { path, parent };
-        join(&cgroup.path);
-        cgroup
+        let own = Cgroup::new(&format!("weir-test-socket-{}", process::id())).expect("needs root");
+        let memberships = fs::read_to_string("/proc/self/cgroup").expect("/proc");
+        let before =
+            memberships.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup2 membership");
+        let before = own.path().parent().expect("it is in the mount").join(before);
+        join(own.path());
+        Self { own, before }
     }
 }
 
@@ -54,9 +49,7 @@ fn join(cgroup: &Path) {
 
 impl Drop for OwnCgroup {
     fn drop(&mut self) {
-        join(&self.parent);
-        // A failure leaves an empty directory behind; panicking here would hide the test's own panic.
-        let _ = fs::remove_dir(&self.path);
+        join(&self.before);
     }
 }
 
@@ -77,7 +70,7 @@ fn sockets_reach_services() {
         ..NodeConfig::default()
     });
     let cgroup = OwnCgroup::enter();
-    let directory = fs::File::open(&cgroup.path).expect("it was made");
+    let directory = fs::File::open(cgroup.own.path()).expect("it was made");
     for hook in SOCKET_HOOKS {
         let program: &mut CgroupSockAddr = dataplane.program_mut(hook).try_into().expect("a socket hook");
         program.attach(&directory, CgroupAttachMode::Single).expect("to attach");

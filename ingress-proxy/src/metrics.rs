@@ -13,7 +13,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 /// Pairs of Ingress and Service with series of their own; those beyond share the pair `other`.
 pub(crate) const MAX_LABELLED_TARGETS: usize = 1_000;
@@ -75,10 +75,10 @@ struct RefusalLabels {
 }
 
 /// All metrics of the role.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     responses: Family<ResponseLabels, Counter>,
-    latency: LatencyHistograms,
+    latency: Family<TargetLabels, Histogram, fn() -> Histogram>,
     failures: Family<FailureLabels, Counter>,
     refusals: Family<RefusalLabels, Counter>,
     /// Retries on another endpoint or connection.
@@ -100,26 +100,15 @@ pub(crate) struct Metrics {
     endpoints: Gauge,
     certificates: Gauge,
     problems: Gauge,
-    reload: ReloadHistogram,
+    reload: Histogram,
     last_reload: Gauge,
 }
 
-#[derive(Debug, Clone)]
-struct LatencyHistograms(Family<TargetLabels, Histogram, fn() -> Histogram>);
-
-impl Default for LatencyHistograms {
-    fn default() -> Self {
-        Self(Family::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS_S)))
-    }
-}
-
-#[derive(Debug, Clone)]
-struct ReloadHistogram(Histogram);
-
-impl Default for ReloadHistogram {
-    fn default() -> Self {
-        Self(Histogram::new(RELOAD_BUCKETS_S))
-    }
+/// A new metric that the registry knows.
+fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 /// Sizes of what is being served.
@@ -136,51 +125,37 @@ pub(crate) struct Sizes {
 impl Metrics {
     /// Makes the metrics and registers them.
     pub(crate) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        let m = metrics.clone();
-        let registry = registry.sub_registry_with_prefix("weir_ingress");
-        registry.register("requests", "Requests answered, by status class", m.responses);
-        registry.register_with_unit(
-            "request_duration",
-            "Time from the request's head to the end of its response",
-            Unit::Seconds,
-            m.latency.0,
-        );
-        registry.register(
-            "upstream_failures",
-            "Failed attempts to get an answer from an endpoint",
-            m.failures,
-        );
-        registry.register("refused", "Connections and requests ended before routing", m.refusals);
-        registry.register("retries", "Requests tried again on another endpoint or connection", m.retries);
-        registry.register("in_flight", "Requests being served", m.in_flight);
-        registry.register("connections", "Open client connections", m.connections);
-        registry.register(
-            "access_log_dropped",
-            "Access log lines dropped at the queue's bound",
-            m.log_dropped,
-        );
-        registry.register("events_dropped", "Events dropped at the queue's bound", m.events_dropped);
-        registry.register("secret_watches", "TLS secrets being watched", m.secret_watches);
-        registry.register("secrets_refused", "TLS secrets beyond the bound on watches", m.secrets_refused);
-        registry.register("hosts", "Hosts in the route table", m.hosts);
-        registry.register("paths", "Path rules in the route table", m.paths);
-        registry.register("endpoints", "Endpoints of all backends in the route table", m.endpoints);
-        registry.register("certificates", "Hosts with a certificate of their own", m.certificates);
-        registry.register("problems", "Faults found in Ingresses, each reported as an Event", m.problems);
-        registry.register_with_unit(
-            "reload_duration",
-            "Time from the first change in a batch to the new table being live",
-            Unit::Seconds,
-            m.reload.0,
-        );
-        registry.register_with_unit(
-            "last_reload_timestamp",
-            "When the table was last replaced",
-            Unit::Seconds,
-            m.last_reload,
-        );
-        metrics
+        let r = registry.sub_registry_with_prefix("weir_ingress");
+        let latency: fn() -> Histogram = || Histogram::new(LATENCY_BUCKETS_S);
+        let latency = Family::new_with_constructor(latency);
+        let help = "Time from the request's head to the end of its response";
+        r.register_with_unit("request_duration", help, Unit::Seconds, latency.clone());
+        let reload = Histogram::new(RELOAD_BUCKETS_S);
+        let help = "Time from the first change in a batch to the new table being live";
+        r.register_with_unit("reload_duration", help, Unit::Seconds, reload.clone());
+        let last_reload = Gauge::default();
+        let help = "When the table was last replaced";
+        r.register_with_unit("last_reload_timestamp", help, Unit::Seconds, last_reload.clone());
+        Self {
+            responses: registered(r, "requests", "Requests answered, by status class"),
+            latency,
+            failures: registered(r, "upstream_failures", "Failed attempts to get an answer from an endpoint"),
+            refusals: registered(r, "refused", "Connections and requests ended before routing"),
+            retries: registered(r, "retries", "Requests tried again on another endpoint or connection"),
+            in_flight: registered(r, "in_flight", "Requests being served"),
+            connections: registered(r, "connections", "Open client connections"),
+            log_dropped: registered(r, "access_log_dropped", "Access log lines dropped at the queue's bound"),
+            events_dropped: registered(r, "events_dropped", "Events dropped at the queue's bound"),
+            secret_watches: registered(r, "secret_watches", "TLS secrets being watched"),
+            secrets_refused: registered(r, "secrets_refused", "TLS secrets beyond the bound on watches"),
+            hosts: registered(r, "hosts", "Hosts in the route table"),
+            paths: registered(r, "paths", "Path rules in the route table"),
+            endpoints: registered(r, "endpoints", "Endpoints of all backends in the route table"),
+            certificates: registered(r, "certificates", "Hosts with a certificate of their own"),
+            problems: registered(r, "problems", "Faults found in Ingresses, each reported as an Event"),
+            reload,
+            last_reload,
+        }
     }
 
     /// Counts a failed attempt.
@@ -195,7 +170,7 @@ impl Metrics {
 
     /// Notes that a table went live.
     pub(crate) fn reloaded(&self, took: Duration, sizes: Sizes) {
-        self.reload.0.observe(took.as_secs_f64());
+        self.reload.observe(took.as_secs_f64());
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         self.last_reload.set(now.as_secs() as i64);
         for (gauge, size) in [
@@ -215,14 +190,14 @@ impl Metrics {
             labels: labels.clone(),
             responses: Default::default(),
             family: self.responses.clone(),
-            latency: self.latency.0.get_or_create(labels).clone(),
+            latency: self.latency.get_or_create(labels).clone(),
         })
     }
 
     /// Forgets the series of targets that are gone.
     pub(crate) fn forget(&self, gone: &BTreeSet<TargetLabels>) {
         for labels in gone {
-            self.latency.0.remove(labels);
+            self.latency.remove(labels);
             for class in CLASSES {
                 self.responses.remove(&labels.with_class(class));
             }

@@ -19,7 +19,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use crate::{Link, Namespace, get};
+use crate::{Cgroup, Link, Namespace, get};
 
 /// The node's address on its uplink.
 pub const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -82,8 +82,8 @@ pub struct Cluster {
 impl Cluster {
     /// Makes the machine, without starting Weir on it.
     pub fn prepare(options: Options) -> Result<Self> {
-        let node = Namespace::new("node")?;
-        let outside = Namespace::new("outside")?;
+        let node = Namespace::new()?;
+        let outside = Namespace::new()?;
         Link::connect(
             Link { namespace: &node, name: "uplink0", address: &format!("{NODE_ADDRESS}/24") },
             Link { namespace: &outside, name: "eth0", address: &format!("{CLIENT_ADDRESS}/24") },
@@ -136,7 +136,7 @@ impl Cluster {
             &format!("--node-name={NODE_NAME}"),
             &format!("--data-dir={}", path_str(&self.data_dir())?),
             &format!("--run-dir={}", path_str(&self.run_dir())?),
-            &format!("--cgroup-root={}", path_str(&self.cgroup.path)?),
+            &format!("--cgroup-root={}", path_str(self.cgroup.path())?),
         ]);
         command.args(&self.flags);
         Ok(command)
@@ -181,7 +181,7 @@ impl Cluster {
 
     /// A name that stands in every path this cluster makes.
     pub fn mark(&self) -> &str {
-        &self.cgroup.name
+        self.cgroup.name()
     }
 
     /// The cluster's data directory.
@@ -197,7 +197,7 @@ impl Cluster {
     /// A command on the node: in its namespace and in its cgroup, as any process of the host.
     pub fn on_node(&self, program: &str) -> Command {
         let mut command = self.node.command("sh");
-        let procs = self.cgroup.path.join("cgroup.procs");
+        let procs = self.cgroup.path().join("cgroup.procs");
         command.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(procs).arg(program);
         command
     }
@@ -314,35 +314,6 @@ impl Drop for Cluster {
         }
         if let Err(error) = self.down() {
             eprintln!("ending the cluster: {error:#}");
-        }
-    }
-}
-
-/// A directory in the cgroup2 mount, removed on drop.
-#[derive(Debug)]
-struct Cgroup {
-    name: String,
-    path: PathBuf,
-}
-
-impl Cgroup {
-    fn new(name: &str) -> Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        let mount = mounts
-            .lines()
-            .find(|line| line.contains(" - cgroup2 "))
-            .and_then(|line| line.split(' ').nth(4))
-            .context("no cgroup2 is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")?;
-        let path = Path::new(mount).join(name);
-        fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
-        Ok(Self { name: name.to_owned(), path })
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.path) {
-            eprintln!("cgroup {} stays: {error}", self.path.display());
         }
     }
 }

@@ -1,15 +1,18 @@
-//! A machine for whole-cluster tests and benches: namespaces, a node in one of them, clients in another.
+//! A machine for whole-cluster tests and benches: namespaces, a node in one of them, clients in another. Other crates'
+//! privileged tests make their machines of the same parts.
 //!
 //! A [`Cluster`] is one `weir up` in a network namespace that has no route to the world, in a cgroup of its own, with
 //! its files in a temporary directory. The client's namespace is on the other side of the node's uplink, as any
 //! machine outside would be. Everything is removed on drop, also when a test panics.
 
+mod cgroup;
 mod cluster;
 mod http;
 mod leftovers;
 mod load;
 mod namespace;
 
+pub use cgroup::Cgroup;
 pub use cluster::{CLIENT_ADDRESS, Cluster, NODE_ADDRESS, Options};
 pub use http::{Response, get};
 pub use leftovers::Leftovers;

@@ -1,40 +1,34 @@
 //! Network namespaces and the links between them, as guards.
+//!
+//! A namespace here has no name and no file: it lives as long as its descriptor does, so that nothing is left behind,
+//! not even by a test that is killed.
 
-use std::{
-    fs::File,
-    process::Command,
-    sync::atomic::{AtomicU32, Ordering},
-    thread,
-};
+use std::{fs::File, os::fd::AsRawFd, process::Command, thread};
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::sched::{CloneFlags, setns};
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, setns, unshare};
 
-/// A network namespace with only its loopback, deleted on drop.
+/// A network namespace with only its loopback, gone on drop.
 #[derive(Debug)]
 pub struct Namespace {
-    name: String,
+    file: File,
 }
 
 impl Namespace {
-    /// Makes a namespace whose name no other test has.
-    pub fn new(role: &str) -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let namespace = Self { name: format!("weir-{role}-{}-{number}", std::process::id()) };
-        ip(&["netns", "add", &namespace.name])?;
-        namespace.ip(&["link", "set", "lo", "up"])?;
+    /// Makes one; needs root.
+    pub fn new() -> Result<Self> {
+        let made = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace: this needs root")?;
+            File::open("/proc/thread-self/ns/net").context("opening the new namespace")
+        });
+        let namespace = Self { file: made.join().expect("making a namespace does not panic")? };
+        namespace.ip("link set lo up")?;
         Ok(namespace)
     }
 
-    /// Its name for `ip netns`.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Where it is mounted.
+    /// A path that opens the namespace while this process runs.
     pub fn path(&self) -> String {
-        format!("/run/netns/{}", self.name)
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
     }
 
     /// A command that will run inside, in the machine's mount namespace.
@@ -44,34 +38,33 @@ impl Namespace {
         command
     }
 
-    /// Runs `ip` with these words inside.
-    pub fn ip(&self, words: &[&str]) -> Result<()> {
-        ip(&[&["-n", &self.name], words].concat())
+    /// Runs `ip` with these words inside, and returns what it says.
+    pub fn ip(&self, words: &str) -> Result<String> {
+        let mut ip = self.command("ip");
+        let output = ip.args(words.split_whitespace()).output().context("starting nsenter (util-linux)")?;
+        ensure!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// Runs `work` on a thread that has entered the namespace, to the end.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    /// Runs `work` on a thread inside, to the end: sockets, commands and `/proc/sys/net` are the namespace's there.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let entered = scope.spawn(|| {
-                self.enter()?;
+                self.enter();
                 work()
             });
             entered.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
-    /// Moves the calling thread inside, for good.
-    pub(crate) fn enter(&self) -> Result<()> {
-        let file = File::open(self.path()).with_context(|| format!("opening namespace {}", self.name))?;
-        setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering namespace {}", self.name))
+    /// The same for work that can fail; the type of its error is known here, so that `?` needs none.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        self.inside(work)
     }
-}
 
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        if let Err(error) = ip(&["netns", "delete", &self.name]) {
-            eprintln!("namespace {} stays: {error:#}", self.name);
-        }
+    /// Moves the calling thread inside, for good.
+    pub(crate) fn enter(&self) {
+        setns(&self.file, CloneFlags::CLONE_NEWNET).expect("who made a namespace may enter it");
     }
 }
 
@@ -92,32 +85,15 @@ impl Link<'_> {
     /// Checksum offload is off at both ends: between them no hardware would ever fill in what a sender left out, and
     /// XDP sees packets before the stack does.
     pub fn connect(one: Link<'_>, other: Link<'_>) -> Result<()> {
-        one.namespace.ip(&[
-            "link",
-            "add",
-            one.name,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            other.name,
-            "netns",
-            other.namespace.name(),
-        ])?;
+        let peer = other.namespace.path();
+        one.namespace
+            .ip(&format!("link add {} type veth peer name {} netns {peer}", one.name, other.name))?;
         for end in [one, other] {
-            end.namespace.ip(&["address", "add", end.address, "dev", end.name])?;
-            end.namespace.ip(&["link", "set", end.name, "up"])?;
+            end.namespace.ip(&format!("address add {} dev {}", end.address, end.name))?;
+            end.namespace.ip(&format!("link set {} up", end.name))?;
             let status = end.namespace.command("ethtool").args(["-K", end.name, "tx", "off"]).output()?;
             ensure!(status.status.success(), "ethtool -K {} tx off failed", end.name);
         }
         Ok(())
     }
-}
-
-fn ip(words: &[&str]) -> Result<()> {
-    let output = Command::new("ip").args(words).output().context("starting ip (iproute2)")?;
-    if !output.status.success() {
-        bail!("ip {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
 }

@@ -2,14 +2,14 @@
 //!
 //! The hash and the slot come from the ABI crate's own functions, so that this cannot disagree with the programs.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr};
 
 use serde::Serialize;
 use weir_dataplane_ebpf::{Backend, Be16, FlowKey, Frontend, FrontendKey, NodeConfig, Protocol, Scope, hash};
 
 use super::{
     CliError, Output, json, require_loaded,
-    views::{Clock, FlowRow, Reader, policy_name, scope_name},
+    views::{Clock, FlowRow, Reader, ViewArgs, policy_name, scope_name},
 };
 use crate::{
     kernel::maps::{Family, FamilyMaps, backend_address},
@@ -25,12 +25,9 @@ pub struct ExplainArgs {
     pub source: SocketAddr,
     /// The service's ADDRESS:PORT.
     pub destination: SocketAddr,
-    /// Where the dataplane keeps its pins.
-    #[arg(long, default_value = "/run/weir")]
-    pub run_dir: PathBuf,
-    /// How to print.
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Output,
+    /// Where to read and how to print.
+    #[command(flatten)]
+    pub view: ViewArgs,
 }
 
 /// What would happen in one scope.
@@ -88,7 +85,7 @@ struct Report {
 
 /// Explains a tuple as text.
 pub fn explain(args: &ExplainArgs) -> Result<String, CliError> {
-    let paths = Paths::new(&args.run_dir);
+    let paths = Paths::new(&args.view.run_dir);
     require_loaded(&paths)?;
     let protocol = match args.protocol.as_str() {
         "tcp" => Protocol::TCP,
@@ -104,7 +101,7 @@ pub fn explain(args: &ExplainArgs) -> Result<String, CliError> {
     } else {
         report(&reader, &reader.maps.v6, protocol, args)?
     };
-    Ok(match args.output {
+    Ok(match args.view.output {
         Output::Json => json(&report),
         Output::Table => text(&report, args),
     })

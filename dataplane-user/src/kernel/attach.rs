@@ -27,6 +27,7 @@ use weir_dataplane_ebpf::DROP_REASONS;
 use super::{
     bpffs,
     packet_log::{PacketLog, PacketLogError},
+    release::{self, KernelError},
     sys,
 };
 use crate::{netlink::Link, paths::Paths, programs};
@@ -43,15 +44,8 @@ pub enum AttachError {
     #[error("the dataplane needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (root has them): {0}")]
     Privilege(#[source] io::Error),
     /// A kernel without what the programs need.
-    #[error("Linux {found} is too old: {feature} needs {needed}")]
-    Kernel {
-        /// The running kernel.
-        found: String,
-        /// What it lacks.
-        feature: &'static str,
-        /// Since when there is one.
-        needed: &'static str,
-    },
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// No place for the pins.
     #[error(transparent)]
     Bpffs(#[from] bpffs::BpffsError),
@@ -115,7 +109,7 @@ pub struct Programs {
 impl Programs {
     /// Loads the programs, taking over the maps that are pinned. With `packet_log` they say what they drop.
     pub fn load(paths: &Paths, packet_log: bool) -> Result<Self, AttachError> {
-        require_kernel()?;
+        release::require()?;
         bpffs::ensure(paths)?;
         forget_shorter_drops(paths)?;
         let pins = paths.maps();
@@ -287,22 +281,6 @@ impl Programs {
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// tcx links are the youngest of what the dataplane cannot do without.
-fn require_kernel() -> Result<(), AttachError> {
-    let name = nix::sys::utsname::uname().map_err(|errno| AttachError::Privilege(errno.into()))?;
-    let found = name.release().to_string_lossy().into_owned();
-    if release(&found) >= Some((6, 6)) {
-        return Ok(());
-    }
-    Err(AttachError::Kernel { found, feature: "attaching TC programs by link (tcx)", needed: "6.6" })
-}
-
-/// Major and minor number of a kernel release such as `6.12.9-amd64`.
-fn release(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
-    Some((numbers.next()??, numbers.next()??))
-}
-
 /// A `drops` map of an agent that knew fewer reasons has no room for the new ones; its counters start again.
 fn forget_shorter_drops(paths: &Paths) -> Result<(), AttachError> {
     let path = paths.map("drops");
@@ -354,16 +332,4 @@ fn pin_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> 
 fn attach_error<E: Into<BoxError>>(program: &str, target: &impl ToString) -> impl FnOnce(E) -> AttachError {
     let (program, target) = (program.to_owned(), target.to_string());
     move |source| AttachError::Attach { program, target, source: source.into() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_kernel_releases() {
-        assert_eq!(release("6.12.9-amd64"), Some((6, 12)));
-        assert_eq!(release("6.6"), Some((6, 6)));
-        assert!(release("5.10.0-28-amd64") < Some((6, 6)) && release("strange") < Some((6, 6)));
-    }
 }

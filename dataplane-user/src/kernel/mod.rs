@@ -4,4 +4,5 @@ pub mod attach;
 pub mod bpffs;
 pub mod maps;
 pub mod packet_log;
+pub mod release;
 pub(crate) mod sys;

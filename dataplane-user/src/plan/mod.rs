@@ -12,13 +12,18 @@ mod batch;
 mod books;
 pub mod desired;
 mod ids;
+mod limits;
 pub mod maglev;
 pub mod model;
+mod outcome;
 mod regions;
 mod step;
 
 pub use batch::Batch;
-pub use books::{Adopted, AdoptedBackend, Books, GRACE_MS, Limits, Plan, PortName, Problem, Usage};
+pub use books::{Adopted, AdoptedBackend, Books, GRACE_MS};
+pub use limits::{Limits, Usage};
+pub use model::PortName;
+pub use outcome::{Plan, Problem};
 pub use step::Step;
 
 #[cfg(test)]

@@ -28,6 +28,28 @@ impl fmt::Display for ServiceKey {
     }
 }
 
+/// A service port's name, as far as it identifies the port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortName {
+    /// The Service.
+    pub service: ServiceKey,
+    /// The port's name, or its number when it has none.
+    pub port: Box<str>,
+    /// IANA protocol number.
+    pub protocol: u8,
+}
+
+/// The name that people read: `namespace/name:port`.
+impl fmt::Display for PortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.service, self.port)?;
+        if Protocol(self.protocol) == Protocol::TCP {
+            return Ok(());
+        }
+        write!(f, "/{}", protocol_name(Protocol(self.protocol)))
+    }
+}
+
 /// A Service that is the dataplane's to serve.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Service {

@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -19,6 +18,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub(super) struct Backend {
     pub(super) address: SocketAddr,
     pub(super) requests: Arc<AtomicUsize>,
+    /// Until it is cancelled, requests for `/held` wait.
+    pub(super) release: CancellationToken,
     _stop: DropGuard,
 }
 
@@ -29,18 +30,19 @@ impl Backend {
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
         let stop = CancellationToken::new();
-        let (counter, stopped) = (Arc::clone(&requests), stop.clone());
+        let release = CancellationToken::new();
+        let (counter, stopped, held) = (Arc::clone(&requests), stop.clone(), release.clone());
         tokio::spawn(async move {
             loop {
                 let stream = tokio::select! {
                     () = stopped.cancelled() => return,
                     accepted = listener.accept() => accepted.unwrap().0,
                 };
-                let (counter, stopped) = (Arc::clone(&counter), stopped.clone());
+                let (counter, stopped, release) = (Arc::clone(&counter), stopped.clone(), held.clone());
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
                         counter.fetch_add(1, Ordering::SeqCst);
-                        answer(name, request)
+                        answer(name, release.clone(), request)
                     });
                     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                     let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -51,7 +53,7 @@ impl Backend {
                 });
             }
         });
-        Self { address, requests, _stop: stop.drop_guard() }
+        Self { address, requests, release, _stop: stop.drop_guard() }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -61,6 +63,7 @@ impl Backend {
 
 async fn answer(
     name: &'static str,
+    release: CancellationToken,
     mut request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     if request.headers().get("upgrade").is_some_and(|value| value == "websocket") {
@@ -79,8 +82,8 @@ async fn answer(
         return Ok(response.unwrap());
     }
     let (parts, body) = request.into_parts();
-    if parts.uri.path() == "/slow" {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+    if parts.uri.path() == "/held" {
+        release.cancelled().await;
     }
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let headers: serde_json::Map<String, serde_json::Value> = parts

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use k8s_openapi::api::networking::v1::IngressSpec;
 use rustls::sign::CertifiedKey;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
@@ -23,6 +23,11 @@ use crate::metrics::Metrics;
 use crate::proxy::{Ports, Proxy};
 use crate::serve::{Server, bind};
 use crate::tls::Certificates;
+
+/// Longer than anything here takes on a busy machine: what takes longer hangs.
+const HANGS: Duration = Duration::from_secs(30);
+/// Pause between two looks at something that only looking shows.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 pub(super) struct Cluster {
     pub(super) http: SocketAddr,
@@ -158,7 +163,7 @@ impl Cluster {
         text
     }
 
-    /// Sends bytes over plain HTTP and reads until the proxy closes, at most three seconds.
+    /// Sends bytes over plain HTTP and reads until the proxy closes.
     pub(super) async fn raw(&self, request: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.http).await.unwrap();
         let _ = stream.write_all(request).await;
@@ -179,10 +184,26 @@ impl Cluster {
     }
 }
 
-/// What arrives until the end of the stream, at most three seconds.
-pub(super) async fn read_all(stream: &mut TcpStream) -> String {
+/// What comes of `work`, which must end; the test fails when it hangs.
+pub(super) async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(HANGS, work).await.unwrap_or_else(|_| panic!("it hangs: {what}"))
+}
+
+/// Waits until something holds.
+pub(super) async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
+    let holding = async {
+        while !holds().await {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    in_time(what, holding).await;
+}
+
+/// What arrives until the other side ends the stream, which it must.
+pub(super) async fn read_all(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut bytes = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_secs(3), stream.read_to_end(&mut bytes)).await;
+    // A reset is an end too.
+    let _ = in_time("the stream has no end", stream.read_to_end(&mut bytes)).await;
     String::from_utf8_lossy(&bytes).into_owned()
 }
 

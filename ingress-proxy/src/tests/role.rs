@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use futures::{StreamExt, stream};
@@ -20,6 +19,7 @@ use tokio::sync::{broadcast, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
+use super::cluster::{eventually, in_time, read_all};
 use crate::{Config, Ingress};
 
 /// Lists what it was given, streams what it is given later, and keeps what it is sent.
@@ -126,7 +126,7 @@ async fn get(address: SocketAddr, host: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
-    super::cluster::read_all(&mut stream).await
+    read_all(&mut stream).await
 }
 
 /// A port that is free now.
@@ -174,7 +174,7 @@ async fn the_role_serves_what_the_apiserver_lists_and_follows_what_it_watches() 
     let (ready, when_ready) = oneshot::channel();
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(role.run(ready, shutdown.clone()));
-    tokio::time::timeout(Duration::from_secs(10), when_ready).await.expect("ready in time").unwrap();
+    in_time("the role becomes ready", when_ready).await.unwrap();
 
     let response = get(http, "x.com").await;
     assert!(response.starts_with("HTTP/1.1 200"), "ready means routed: {response}");
@@ -184,22 +184,16 @@ async fn the_role_serves_what_the_apiserver_lists_and_follows_what_it_watches() 
     let error = second.run(oneshot::channel().0, CancellationToken::new()).await.unwrap_err().to_string();
     assert!(error.contains(&http.to_string()), "{error}");
 
-    let started = Instant::now();
     api.changes
         .send((INGRESSES.to_owned(), json!({"type": "ADDED", "object": ingress("second", "y.com", "a")})))
         .unwrap();
-    while !get(http, "y.com").await.starts_with("HTTP/1.1 200") {
-        assert!(started.elapsed() < Duration::from_secs(3), "a new route goes live");
-    }
-    println!("new Ingress live and served after {:?}", started.elapsed());
+    eventually("a new route goes live", async || get(http, "y.com").await.starts_with("HTTP/1.1 200")).await;
 
     // What is wrong is said on the Ingress, and where it can be reached is published.
     let events = "/api/v1/namespaces/n/events";
     let status = "/apis/networking.k8s.io/v1/namespaces/n/ingresses/second/status";
-    while api.written(events).len() < 2 || api.written(status).is_empty() {
-        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", api.writes.lock().unwrap());
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let told = async || api.written(events).len() >= 2 && !api.written(status).is_empty();
+    eventually("Events and a status are written", told).await;
     let event = &api.written(events)[0];
     assert_eq!(event["reason"], "BadSecret");
     assert_eq!(event["involvedObject"]["kind"], "Ingress");
@@ -209,11 +203,8 @@ async fn the_role_serves_what_the_apiserver_lists_and_follows_what_it_watches() 
     api.changes
         .send((INGRESSES.to_owned(), json!({"type": "DELETED", "object": ingress("second", "y.com", "a")})))
         .unwrap();
-    while !get(http, "y.com").await.starts_with("HTTP/1.1 404") {
-        assert!(started.elapsed() < Duration::from_secs(5), "a deleted route goes");
-    }
+    eventually("a deleted route goes", async || get(http, "y.com").await.starts_with("HTTP/1.1 404")).await;
     shutdown.cancel();
-    let ended = tokio::time::timeout(Duration::from_secs(5), running).await;
-    ended.expect("an idle proxy ends at once").unwrap().unwrap();
+    in_time("an idle proxy ends", running).await.unwrap().unwrap();
     assert!(TcpStream::connect(http).await.is_err());
 }

@@ -1,7 +1,7 @@
 //! Which backend gets a request, what it is told, and what the client hears when there is none.
 
 use super::backend::Backend;
-use super::cluster::{Cluster, quick};
+use super::cluster::{Cluster, eventually, quick};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hosts_and_paths_reach_their_services() {
@@ -117,16 +117,11 @@ async fn a_request_is_one_line_of_the_log() {
     cluster.route("x.com", "/", "a");
     cluster.echo("x.com", "/p?q").await;
     cluster.get("y.com", "/").await;
-    // The writer is a thread of its own: give it a moment.
-    let mut lines: Vec<serde_json::Value> = Vec::new();
-    for _ in 0..100 {
-        let text = std::fs::read_to_string(file.path()).unwrap();
-        lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        if lines.len() == 2 {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    // The writer is a thread of its own.
+    let text = || std::fs::read_to_string(file.path()).unwrap();
+    eventually("both lines are written", async || text().matches('\n').count() == 2).await;
+    let lines: Vec<serde_json::Value> =
+        text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let [served, refused] = &lines[..] else { panic!("{lines:?}") };
     assert_eq!(served["status"], 200);
     assert_eq!(served["path"], "/p?q");

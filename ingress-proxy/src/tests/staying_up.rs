@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::backend::Backend;
-use super::cluster::{Cluster, quick, read_all, split};
+use super::cluster::{Cluster, eventually, in_time, quick, read_all, split};
 use crate::config::Timeouts;
 
 /// An address where nobody listens.
@@ -135,20 +135,22 @@ async fn a_drain_lets_requests_finish_and_ends_when_idle() {
     idle.write_all(b"GET / HTTP/1.1\r\nHost: x.com\r\n\r\n").await.unwrap();
     let mut buf = [0; 4096];
     assert!(idle.read(&mut buf).await.unwrap() > 0);
-    let slow = {
+    let held = {
         let cluster = Arc::clone(&cluster);
-        tokio::spawn(async move { cluster.get("x.com", "/slow").await })
+        tokio::spawn(async move { cluster.get("x.com", "/held").await })
     };
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    eventually("both requests are at the backend", async || a.count() == 2).await;
 
-    let started = Instant::now();
-    let cut = cluster.server.drain(Duration::from_secs(20)).await;
-    assert_eq!(cut, 0);
-    assert!(started.elapsed() < Duration::from_secs(3), "it waits for requests, not for a clock");
-    assert_eq!(slow.await.unwrap().0, 200);
-    read_all(&mut idle).await; // closed, or this would take three seconds
-    assert!(started.elapsed() < Duration::from_secs(3));
-    assert!(TcpStream::connect(cluster.http).await.is_err(), "nobody listens any more");
+    let draining = {
+        let cluster = Arc::clone(&cluster);
+        // It waits for requests, not for a clock: its end would come far too late.
+        tokio::spawn(async move { cluster.server.drain(Duration::from_hours(1)).await })
+    };
+    eventually("nobody listens any more", async || TcpStream::connect(cluster.http).await.is_err()).await;
+    a.release.cancel();
+    assert_eq!(in_time("the drain", draining).await.unwrap(), 0);
+    assert_eq!(held.await.unwrap().0, 200);
+    assert_eq!(read_all(&mut idle).await, "", "it is closed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -157,13 +159,13 @@ async fn a_drain_has_an_end() {
     let cluster = Arc::new(Cluster::start());
     cluster.service("a", false, &[a.address]);
     cluster.route("x.com", "/", "a");
-    let slow = {
+    let held = {
         let cluster = Arc::clone(&cluster);
-        tokio::spawn(async move { cluster.get("x.com", "/slow").await })
+        tokio::spawn(async move { cluster.get("x.com", "/held").await })
     };
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    eventually("the request is at the backend", async || a.count() == 1).await;
     assert_eq!(cluster.server.drain(Duration::from_millis(50)).await, 1);
-    drop(slow);
+    held.abort();
 }
 
 #[tokio::test]

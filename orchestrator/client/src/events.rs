@@ -1,7 +1,7 @@
 //! Events: what a role tells people about an object.
 //!
 //! Telling must never slow or fail the work, so [`Recorder::record`] only puts the Event on a bounded queue; at
-//! the bound it is dropped and counted. A background task writes them, and is as sparing as client-go: the
+//! the bound it is dropped and counted. An [`EventWriter`] writes them, and is as sparing as client-go: the
 //! same Event again raises `count` of the first one; more than [`SIMILAR_MAX`] messages that differ but are
 //! about the same object for the same reason become one; and an object that keeps crying is throttled to
 //! one Event in five minutes after a burst of [`BURST`].
@@ -9,6 +9,7 @@
 //! Core `v1` Events are written, because `kubectl describe` selects on their `involvedObject`.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,10 +24,14 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::registered;
+
 /// Events that wait to be written; more are dropped and counted.
 const QUEUE_MAX: usize = 1000;
 /// Objects and reasons that are remembered; at the bound the memory starts empty again.
 const REMEMBERED_MAX: usize = 4096;
+/// Bytes of a message; the API takes 1024, and "combined from similar events" stands before some.
+const MESSAGE_MAX: usize = 960;
 /// Different messages about one object for one reason, before they are written as one Event.
 const SIMILAR_MAX: u32 = 10;
 /// Messages further apart than this are not "similar events".
@@ -62,6 +67,16 @@ struct Message {
     text: String,
 }
 
+impl Message {
+    fn identity(&self) -> Identity {
+        let object: Arc<str> = match &self.object.uid {
+            Some(uid) => uid.as_str().into(),
+            None => format!("{:?}/{:?}", self.object.namespace, self.object.name).into(),
+        };
+        ((object, self.kind, self.reason), self.object.field_path.clone(), self.text.clone())
+    }
+}
+
 /// The handle through which a role tells what happened. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Recorder {
@@ -70,22 +85,20 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder and the task that writes its Events until `shutdown`. `component` is shown as the source.
-    pub fn new(
-        client: Client,
-        component: &'static str,
-        metrics: &mut Registry,
-        shutdown: CancellationToken,
-    ) -> (Self, impl Future<Output = ()> + Send + use<>) {
+    /// A recorder, and the writer that has to run for its Events to be written. `source` says who tells; it has a host
+    /// if there is one such role on each node.
+    pub fn new(client: Client, source: EventSource, metrics: &mut Registry) -> (Self, EventWriter) {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-        let dropped = Counter::default();
-        metrics.register("events_dropped", "Events not written: queue full or throttled", dropped.clone());
-        let writer = Writer { client, component, dropped: dropped.clone(), memory: Memory::default() };
-        (Self { sender, dropped }, writer.run(receiver, shutdown))
+        let help = "Events not written: queue full or throttled";
+        let dropped = registered(metrics, "events_dropped", help, Counter::default());
+        let memory = Memory::default();
+        let writer = EventWriter { client, source, receiver, dropped: dropped.clone(), memory };
+        (Self { sender, dropped }, writer)
     }
 
-    /// Tells about `object`. Never blocks.
-    pub fn record(&self, object: ObjectReference, kind: Kind, reason: &'static str, text: String) {
+    /// Tells about `object`. Never blocks. A text beyond [`MESSAGE_MAX`] is cut.
+    pub fn record(&self, object: ObjectReference, kind: Kind, reason: &'static str, mut text: String) {
+        text.truncate(text.floor_char_boundary(MESSAGE_MAX));
         if self.sender.try_send(Message { object, kind, reason, text }).is_err() {
             self.dropped.inc();
         }
@@ -108,6 +121,9 @@ pub fn object_reference<K: Resource<DynamicType = ()>>(meta: &ObjectMeta) -> Obj
 /// Who says what about whom; the message is left out to find similar ones.
 type Subject = (Arc<str>, Kind, &'static str);
 
+/// A subject, the part of the object that is meant (a container of a pod), and the message.
+type Identity = (Subject, Option<String>, String);
+
 #[derive(Debug)]
 struct Similar {
     since: Instant,
@@ -123,7 +139,7 @@ struct Written {
 
 #[derive(Debug, Default)]
 struct Memory {
-    written: HashMap<(Subject, String), Written>,
+    written: HashMap<Identity, Written>,
     similar: HashMap<Subject, Similar>,
     buckets: HashMap<Arc<str>, (f64, Instant)>,
 }
@@ -141,15 +157,11 @@ impl Memory {
         if self.written.len().max(self.similar.len()).max(self.buckets.len()) >= REMEMBERED_MAX {
             *self = Self::default();
         }
-        let object: Arc<str> = match &message.object.uid {
-            Some(uid) => uid.as_str().into(),
-            None => format!("{:?}/{:?}", message.object.namespace, message.object.name).into(),
-        };
-        if !self.admit(&object, now) {
+        let (subject, ..) = message.identity();
+        if !self.admit(&subject.0, now) {
             return Verdict::Throttle;
         }
-        let subject: Subject = (object, message.kind, message.reason);
-        if let Some(written) = self.written.get_mut(&(subject.clone(), message.text.clone())) {
+        if let Some(written) = self.written.get_mut(&message.identity()) {
             return written.again(message.text.clone());
         }
         let similar = self.similar.entry(subject.clone()).or_insert(Similar { since: now, different: 0 });
@@ -161,7 +173,7 @@ impl Memory {
             return Verdict::Create { text: message.text.clone() };
         }
         let text = format!("(combined from similar events): {}", message.text);
-        match self.written.get_mut(&(subject, String::new())) {
+        match self.written.get_mut(&combined(subject)) {
             Some(written) => written.again(text),
             None => Verdict::Create { text },
         }
@@ -180,19 +192,20 @@ impl Memory {
     }
 
     fn remember(&mut self, message: &Message, text: &str, event: &Event) {
-        let object: Arc<str> = match &message.object.uid {
-            Some(uid) => uid.as_str().into(),
-            None => format!("{:?}/{:?}", message.object.namespace, message.object.name).into(),
-        };
-        // Combined Events are remembered under the empty message: each has another text.
-        let key = if text == message.text { message.text.clone() } else { String::new() };
+        let identity = message.identity();
+        let identity = if text == message.text { identity } else { combined(identity.0) };
         let written = Written {
             namespace: event.metadata.namespace.clone().unwrap_or_default(),
             name: event.metadata.name.clone().unwrap_or_default(),
             count: 1,
         };
-        self.written.insert(((object, message.kind, message.reason), key), written);
+        self.written.insert(identity, written);
     }
+}
+
+/// Combined Events are remembered under the empty message: each has another text.
+fn combined(subject: Subject) -> Identity {
+    (subject, None, String::new())
 }
 
 impl Written {
@@ -202,19 +215,28 @@ impl Written {
     }
 }
 
-struct Writer {
+/// Writes what its [`Recorder`] was told.
+pub struct EventWriter {
     client: Client,
-    component: &'static str,
+    source: EventSource,
+    receiver: mpsc::Receiver<Message>,
     dropped: Counter,
     memory: Memory,
 }
 
-impl Writer {
-    async fn run(mut self, mut receiver: mpsc::Receiver<Message>, shutdown: CancellationToken) {
+impl fmt::Debug for EventWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventWriter").field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+impl EventWriter {
+    /// Writes until `shutdown`, or until the last recorder is gone.
+    pub async fn run(mut self, shutdown: CancellationToken) {
         loop {
             let message = tokio::select! {
                 () = shutdown.cancelled() => return,
-                message = receiver.recv() => match message {
+                message = self.receiver.recv() => match message {
                     Some(message) => message,
                     None => return,
                 },
@@ -246,7 +268,7 @@ impl Writer {
     }
 
     async fn create(&mut self, message: &Message, text: String) -> Result<(), kube::Error> {
-        let event = new_event(message, &text, self.component, crate::now());
+        let event = new_event(message, &text, &self.source, crate::now());
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         api.create(&PostParams::default(), &event).await?;
@@ -255,7 +277,7 @@ impl Writer {
     }
 }
 
-fn new_event(message: &Message, text: &str, component: &str, now: Time) -> Event {
+fn new_event(message: &Message, text: &str, source: &EventSource, now: Time) -> Event {
     // Cluster-scoped objects have their Events in `default`, where kubectl looks for them.
     let namespace = message.object.namespace.clone().unwrap_or_else(|| "default".to_owned());
     let object_name = message.object.name.as_deref().unwrap_or_default();
@@ -274,9 +296,9 @@ fn new_event(message: &Message, text: &str, component: &str, now: Time) -> Event
         first_timestamp: Some(now.clone()),
         last_timestamp: Some(now),
         event_time: None::<MicroTime>,
-        source: Some(EventSource { component: Some(component.to_owned()), host: None }),
-        reporting_component: Some(component.to_owned()),
-        reporting_instance: Some(String::new()),
+        source: Some(source.clone()),
+        reporting_component: source.component.clone(),
+        reporting_instance: Some(source.host.clone().unwrap_or_default()),
         ..Event::default()
     }
 }
@@ -291,10 +313,17 @@ mod tests {
     }
 
     fn write(memory: &mut Memory, text: &str, now: Instant) -> Verdict {
-        let message = message(text);
+        write_message(memory, message(text), now)
+    }
+
+    fn write_message(memory: &mut Memory, message: Message, now: Instant) -> Verdict {
         let verdict = memory.judge(&message, now);
         if let Verdict::Create { text } = &verdict {
-            memory.remember(&message, text, &new_event(&message, text, "test", crate::now()));
+            memory.remember(
+                &message,
+                text,
+                &new_event(&message, text, &EventSource::default(), crate::now()),
+            );
         }
         verdict
     }
@@ -305,6 +334,19 @@ mod tests {
         assert!(matches!(write(&mut memory, "a", now), Verdict::Create { .. }));
         assert!(matches!(write(&mut memory, "a", now), Verdict::Count { count: 2, .. }));
         assert!(matches!(write(&mut memory, "b", now), Verdict::Create { .. }));
+    }
+
+    #[test]
+    fn the_same_about_another_part_is_not_the_same() {
+        let (mut memory, now) = (Memory::default(), Instant::now());
+        let mut about = |part: &str| {
+            let mut message = message("a");
+            message.object.field_path = Some(part.into());
+            write_message(&mut memory, message, now)
+        };
+        assert!(matches!(about("spec.containers{one}"), Verdict::Create { .. }));
+        assert!(matches!(about("spec.containers{two}"), Verdict::Create { .. }));
+        assert!(matches!(about("spec.containers{one}"), Verdict::Count { count: 2, .. }));
     }
 
     #[test]

@@ -15,12 +15,20 @@ mod observe;
 mod queue;
 mod worker;
 
-pub use events::{Kind as EventKind, Recorder, object_reference};
+pub use events::{EventWriter, Kind as EventKind, Recorder, object_reference};
 pub use informer::{Cache, Change, Informer, Mark};
 pub use key::ObjectKey;
 pub use observe::{Observed, observe};
 pub use queue::{Queue, QueueMetrics};
 pub use worker::{Outcome, run_workers};
+
+use prometheus_client::registry::{Metric, Registry};
+
+/// Makes a metric known to the registry and hands it on, so that each metric of a role is written down once.
+pub fn registered<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
 
 /// Whether an error of the API server says that the object is not there (any more).
 pub fn is_not_found(error: &kube::Error) -> bool {

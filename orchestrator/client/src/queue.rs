@@ -21,6 +21,8 @@ use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::registered;
+
 /// Pause after the first failure of a key.
 const BACKOFF_MIN: Duration = Duration::from_millis(5);
 /// Longest pause between attempts at a key that keeps failing.
@@ -42,17 +44,13 @@ impl QueueMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         // From 1 ms to about 16 s: a reconcile is a few requests.
         let buckets: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 4.0, 8));
-        let metrics = Self {
-            depth: Family::default(),
-            adds: Family::default(),
-            retries: Family::default(),
-            duration: Family::new_with_constructor(buckets),
-        };
-        registry.register("queue_depth", "Keys waiting to be worked on", metrics.depth.clone());
-        registry.register("queue_adds", "Keys added, without those already waiting", metrics.adds.clone());
-        registry.register("queue_retries", "Keys added again after a failure", metrics.retries.clone());
-        registry.register("work_duration_seconds", "Time one key took", metrics.duration.clone());
-        metrics
+        let (r, duration) = (registry, Family::new_with_constructor(buckets));
+        Self {
+            depth: registered(r, "queue_depth", "Keys waiting to be worked on", Family::default()),
+            adds: registered(r, "queue_adds", "Keys added, without those already waiting", Family::default()),
+            retries: registered(r, "queue_retries", "Keys added again after a failure", Family::default()),
+            duration: registered(r, "work_duration_seconds", "Time one key took", duration),
+        }
     }
 }
 

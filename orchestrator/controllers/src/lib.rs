@@ -27,14 +27,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::EventSource;
 use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use weir_client::election::Candidate;
-use weir_client::{QueueMetrics, Recorder};
+use weir_client::{EventWriter, QueueMetrics, Recorder};
 
 use crate::node::ipam::Ranges;
 use crate::shared::Watches;
@@ -82,8 +82,7 @@ pub struct Controllers {
     client: Client,
     recorder: Recorder,
     metrics: QueueMetrics,
-    events: BoxFuture<'static, ()>,
-    events_shutdown: CancellationToken,
+    events: EventWriter,
 }
 
 impl fmt::Debug for Controllers {
@@ -97,11 +96,10 @@ impl Controllers {
     pub fn new(config: Config, client: Client, metrics: &mut Registry) -> Result<Self, Error> {
         let ranges = Ranges::new(&config.cluster_cidr, config.node_cidr_mask_size)?;
         let registry = metrics.sub_registry_with_prefix("weir_controllers");
-        let events_shutdown = CancellationToken::new();
-        let (recorder, events) =
-            Recorder::new(client.clone(), "controller-manager", registry, events_shutdown.clone());
+        let source = EventSource { component: Some("controller-manager".to_owned()), host: None };
+        let (recorder, events) = Recorder::new(client.clone(), source, registry);
         let metrics = QueueMetrics::register(registry);
-        Ok(Self { config, ranges, client, recorder, metrics, events: Box::pin(events), events_shutdown })
+        Ok(Self { config, ranges, client, recorder, metrics, events })
     }
 
     /// Runs until `shutdown`. `ready` is told once all kinds have been listed, or, as a follower, once this copy stands as
@@ -130,7 +128,8 @@ impl Controllers {
 
     async fn work(self, ready: Option<oneshot::Sender<()>>, shutdown: CancellationToken) {
         let (client, metrics, config) = (self.client, self.metrics, self.config);
-        let events = tokio::spawn(self.events);
+        let events_shutdown = CancellationToken::new();
+        let events = tokio::spawn(self.events.run(events_shutdown.clone()));
         let mut watches = Watches::new(&client);
         let shared = Arc::new(watches.shared(client.clone(), self.recorder));
 
@@ -184,7 +183,7 @@ impl Controllers {
                 std::panic::resume_unwind(error.into_panic());
             }
         }
-        self.events_shutdown.cancel();
+        events_shutdown.cancel();
         // It only ends; a panic in it has already been printed.
         let _ = events.await;
     }

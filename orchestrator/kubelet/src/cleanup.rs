@@ -22,10 +22,6 @@ pub async fn cleanup(config: &Config) -> Result<()> {
     match swept {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Error::Volumes(Box::new(error))),
-        Err(error) => Err(Error::Io {
-            operation: "remove",
-            path: config.pods_dir(),
-            source: std::io::Error::other(error),
-        }),
+        Err(error) => Err(Error::io("remove", config.pods_dir())(std::io::Error::other(error))),
     }
 }

@@ -17,16 +17,8 @@ pub enum Error {
         problem: String,
     },
     /// The system refused a file or directory.
-    #[error("cannot {operation} {path}: {source}")]
-    Io {
-        /// The verb.
-        operation: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] Refused),
     /// The address of the HTTPS server is taken or not ours.
     #[error("cannot listen on {address}: {source}; choose another with --port or --address")]
     Listen {
@@ -61,14 +53,35 @@ pub enum Error {
     Runtime(#[from] crate::runtime::Error),
 }
 
+/// What the system refused.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} {}: {source}", path.display())]
+pub struct Refused {
+    /// The verb.
+    pub operation: &'static str,
+    /// The file, directory, or program.
+    pub path: PathBuf,
+    /// The system's reason.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Wraps a system error with the verb and the object; made for `map_err`.
+pub(crate) fn refused<S: Into<io::Error>, E: From<Refused>>(
+    operation: &'static str,
+    path: impl Into<PathBuf>,
+) -> impl FnOnce(S) -> E {
+    let path = path.into();
+    move |source| Refused { operation, path, source: source.into() }.into()
+}
+
 impl Error {
-    /// Wraps a system error with the verb and the object; made for `map_err`.
+    /// [`refused`], as this error.
     pub(crate) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::Io { operation, path, source }
+        refused(operation, path)
     }
 
-    /// The same for the apiserver's answers.
+    /// Wraps an answer of the apiserver with what was asked.
     pub(crate) fn api(operation: &'static str) -> impl FnOnce(kube::Error) -> Self {
         move |source| Self::Api { operation, source: Box::new(source) }
     }

@@ -10,6 +10,7 @@ use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use weir_client::EventWriter;
 
 use crate::{
     config::Config,
@@ -30,6 +31,8 @@ pub struct Kubelet {
     config: Config,
     client: Client,
     metrics: Metrics,
+    events: Events,
+    writer: EventWriter,
 }
 
 impl Kubelet {
@@ -37,9 +40,11 @@ impl Kubelet {
     pub fn new(config: Config, client: Client, metrics: &mut Registry) -> Result<Self> {
         config.system_reserved()?;
         config.resolved_cluster_dns()?;
-        config.resolved_node_name()?;
+        let name = config.resolved_node_name()?;
         config.resolved_node_ip()?;
-        Ok(Self { config, client, metrics: Metrics::new(metrics) })
+        let registry = metrics.sub_registry_with_prefix("weir_kubelet");
+        let (events, writer) = Events::new(client.clone(), name, registry);
+        Ok(Self { config, client, metrics: Metrics::new(registry), events, writer })
     }
 
     /// Runs until `shutdown`; sends `ready` once the node is registered and the server serves. Pods outlive it.
@@ -56,7 +61,7 @@ impl Kubelet {
         ready: oneshot::Sender<()>,
         shutdown: CancellationToken,
     ) -> Result<()> {
-        let Self { config, client, metrics } = self;
+        let Self { config, client, metrics, events, writer } = self;
         let (name, ip) = (config.resolved_node_name()?, config.resolved_node_ip()?);
         for dir in [config.pods_dir(), config.resolved_log_dir()] {
             std::fs::create_dir_all(&dir).map_err(Error::io("make", &dir))?;
@@ -69,7 +74,6 @@ impl Kubelet {
 
         let runtime = Arc::new(runtime);
         let (network, network_seen) = watch::channel(None);
-        let (events, send_events) = Events::new(client.clone(), name.clone(), metrics.clone());
         let shared = Arc::new(Shared {
             runtime: runtime.clone(),
             client: client.clone(),
@@ -118,8 +122,7 @@ impl Kubelet {
         };
         tokio::select! {
             result = work => result,
-            () = send_events => Ok(()),
-            () = shutdown.cancelled() => Ok(()),
+            () = writer.run(shutdown) => Ok(()),
         }
     }
 }

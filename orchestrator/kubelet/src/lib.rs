@@ -30,6 +30,6 @@ mod volumes;
 pub use self::{
     cleanup::cleanup,
     config::Config,
-    error::{Error, Result},
+    error::{Error, Refused, Result},
     kubelet::Kubelet,
 };

@@ -5,6 +5,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+use weir_client::registered;
 
 /// State of containers: `created`, `running`, `exited`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -53,41 +54,25 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Registers everything with the prefix `weir_kubelet_`.
+    /// Registers everything; the registry brings the prefix `weir_kubelet_`.
     pub(crate) fn new(registry: &mut Registry) -> Self {
-        let seconds = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
-        let metrics = Self {
-            pods: Gauge::default(),
-            containers: Family::default(),
-            sync_seconds: Histogram::new(seconds),
-            start_seconds: Histogram::new(seconds),
-            probes: Family::default(),
-            restarts: Counter::default(),
-            status_patches: Counter::default(),
-            object_watches: Gauge::default(),
-            dropped: Family::default(),
-            log_streams: Gauge::default(),
-        };
-        let r = registry.sub_registry_with_prefix("weir_kubelet");
-        r.register("pods", "Pods this node works on", metrics.pods.clone());
-        r.register("containers", "Containers by state", metrics.containers.clone());
-        r.register("sync_seconds", "Time to plan one pod", metrics.sync_seconds.clone());
-        r.register(
-            "pod_start_seconds",
-            "From first sight of a pod to all running",
-            metrics.start_seconds.clone(),
-        );
-        r.register("probes", "Probe results", metrics.probes.clone());
-        r.register("container_restarts", "Containers started again", metrics.restarts.clone());
-        r.register("status_patches", "Pod status patches sent", metrics.status_patches.clone());
-        r.register(
-            "object_watches",
-            "Open watches of ConfigMaps and Secrets",
-            metrics.object_watches.clone(),
-        );
-        r.register("queue_dropped", "Dropped because a queue was full", metrics.dropped.clone());
-        r.register("log_streams", "Log streams being served", metrics.log_streams.clone());
-        metrics
+        let seconds =
+            || Histogram::new([0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0]);
+        let start = "From first sight of a pod to all running";
+        let watches = "Open watches of ConfigMaps and Secrets";
+        let r = registry;
+        Self {
+            pods: registered(r, "pods", "Pods this node works on", Gauge::default()),
+            containers: registered(r, "containers", "Containers by state", Family::default()),
+            sync_seconds: registered(r, "sync_seconds", "Time to plan one pod", seconds()),
+            start_seconds: registered(r, "pod_start_seconds", start, seconds()),
+            probes: registered(r, "probes", "Probe results", Family::default()),
+            restarts: registered(r, "container_restarts", "Containers started again", Counter::default()),
+            status_patches: registered(r, "status_patches", "Pod status patches sent", Counter::default()),
+            object_watches: registered(r, "object_watches", watches, Gauge::default()),
+            dropped: registered(r, "queue_dropped", "Dropped because a queue was full", Family::default()),
+            log_streams: registered(r, "log_streams", "Log streams being served", Gauge::default()),
+        }
     }
 
     /// Counts something dropped at the bound of `queue`.

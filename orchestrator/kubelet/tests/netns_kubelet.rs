@@ -217,7 +217,6 @@ async fn a_pod_lives(machine: &mut Machine) {
     main["readinessProbe"] = json!({"exec": {"command": ["/bin/cat", "/shared/x"]}});
     let mut init = shell("i", "echo -n made > /shared/x");
     init["volumeMounts"] = json!([{"name": "shared", "mountPath": "/shared", "subPath": "sub"}]);
-    let began = std::time::Instant::now();
     let key = machine.pod(
         "web",
         json!({"initContainers": [init], "containers": [main], "volumes": [
@@ -226,7 +225,6 @@ async fn a_pod_lives(machine: &mut Machine) {
             {"name": "shared", "emptyDir": {"medium": "Memory"}}]}),
     );
     let status = machine.wait(&key, "ready", ready).await;
-    eprintln!("pod ready after {} ms", began.elapsed().as_millis());
     assert_eq!(
         (status["phase"].as_str(), status["podIP"].as_str()),
         (Some("Running"), Some(support::ADDRESS))

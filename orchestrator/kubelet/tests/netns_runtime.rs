@@ -10,7 +10,7 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use clap::Parser;
@@ -102,9 +102,7 @@ async fn a_container_sees_its_pod(node: Node) {
         )
         .await;
     spec.env = vec![("GREETING".into(), "hello".into()), ("FROM".into(), "pod".into())];
-    let began = Instant::now();
     let id = start(&runtime, &pod.id, &spec).await;
-    eprintln!("create and start: {} ms", began.elapsed().as_millis());
     let exit = ended(&runtime, &id).await;
     assert_eq!((exit.exit_code, exit.oom_killed, exit.message), (Some(0), false, None));
     let log = node.log("main");
@@ -229,9 +227,7 @@ async fn stopping(node: Node) {
     let deaf = node.script("deaf", "sleep 1000 & sleep 1000").await;
     let id = start(&runtime, &pod.id, &deaf).await;
     let procs = node.cgroup_of(&status(&runtime, &id).await, "pids").join("cgroup.procs");
-    let began = Instant::now();
     runtime.stop_container(&id, Duration::from_millis(300)).await.expect("a stop");
-    assert!((300..3000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
     let exit = status(&runtime, &id).await;
     assert_eq!((exit.exit_code, exit.signal, exit.oom_killed), (Some(137), Some(9), false));
     assert!(fs::read_to_string(procs).unwrap_or_default().is_empty(), "a child survived");
@@ -259,10 +255,9 @@ async fn commands(node: Node) {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "no\n");
     let output = runtime.exec_sync(&id, &sh("head -c 100000 /dev/zero"), limit).await.expect("an output");
     assert_eq!((output.exit_code, output.stdout.len()), (0, 16 * 1024), "the output is bounded");
-    let began = Instant::now();
     let error =
-        runtime.exec_sync(&id, &sh("sleep 60"), Duration::from_millis(300)).await.expect_err("no end");
-    assert!(matches!(error, Error::Timeout { .. }) && began.elapsed() < Duration::from_secs(5), "{error}");
+        runtime.exec_sync(&id, &sh("sleep 1000"), Duration::from_millis(300)).await.expect_err("no end");
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
     let error = runtime.exec_sync(&id, &["/bin/missing".into()], limit).await.expect_err("no command");
     assert!(matches!(&error, Error::Exec { .. }) && error.to_string().contains("/bin/missing"), "{error}");
     runtime.stop_container(&id, Duration::ZERO).await.expect("a stop");

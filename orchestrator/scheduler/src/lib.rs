@@ -29,14 +29,14 @@ pub use snapshot::Snapshot;
 
 use std::fmt;
 
-use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::EventSource;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use weir_client::election::Candidate;
-use weir_client::{Recorder, observe};
+use weir_client::{EventWriter, Recorder, observe};
 
 use crate::driver::Driver;
 use crate::metrics::Metrics;
@@ -75,8 +75,7 @@ pub struct Scheduler {
     client: Client,
     metrics: Metrics,
     recorder: Recorder,
-    events: BoxFuture<'static, ()>,
-    events_shutdown: CancellationToken,
+    events: EventWriter,
 }
 
 impl fmt::Debug for Scheduler {
@@ -92,12 +91,11 @@ impl Scheduler {
             return Err(Error::NoName);
         }
         let registry = metrics.sub_registry_with_prefix("weir_scheduler");
-        let events_shutdown = CancellationToken::new();
         // Upstream's component name, which people grep for.
-        let (recorder, events) =
-            Recorder::new(client.clone(), "default-scheduler", registry, events_shutdown.clone());
+        let source = EventSource { component: Some("default-scheduler".to_owned()), host: None };
+        let (recorder, events) = Recorder::new(client.clone(), source, registry);
         let metrics = Metrics::register(registry);
-        Ok(Self { config, client, metrics, recorder, events: Box::pin(events), events_shutdown })
+        Ok(Self { config, client, metrics, recorder, events })
     }
 
     /// Schedules until `shutdown`. `ready` is told once nodes and pods have been listed, or, as a follower, once it stands
@@ -123,12 +121,13 @@ impl Scheduler {
                 }
             });
         }
-        let events = tokio::spawn(self.events);
+        let events_shutdown = CancellationToken::new();
+        let events = tokio::spawn(self.events.run(events_shutdown.clone()));
         let nodes = observe(Api::all(self.client.clone()), watcher::Config::default());
         let pods = observe(Api::all(self.client.clone()), watcher::Config::default());
         let driver = Driver::new(self.client, &self.config.scheduler_name, self.recorder, self.metrics);
         driver.run(nodes, pods, ready, working).await;
-        self.events_shutdown.cancel();
+        events_shutdown.cancel();
         // It only ends; a panic in it has already been printed.
         let _ = events.await;
         if lost.is_cancelled() { Err(Error::LeadershipLost) } else { Ok(()) }

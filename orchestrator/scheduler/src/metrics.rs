@@ -7,6 +7,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use weir_client::registered;
 
 use crate::queue::Counts;
 
@@ -24,21 +25,18 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// Registers all metrics; the registry brings the role's prefix.
     pub(crate) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            attempts: Family::default(),
-            pending: Family::default(),
-            // 10 µs to 40 ms: a decision is arithmetic.
-            decision: Histogram::new(exponential_buckets(0.000_01, 4.0, 7)),
-            // 1 ms to 65 s: the wait for a node that is not there yet counts too.
-            latency: Histogram::new(exponential_buckets(0.001, 4.0, 9)),
-        };
-        registry.register("attempts", "Attempts to place a pod, by result", metrics.attempts.clone());
-        registry.register("pending_pods", "Pods waiting for a node, by queue", metrics.pending.clone());
-        let help = "Time to decide on one pod";
-        registry.register("decision_duration_seconds", help, metrics.decision.clone());
-        let help = "Time from seeing a pending pod to its acknowledged bind";
-        registry.register("pod_latency_seconds", help, metrics.latency.clone());
-        metrics
+        // 10 µs to 40 ms: a decision is arithmetic.
+        let decision = Histogram::new(exponential_buckets(0.000_01, 4.0, 7));
+        // 1 ms to 65 s: the wait for a node that is not there yet counts too.
+        let latency = Histogram::new(exponential_buckets(0.001, 4.0, 9));
+        let latency_help = "Time from seeing a pending pod to its acknowledged bind";
+        let r = registry;
+        Self {
+            attempts: registered(r, "attempts", "Attempts to place a pod, by result", Family::default()),
+            pending: registered(r, "pending_pods", "Pods waiting for a node, by queue", Family::default()),
+            decision: registered(r, "decision_duration_seconds", "Time to decide on one pod", decision),
+            latency: registered(r, "pod_latency_seconds", latency_help, latency),
+        }
     }
 
     pub(crate) fn decided(&self, elapsed: Duration) {

@@ -3,6 +3,7 @@
 //! Woken by Services, by pods that a Service selects or selected, by the slices themselves, and by nodes that
 //! appear or change zone. Slices are removed with their Service by the garbage collector.
 
+mod model;
 mod plan;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,8 @@ use weir_client::{
     EventKind, ObjectKey, Outcome, Queue, QueueMetrics, is_not_found, object_reference, run_workers,
 };
 
-use self::plan::{MANAGED_BY, MANAGER, SERVICE_NAME, Step};
+use self::model::{MANAGED_BY, MANAGER, SERVICE_NAME};
+use self::plan::Step;
 use crate::error::{Error, Trying};
 use crate::freshness::{Freshness, STALE_RECHECK};
 use crate::pods::PodView;

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::error::{Refused, refused};
+
 /// The result of an image operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -80,31 +82,16 @@ pub enum Error {
         problem: String,
     },
     /// The system refused.
-    #[error("cannot {operation} {}: {source}", path.display())]
-    Io {
-        /// The verb.
-        operation: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] Refused),
 }
 
 impl Error {
-    /// Wraps a system error with the verb and the object; made for `map_err`.
-    pub(super) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::Io { operation, path, source }
-    }
-
-    /// The same for errors of `nix`.
-    pub(super) fn errno(
+    /// [`refused`], as this error.
+    pub(super) fn io<S: Into<io::Error>>(
         operation: &'static str,
         path: impl Into<PathBuf>,
-    ) -> impl FnOnce(nix::Error) -> Self {
-        let path = path.into();
-        move |errno| Self::Io { operation, path, source: errno.into() }
+    ) -> impl FnOnce(S) -> Self {
+        refused(operation, path)
     }
 }

@@ -39,7 +39,7 @@ const UNPACKED_LIMIT_BYTES: u64 = 64 * 1024 * 1024 * 1024;
 /// Unpacks the (decompressed) layer into `directory`, which exists and is empty.
 pub(super) fn unpack(tar: impl Read, directory: &Path, layer: &str) -> Result<()> {
     let root = fcntl::open(directory, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(Error::errno("open", directory))?;
+        .map_err(Error::io("open", directory))?;
     let mut unpacker = Unpacker { root, layer, times: Vec::new(), unpacked_bytes: 0 };
     let mut tar = tar::Archive::new(tar);
     let entries = tar.entries().map_err(|e| unpacker.fail(Path::new("/"), e.to_string()))?;

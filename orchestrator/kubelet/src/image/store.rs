@@ -310,7 +310,7 @@ impl Store {
             .write(true)
             .open(&path)
             .map_err(Error::io("open", &path))?;
-        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| Error::errno("lock", path)(errno))
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| Error::io("lock", path)(errno))
     }
 
     /// Removes whatever the index does not name: what a removal, a refused import or a crash left.

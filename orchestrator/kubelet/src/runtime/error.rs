@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::error::{Refused, refused};
+
 /// The result of a runtime call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -82,31 +84,16 @@ pub enum Error {
         limit_ms: u64,
     },
     /// The system refused.
-    #[error("cannot {operation} {path}: {source}")]
-    Io {
-        /// The verb.
-        operation: &'static str,
-        /// The file, directory, or program.
-        path: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] Refused),
 }
 
 impl Error {
-    /// Wraps a system error with the verb and the object; made for `map_err`.
-    pub(crate) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::Io { operation, path, source }
-    }
-
-    /// The same for errors of `nix`.
-    pub(crate) fn errno(
+    /// [`refused`], as this error.
+    pub(crate) fn io<S: Into<io::Error>>(
         operation: &'static str,
         path: impl Into<PathBuf>,
-    ) -> impl FnOnce(nix::Error) -> Self {
-        let path = path.into();
-        move |errno| Self::Io { operation, path, source: errno.into() }
+    ) -> impl FnOnce(S) -> Self {
+        refused(operation, path)
     }
 }

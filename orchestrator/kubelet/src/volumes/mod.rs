@@ -24,6 +24,7 @@ pub(crate) use self::{
 };
 use crate::{
     env::{EnvContext, EnvError},
+    error::{Refused, refused},
     quantity,
 };
 
@@ -106,22 +107,14 @@ pub(crate) enum Error {
         source: io::Error,
     },
     /// The system refused.
-    #[error("cannot {operation} {path}: {source}")]
-    Io {
-        /// The verb.
-        operation: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] Refused),
 }
 
 impl Error {
-    fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { operation, path, source }
+    /// [`refused`], as this error.
+    fn io<S: Into<io::Error>>(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(S) -> Self {
+        refused(operation, path)
     }
 }
 

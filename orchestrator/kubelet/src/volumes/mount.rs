@@ -144,7 +144,7 @@ pub(super) fn tmpfs(path: &Path, size_bytes: Option<i64>) -> Result<bool> {
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str()))
-        .map_err(|errno| Error::io("mount a tmpfs at", path)(errno.into()))?;
+        .map_err(|errno| Error::io("mount a tmpfs at", path)(errno))?;
     Ok(true)
 }
 
@@ -156,7 +156,7 @@ pub(crate) fn unmount_below(dir: &Path) -> Result<()> {
         match umount2(&point, MntFlags::MNT_DETACH) {
             // EINVAL: it went away with another one.
             Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
-            Err(errno) => return Err(Error::io("unmount", &point)(errno.into())),
+            Err(errno) => return Err(Error::io("unmount", &point)(errno)),
         }
     }
     Ok(())

@@ -19,6 +19,7 @@ use weir_kubelet::{
         embedded::{Cni, Config, Embedded, cleanup},
     },
 };
+use weir_tests::Cgroup;
 
 /// The image's name.
 pub(crate) const IMAGE: &str = "docker.io/library/busybox:test";
@@ -36,15 +37,14 @@ echo '{"cniVersion":"1.0.0","ips":[{"address":"10.244.9.7/32"}]}'
 /// A node of its own: directories, a cgroup root, an image. Dropping it removes everything.
 pub(crate) struct Node {
     directory: tempfile::TempDir,
-    cgroup: PathBuf,
+    cgroup: Cgroup,
 }
 
 impl Node {
     pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("weir-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let cgroup = cgroup2_mount().join(name);
-        fs::create_dir(&cgroup).expect("a cgroup: these tests need root");
+        let cgroup = Cgroup::new(&name).expect("a cgroup: these tests need root");
         let node = Self { directory: tempfile::tempdir().expect("a directory"), cgroup };
         let plugin = node.path("plugin");
         fs::write(&plugin, PLUGIN).expect("the plugin");
@@ -63,7 +63,7 @@ impl Node {
     pub(crate) fn config(&self) -> Config {
         let this = std::env::current_exe().expect("this program");
         Config {
-            cgroup_root: Some(self.cgroup.clone()),
+            cgroup_root: Some(self.cgroup.path().to_owned()),
             shim: vec![this.into(), "shim".into()],
             cni: Cni {
                 command: vec![self.path("plugin")],
@@ -84,9 +84,8 @@ impl Node {
 
     /// A container's group in the hierarchy of a controller.
     pub(crate) fn cgroup_of(&self, status: &ContainerStatus, controller: &str) -> PathBuf {
-        let name = self.cgroup.file_name().expect("a name");
         let v1 = Path::new("/sys/fs/cgroup").join(controller);
-        let root = if v1.exists() { v1.join(name) } else { self.cgroup.clone() };
+        let root = if v1.exists() { v1.join(self.cgroup.name()) } else { self.cgroup.path().to_owned() };
         root.join("weir/podu-1").join(status.id.as_str())
     }
 
@@ -116,7 +115,6 @@ impl Drop for Node {
             .join()
             .expect("the thread that cleans up")
             .unwrap_or_else(|error| eprintln!("cannot clean up: {error}"));
-        fs::remove_dir(&self.cgroup).ok();
     }
 }
 
@@ -164,12 +162,6 @@ pub(crate) async fn until<T>(what: &str, condition: impl AsyncFn() -> Option<T>)
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-fn cgroup2_mount() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-    let line = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("a cgroup2 mount");
-    line.split(' ').nth(4).expect("a mount point").into()
 }
 
 /// An OCI archive with one gzip layer: Debian's static busybox, and two users.

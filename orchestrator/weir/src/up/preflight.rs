@@ -8,15 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::{
-    fcntl::{Flock, FlockArg},
-    sys::utsname::uname,
-};
+use nix::fcntl::{Flock, FlockArg};
+use weir_dataplane::kernel::release;
 
 use super::config::Config;
-
-/// Oldest kernel whose tcx links can be pinned, which is how traffic outlives the agent.
-const OLDEST_KERNEL: (u32, u32) = (6, 6);
 
 /// Capabilities that the roles need, with their bit in `/proc/self/status` (`linux/capability.h`).
 const CAPABILITIES: &[(&str, u32)] =
@@ -27,7 +22,7 @@ pub(super) struct Lock(#[expect(dead_code, reason = "held, not read")] Flock<Fil
 
 /// Everything that can be known beforehand.
 pub(super) fn check(config: &Config) -> Result<Lock> {
-    kernel()?;
+    release::require()?;
     capabilities()?;
     let lock = lock(&config.run_dir)?;
     writable(&config.data_dir)?;
@@ -35,21 +30,6 @@ pub(super) fn check(config: &Config) -> Result<Lock> {
     port("--ingress-http", config.ingress_http)?;
     port("--ingress-https", config.ingress_https)?;
     Ok(lock)
-}
-
-fn kernel() -> Result<()> {
-    let name = uname()?;
-    let release = name.release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
-        bail!("the kernel calls its version {release}, which cannot be read");
-    };
-    let (oldest_major, oldest_minor) = OLDEST_KERNEL;
-    ensure!(
-        (major, minor) >= OLDEST_KERNEL,
-        "kernel {release} is too old: tcx links need {oldest_major}.{oldest_minor} or newer"
-    );
-    Ok(())
 }
 
 fn capabilities() -> Result<()> {

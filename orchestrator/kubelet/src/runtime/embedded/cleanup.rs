@@ -93,7 +93,7 @@ fn end_shims(paths: &Paths, failures: &mut Vec<Error>) {
         let Some(running) = running else { continue };
         // It listens in this directory, so the process id in its record is still its own.
         if let Err(errno) = signal::kill(Pid::from_raw(running.shim_pid as i32), Signal::SIGKILL) {
-            failures.push(Error::errno("kill the shim of", directory)(errno));
+            failures.push(Error::io("kill the shim of", directory)(errno));
         }
     }
 }

@@ -75,9 +75,9 @@ impl Namespaces {
             .iter()
             .filter(|(path, ..)| path.is_some())
             .fold(CloneFlags::empty(), |all, (_, flag, _)| all | *flag);
-        unshare(flags).map_err(Error::errno("make namespaces for", &spec.name))?;
+        unshare(flags).map_err(Error::io("make namespaces for", &spec.name))?;
         if self.uts.is_some() {
-            sethostname(&spec.hostname).map_err(Error::errno("set the host name of", &spec.name))?;
+            sethostname(&spec.hostname).map_err(Error::io("set the host name of", &spec.name))?;
         }
         if self.net.is_some() {
             LinkClient::new(create_network_client())
@@ -94,7 +94,7 @@ impl Namespaces {
             File::create(path).map_err(Error::io("create", path))?;
             let source = Path::new("/proc/thread-self/ns").join(name);
             mount(Some(&source), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-                .map_err(Error::errno("mount a namespace on", path))?;
+                .map_err(Error::io("mount a namespace on", path))?;
         }
         Ok(())
     }
@@ -124,7 +124,7 @@ impl Namespaces {
 pub(super) fn unmount(path: &Path, remove: bool) -> Result<()> {
     match umount2(path, MntFlags::MNT_DETACH) {
         Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
-        Err(errno) => return Err(Error::errno("unmount", path)(errno)),
+        Err(errno) => return Err(Error::io("unmount", path)(errno)),
     }
     match fs::remove_file(path) {
         Err(e) if remove && e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),

@@ -46,9 +46,9 @@ pub(super) fn mount_overlay(layers: &Path, lower: &[String], writable: &Path, ta
     // Lower directories are relative, to keep the options short. A thread with a working directory of its own makes
     // that possible without moving the whole process.
     let overlay = || {
-        unshare(CloneFlags::CLONE_FS).and_then(|()| chdir(layers)).map_err(Error::errno("enter", layers))?;
+        unshare(CloneFlags::CLONE_FS).and_then(|()| chdir(layers)).map_err(Error::io("enter", layers))?;
         mount(Some("overlay"), target, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
-            .map_err(Error::errno("mount an overlay on", target))
+            .map_err(Error::io("mount an overlay on", target))
     };
     thread::scope(|scope| scope.spawn(overlay).join()).unwrap_or_else(|_| {
         Err(Error::Invalid {
@@ -72,14 +72,14 @@ pub(super) struct Identity {
 impl Root {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let root = fcntl::open(path, flags, Mode::empty()).map_err(Error::errno("open", path))?;
+        let root = fcntl::open(path, flags, Mode::empty()).map_err(Error::io("open", path))?;
         Ok(Self(root, path.to_owned()))
     }
 
     /// Makes a directory and its parents where they are missing.
     pub(super) fn make_directory(&self, path: &Path) -> Result<()> {
         let fail =
-            |errno: Errno| Error::errno("create", self.1.join(path.strip_prefix("/").unwrap_or(path)))(errno);
+            |errno: Errno| Error::io("create", self.1.join(path.strip_prefix("/").unwrap_or(path)))(errno);
         let mut walked = PathBuf::from("/");
         for component in path.components().skip(1) {
             let parent = self.resolve(&walked, OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(fail)?;

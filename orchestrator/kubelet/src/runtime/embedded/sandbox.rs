@@ -63,7 +63,7 @@ impl Inner {
             make_directory(&shm)?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
             mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM_OPTIONS))
-                .map_err(Error::errno("mount a tmpfs on", shm))?;
+                .map_err(Error::io("mount a tmpfs on", shm))?;
         }
         if !sandbox.spec.host_network {
             let (ips, result) = cni.add(sandbox).await?;

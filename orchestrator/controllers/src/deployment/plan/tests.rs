@@ -1,8 +1,11 @@
 //! Tables of rollouts: what is there, what is planned.
 
+use k8s_openapi::api::apps::v1::ReplicaSetStatus;
 use serde_json::json;
 
+use super::revision::new_replica_set;
 use super::*;
+use crate::deployment::model::{REVISION, REVISION_HISTORY, TEMPLATE_HASH};
 
 fn now() -> Time {
     Time(jiff::Timestamp::from_second(1_000_000).expect("is a time"))
@@ -194,13 +197,4 @@ fn a_rollout_that_does_not_move_times_out() {
         ("False", Some("ProgressDeadlineExceeded"))
     );
     assert_eq!(plan.recheck, None);
-}
-
-#[test]
-fn the_history_forgets_its_oldest_entries() {
-    assert_eq!(longer_history("", 1), "1");
-    assert_eq!(longer_history("1,2", 2), "1,2");
-    let long = (1000..1400).map(|number| number.to_string()).collect::<Vec<_>>().join(",");
-    let longer = longer_history(&long, 9999);
-    assert!(longer.len() <= HISTORY_CHARS_MAX && longer.ends_with(",9999") && longer.starts_with("1001,"));
 }

@@ -1,6 +1,6 @@
 //! A whole node in a namespace: the dataplane's programs, its reconciler, and pods, without an API server.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, fs, net::Ipv4Addr, sync::Arc};
 
 use kube::runtime::watcher::Event;
 use prometheus_client::registry::Registry;
@@ -19,8 +19,7 @@ use weir_dataplane::{
     watch::{Change, Store},
 };
 use weir_dataplane_ebpf::{Ip4, NodeConfig};
-
-use super::{NetNs, unique};
+use weir_tests::{Cgroup, Link, Namespace};
 
 /// The node's pod range; the first address is its own.
 pub(crate) const POD_CIDR: &str = "10.244.7.0/24";
@@ -29,9 +28,9 @@ pub(crate) const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// A node, a client behind its uplink, and what an agent would hold. All gone when dropped.
 pub(crate) struct TestNode {
-    pub(crate) namespace: NetNs,
-    pub(crate) client: NetNs,
-    pub(crate) cgroup: PathBuf,
+    pub(crate) namespace: Namespace,
+    pub(crate) client: Namespace,
+    pub(crate) cgroup: Cgroup,
     run_dir: tempfile::TempDir,
     pub(crate) socket_lb: bool,
     pub(crate) store: Store,
@@ -46,14 +45,18 @@ pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
 impl TestNode {
     /// A node that runs, with its client.
     pub(crate) fn new(socket_lb: bool) -> Self {
-        let (namespace, client) = (NetNs::new(), NetNs::new());
-        namespace.link_to(&client, ("up0", "192.0.2.1/24"), ("up1", "192.0.2.2/24"));
-        let root = cgroup2();
-        let cgroup = root.join(format!("weir-test-{}", unique()));
-        std::fs::create_dir(&cgroup).expect("make a cgroup: these tests need root");
+        let (namespace, client) = (Namespace::new().unwrap(), Namespace::new().unwrap());
+        Link::connect(
+            Link { namespace: &namespace, name: "up0", address: "192.0.2.1/24" },
+            Link { namespace: &client, name: "up1", address: "192.0.2.2/24" },
+        )
+        .unwrap();
+        let run_dir = tempfile::Builder::new().prefix("weir-test-").tempdir().unwrap();
+        let cgroup = Cgroup::new(&run_dir.path().file_name().unwrap().to_string_lossy()).unwrap();
+        let root = node::cgroup_root(&Config::default()).unwrap().expect("socket hooks are on by default");
+        assert_eq!(cgroup.path().parent(), Some(root.as_path()), "the agent finds the cgroup2 mount");
         let mut store = Store::new("here");
         store.set_node_addresses(vec![NODE_ADDRESS.into()]);
-        let run_dir = tempfile::tempdir().unwrap();
         let mut node = Self { namespace, client, cgroup, run_dir, socket_lb, store, agent: None };
         node.start();
         node
@@ -66,8 +69,8 @@ impl TestNode {
 
     /// What an agent does when it starts; an earlier one's work is adopted.
     pub(crate) fn start(&mut self) {
-        let (paths, socket_lb, cgroup) = (self.paths(), self.socket_lb, self.cgroup.clone());
-        let agent = self.namespace.run(|| {
+        let (paths, socket_lb, cgroup) = (self.paths(), self.socket_lb, self.cgroup.path());
+        let agent = self.namespace.inside(|| {
             block_on(async {
                 let netlink = Netlink::connect().unwrap();
                 let config = Config { socket_lb, ..Config::default() };
@@ -80,7 +83,7 @@ impl TestNode {
                 let config_value =
                     NodeConfig { gateway_v4: Ip4::from(gateway), flags, ..NodeConfig::default() };
                 maps.node_config.write(&[0], &[config_value]).unwrap();
-                let cgroup = socket_lb.then_some(cgroup.as_path());
+                let cgroup = socket_lb.then_some(cgroup);
                 programs
                     .attach(&Targets { uplinks: &uplinks, cgroup })
                     .unwrap_or_else(|error| panic!("{error}"));
@@ -128,17 +131,17 @@ impl TestNode {
     }
 
     /// Starts a pod's network.
-    pub(crate) fn add_pod(&self, id: &str) -> (NetNs, Ipv4Addr) {
-        let pod = NetNs::new();
+    pub(crate) fn add_pod(&self, id: &str) -> (Namespace, Ipv4Addr) {
+        let pod = Namespace::new().unwrap();
         let answer = self.cni("ADD", id, &pod);
         let address = answer["ips"][0]["address"].as_str().unwrap_or_else(|| panic!("{answer}"));
         (pod, address.strip_suffix("/32").unwrap().parse().unwrap())
     }
 
     /// One call of the plugin.
-    pub(crate) fn cni(&self, command: &str, id: &str, pod: &NetNs) -> Value {
+    pub(crate) fn cni(&self, command: &str, id: &str, pod: &Namespace) -> Value {
         let config = json!({"cniVersion": "1.0.0", "name": "weir", "runDir": self.run_dir.path(), "podCIDR": POD_CIDR});
-        let path = pod.path().display().to_string();
+        let path = pod.path();
         let env = |name: &str| match name {
             "CNI_COMMAND" => Some(command.to_owned()),
             "CNI_CONTAINERID" => Some(id.to_owned()),
@@ -147,7 +150,7 @@ impl TestNode {
             _ => None,
         };
         let mut out = Vec::new();
-        self.namespace.run(|| cni::main(config.to_string().as_bytes(), env, &mut out));
+        self.namespace.inside(|| cni::main(config.to_string().as_bytes(), env, &mut out));
         serde_json::from_slice(&out).unwrap_or_default()
     }
 
@@ -155,7 +158,7 @@ impl TestNode {
     pub(crate) fn cleanup(&self) {
         let run_dir = self.run_dir.path();
         self.namespace
-            .run(|| block_on(weir_dataplane::cleanup(run_dir)))
+            .inside(|| block_on(weir_dataplane::cleanup(run_dir)))
             .unwrap_or_else(|error| panic!("{error}"));
     }
 }
@@ -164,16 +167,11 @@ impl Drop for TestNode {
     fn drop(&mut self) {
         self.agent = None;
         let run_dir = self.run_dir.path();
-        let cleaned = self.namespace.run(|| block_on(weir_dataplane::cleanup(run_dir)));
-        let removed = std::fs::remove_dir(&self.cgroup);
+        let cleaned = self.namespace.inside(|| block_on(weir_dataplane::cleanup(run_dir)));
         if !std::thread::panicking() {
             cleaned.expect("clean up the node");
-            removed.expect("remove the test's cgroup");
+            let processes = fs::read_to_string(self.cgroup.path().join("cgroup.procs")).unwrap();
+            assert_eq!(processes, "", "processes are left in the test's cgroup");
         }
     }
-}
-
-fn cgroup2() -> PathBuf {
-    let config = Config::default();
-    node::cgroup_root(&config).expect("find the cgroup2 mount").expect("socket hooks are on by default")
 }

@@ -1,35 +1,22 @@
-//! Carries out single actions: thin, idempotent, and each reports what it did as Events on the pod.
-//!
-//! Every function here is one [`Action`](super::plan::Action), run as a task of the pod's worker, which never waits for
-//! one. A failure is a value: the worker keeps it, shows it in the status and tries again later.
+//! Containers: started with all they need, stopped as they ask for.
 
-use std::{collections::BTreeMap, fs, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
-    core::v1::{Container, LifecycleHandler, Pod, ServiceAccount},
-};
-use kube::{
-    Api, Client,
-    api::{DeleteParams, PostParams, Preconditions},
-};
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    plan::StopReason,
-    spec::{ContainerInput, PodDefaults, container_spec, parse_resolv_conf, sandbox_spec},
-};
+use super::{Failed, Outcome, Shared, blocking};
 use crate::{
     env::{EnvContext, environment, namespace},
-    events::{Events, Kind},
-    metrics::Metrics,
-    node::machine::Resources,
-    objects::{Objects, references},
+    events::Kind,
+    objects::references,
+    pods::{
+        plan::StopReason,
+        spec::{ContainerInput, container_spec},
+    },
     probes::{Check, http_get},
-    runtime::{self, ContainerId, Image, Mount, Propagation, Runtime, Sandbox, SandboxId},
-    services::Services,
+    runtime::{self, ContainerId, Image, Mount, Propagation, Runtime, Sandbox},
     volumes,
 };
 
@@ -37,27 +24,21 @@ use crate::{
 const GRACE_AFTER_HOOK: Duration = Duration::from_secs(2);
 /// How long a postStart hook may take before it counts as failed.
 const POST_START_TIMEOUT: Duration = Duration::from_mins(2);
-/// Lifetime of tokens that say nothing about it.
-const TOKEN_SECONDS: i64 = 3600;
 
-/// What all workers share.
-pub(crate) struct Shared<R> {
-    pub(crate) runtime: Arc<R>,
-    pub(crate) client: Client,
-    pub(crate) objects: Arc<Objects>,
-    pub(crate) services: Arc<Services>,
-    pub(crate) events: Events,
-    pub(crate) metrics: Metrics,
-    pub(crate) defaults: PodDefaults,
-    pub(crate) node_ip: IpAddr,
-    pub(crate) allocatable: Resources,
-}
-
-/// An action that failed: the waiting reason and the sentence.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Failed {
-    pub(crate) reason: &'static str,
-    pub(crate) message: String,
+/// What is started.
+pub(crate) struct Starting<'a> {
+    /// The pod.
+    pub(crate) pod: &'a Arc<Pod>,
+    /// Where it runs.
+    pub(crate) sandbox: &'a Sandbox,
+    /// The container as declared.
+    pub(crate) container: &'a Container,
+    /// How often it was started before.
+    pub(crate) attempt: u32,
+    /// The pod's quality of service.
+    pub(crate) qos: &'a str,
+    /// Ends the start between two steps, when the pod is to go.
+    pub(crate) cancel: &'a CancellationToken,
 }
 
 /// How a container is stopped.
@@ -72,128 +53,11 @@ pub(crate) struct Stopping<'a> {
     pub(crate) sooner: bool,
 }
 
-impl Failed {
-    fn new(reason: &'static str, error: impl std::fmt::Display) -> Self {
-        Self { reason, message: format!("{error}") }
-    }
-}
-
-pub(crate) type Outcome<T = ()> = Result<T, Failed>;
-
 impl<R: Runtime> Shared<R> {
-    /// Makes the pod's volumes, or brings them up to date. Returns when its tokens should be renewed.
-    pub(crate) async fn prepare(&self, pod: &Arc<Pod>) -> Outcome<Option<Timestamp>> {
-        let result = self.try_prepare(pod).await;
-        if let Err(failed) = &result {
-            let message = format!("MountVolume.SetUp failed: {}", failed.message);
-            self.events.pod(pod, None, Kind::Warning, "FailedMount", message);
-        }
-        result
-    }
-
-    async fn try_prepare(&self, pod: &Arc<Pod>) -> Outcome<Option<Timestamp>> {
-        let failed = |error: String| Failed { reason: "ContainerCreating", message: error };
-        let objects = self.objects.get(&references(pod)).await.map_err(|e| failed(e.to_string()))?;
-        let (tokens, renew_at) = self.tokens(pod).await?;
-        let (pod, dir) = (pod.clone(), self.defaults.pod_dir(pod));
-        let (node_ip, allocatable) = (self.node_ip, self.allocatable.clone());
-        blocking(move || {
-            fs::create_dir_all(&dir).map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
-            let context = EnvContext {
-                pod: &pod,
-                pod_ips: &[],
-                node_ip,
-                allocatable: &allocatable,
-                objects: &objects,
-                services: &BTreeMap::new(),
-            };
-            volumes::set_up(&dir, &context, &tokens).map_err(|error| error.to_string())
-        })
-        .await
-        .map_err(failed)?;
-        Ok(renew_at)
-    }
-
-    /// Service account tokens of the pod's volumes, and when four fifths of the shortest life are over.
-    async fn tokens(&self, pod: &Pod) -> Outcome<(volumes::Tokens, Option<Timestamp>)> {
-        let mut tokens = volumes::Tokens::new();
-        let mut renew_at: Option<Timestamp> = None;
-        let spec = pod.spec.as_ref();
-        let account =
-            spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_else(|| "default".to_owned());
-        for volume in spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
-            let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
-            for token in sources.filter_map(|source| source.service_account_token.as_ref()) {
-                let seconds = token.expiration_seconds.unwrap_or(TOKEN_SECONDS);
-                let request = TokenRequest {
-                    spec: TokenRequestSpec {
-                        audiences: token.audience.iter().cloned().collect(),
-                        expiration_seconds: Some(seconds),
-                        bound_object_ref: Some(BoundObjectReference {
-                            api_version: Some("v1".to_owned()),
-                            kind: Some("Pod".to_owned()),
-                            name: pod.metadata.name.clone(),
-                            uid: pod.metadata.uid.clone(),
-                        }),
-                    },
-                    ..TokenRequest::default()
-                };
-                let answer = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace(pod))
-                    .create_token_request(&account, &PostParams::default(), &request)
-                    .await
-                    .map_err(|error| {
-                        let message = format!("no token for service account \"{account}\": {error}");
-                        Failed { reason: "ContainerCreating", message }
-                    })?;
-                let text = answer.status.map(|status| status.token).unwrap_or_default();
-                tokens.insert((volume.name.clone(), token.path.clone()), Bytes::from(text));
-                let life = Duration::from_secs(seconds.max(60).unsigned_abs() / 5 * 4);
-                let at = super::view::after(Timestamp::now(), life);
-                renew_at = Some(renew_at.map_or(at, |earlier| earlier.min(at)));
-            }
-        }
-        Ok((tokens, renew_at))
-    }
-
-    /// Makes a sandbox.
-    pub(crate) async fn run_sandbox(&self, pod: &Pod, attempt: u32) -> Outcome {
-        if attempt > 0 {
-            let message = "Pod sandbox changed, it will be killed and re-created.".to_owned();
-            self.events.pod(pod, None, Kind::Normal, "SandboxChanged", message);
-        }
-        let host_dns = parse_resolv_conf(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
-        let spec = sandbox_spec(&self.defaults, pod, attempt, &host_dns);
-        match self.runtime.run_sandbox(&spec).await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let message = format!("Failed to create pod sandbox: {error}");
-                self.events.pod(pod, None, Kind::Warning, "FailedCreatePodSandBox", message);
-                Err(Failed::new("ContainerCreating", error))
-            }
-        }
-    }
-
-    /// Takes a sandbox's processes and network away.
-    pub(crate) async fn stop_sandbox(&self, id: &SandboxId) -> Outcome {
-        self.runtime.stop_sandbox(id).await.map_err(|error| Failed::new("FailedKillPod", error))
-    }
-
-    /// Removes a sandbox and the records of its containers.
-    pub(crate) async fn remove_sandbox(&self, id: &SandboxId) -> Outcome {
-        self.runtime.remove_sandbox(id).await.map_err(|error| Failed::new("FailedKillPod", error))
-    }
-
-    /// Creates and starts a container. `cancel` ends it between two steps, when the pod is to go.
-    pub(crate) async fn start(
-        &self,
-        pod: &Arc<Pod>,
-        sandbox: &Sandbox,
-        container: &Container,
-        attempt: u32,
-        qos: &str,
-        cancel: &CancellationToken,
-    ) -> Outcome {
-        let result = self.try_start(pod, sandbox, container, attempt, qos, cancel).await;
+    /// Creates and starts a container.
+    pub(crate) async fn start(&self, what: &Starting<'_>) -> Outcome {
+        let result = self.try_start(what).await;
+        let Starting { pod, container, .. } = *what;
         if let Err(failed) = &result {
             let message = match failed.reason {
                 "ErrImagePull" => {
@@ -209,15 +73,8 @@ impl<R: Runtime> Shared<R> {
         result
     }
 
-    async fn try_start(
-        &self,
-        pod: &Arc<Pod>,
-        sandbox: &Sandbox,
-        container: &Container,
-        attempt: u32,
-        qos: &str,
-        cancel: &CancellationToken,
-    ) -> Outcome {
+    async fn try_start(&self, what: &Starting<'_>) -> Outcome {
+        let Starting { pod, sandbox, container, attempt, qos, cancel } = *what;
         let name = Some(container.name.as_str());
         let image = self.image(pod, container).await?;
         let config_error = |error: String| Failed { reason: "CreateContainerConfigError", message: error };
@@ -382,43 +239,6 @@ impl<R: Runtime> Shared<R> {
         }
         Ok(())
     }
-
-    /// Unmounts and removes the pod's volumes.
-    pub(crate) async fn tear_down(&self, pod: &Pod) -> Outcome {
-        let dir = self.defaults.pod_dir(pod);
-        blocking(move || volumes::tear_down(&dir).map_err(|error| error.to_string()))
-            .await
-            .map_err(|error| Failed::new("FailedUnMount", error))
-    }
-
-    /// Removes the pod's directories and logs.
-    pub(crate) async fn finish(&self, pod: &Pod) -> Outcome {
-        let (dir, logs) = (self.defaults.pod_dir(pod), self.defaults.pod_log_dir(pod));
-        blocking(move || {
-            volumes::tear_down(&dir)
-                .and_then(|()| volumes::remove_dir(&dir))
-                .and_then(|()| volumes::remove_dir(&logs))
-                .map_err(|error| error.to_string())
-        })
-        .await
-        .map_err(|error| Failed::new("FailedUnMount", error))
-    }
-
-    /// Deletes the API object, if it is still the one we ran.
-    pub(crate) async fn delete(&self, pod: &Pod) -> Outcome {
-        let params = DeleteParams {
-            grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions { uid: pod.metadata.uid.clone(), resource_version: None }),
-            ..DeleteParams::default()
-        };
-        let api = Api::<Pod>::namespaced(self.client.clone(), namespace(pod));
-        match api.delete(pod.metadata.name.as_deref().unwrap_or_default(), &params).await {
-            Ok(_) => Ok(()),
-            // Gone already, or another pod by the same name.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            Err(error) => Err(Failed::new("FailedKillPod", error)),
-        }
-    }
 }
 
 /// The container's volumes and the file for its termination message.
@@ -449,13 +269,6 @@ fn make_mounts(
         propagation: Propagation::Private,
     });
     Ok(mounts)
-}
-
-/// File-system work on the blocking pool.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 /// What is left until `deadline`.
