@@ -5,13 +5,16 @@
 //! machine outside would be. Everything is removed on drop, also when a test panics.
 
 mod cluster;
+mod eventually;
 mod http;
 mod leftovers;
 mod load;
 mod namespace;
+mod roles;
 
 pub use cluster::{CLIENT_ADDRESS, Cluster, NODE_ADDRESS, Options};
+pub use eventually::eventually;
 pub use http::{Response, get};
 pub use leftovers::Leftovers;
-pub use load::{Load, Outcome};
+pub use load::{Load, Outcome, ask_steadily};
 pub use namespace::{Link, Namespace};
