@@ -46,6 +46,7 @@ fn each_bad_manifest_is_refused_in_words_and_harms_nothing() -> Result<()> {
             Ok(accepted) => anyhow::bail!("{what} was accepted: {accepted}"),
             Err(error) => format!("{error:#}"),
         };
+        eprintln!("{what}: {error}");
         for word in *words {
             ensure!(error.contains(word), "{what}: no {word:?} in: {error}");
         }
