@@ -128,8 +128,13 @@ impl Cluster {
 
     /// `weir up` with this cluster's flags, not yet started.
     pub fn up_command(&self) -> Result<Command> {
+        self.up_command_through(&[])
+    }
+
+    /// The same, started by another program that changes what it finds: `setpriv`, `unshare`.
+    pub fn up_command_through(&self, program: &[&str]) -> Result<Command> {
         let mut command = self.on_node("env");
-        command.arg(&self.weir).args([
+        command.args(program).arg(&self.weir).args([
             "up",
             "--uplink=uplink0",
             &format!("--node-ip={NODE_ADDRESS}"),

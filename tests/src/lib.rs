@@ -7,14 +7,17 @@
 
 mod cgroup;
 mod cluster;
+mod eventually;
 mod http;
 mod leftovers;
 mod load;
 mod namespace;
+mod roles;
 
 pub use cgroup::Cgroup;
 pub use cluster::{CLIENT_ADDRESS, Cluster, NODE_ADDRESS, Options};
+pub use eventually::eventually;
 pub use http::{Response, get};
 pub use leftovers::Leftovers;
-pub use load::{Load, Outcome};
+pub use load::{Load, Outcome, ask_steadily};
 pub use namespace::{Link, Namespace};

@@ -3,9 +3,10 @@
 use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader, Write},
+    net::SocketAddr,
     process::Stdio,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +14,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use weir_tests::{Cluster, NODE_ADDRESS, Options};
+use weir_tests::{Cluster, Load, NODE_ADDRESS, Options};
 
 /// What each transfer carries, about five seconds at its pace.
 const MEBIBYTES: &str = "256";
@@ -71,6 +72,55 @@ fn a_transfer_outlives_the_dataplane_agent() -> Result<()> {
         let output = running.wait_with_output()?;
         ensure!(output.status.success(), "{way}: {}", String::from_utf8_lossy(&output.stderr));
     }
+    Ok(())
+}
+
+#[test]
+fn traffic_and_containers_outlive_every_role() -> Result<()> {
+    const SHOP: &str = include_str!("../../examples/shop.yaml");
+    const NODE_PORT: u16 = 30080;
+    const ROLES: [&str; 6] = ["dataplane", "kubelet", "controllers", "scheduler", "apiserver", "ingress"];
+    const CONTAINERS: &str = "--output=jsonpath={range .items[*].status.containerStatuses[*]}{.containerID} \
+                              {.restartCount}{\"\\n\"}{end}";
+
+    let cluster = Cluster::start(Options::from_environment()?)?;
+    cluster.apply(SHOP)?;
+    for deployment in ["deployment/catalog", "deployment/checkout"] {
+        cluster.kubectl(&["rollout", "status", "--timeout=60s", deployment])?;
+    }
+    cluster.wait_for_200("shop.example", "/checkout", Duration::from_secs(30))?;
+    let before = cluster.kubectl(&["get", "pods", CONTAINERS])?;
+    let cluster_ip = cluster.kubectl(&["get", "service/checkout", "--output=jsonpath={.spec.clusterIP}"])?;
+    let cluster_ip = SocketAddr::new(cluster_ip.parse()?, 80);
+    let program = cluster.on_node(env!("CARGO_BIN_EXE_load"));
+    let loads = [
+        ("ClusterIP", Load::start_process(program, cluster_ip, "checkout", "/")?),
+        ("NodePort", Load::start(&cluster.outside, (NODE_ADDRESS, NODE_PORT).into(), "checkout", "/")),
+    ];
+    let started = Instant::now();
+    for (replicas, role) in (2..).zip(ROLES) {
+        eprintln!("after {:.2} s: killing {role}", started.elapsed().as_secs_f32());
+        cluster.kill_role(role)?;
+        // Each has work to do in this, and so shows that it is back.
+        cluster.kubectl(&["scale", "deployment/checkout", &format!("--replicas={replicas}")])?;
+        cluster
+            .kubectl(&["rollout", "status", "--timeout=60s", "deployment/checkout"])
+            .with_context(|| format!("after {role} was killed\n{}", cluster.logs()))?;
+        cluster.wait_for_200("shop.example", "/checkout", Duration::from_secs(30))?;
+    }
+    let outcomes = loads.map(|(way, load)| (way, load.finish()));
+    for (way, outcome) in &outcomes {
+        ensure!(outcome.failed.is_empty() && outcome.succeeded > 0, "{way}: {outcome}\n{}", cluster.logs());
+    }
+    // Even for a moment would do harm: its pods would leave their Services.
+    let unready =
+        cluster.kubectl(&["get", "events", "--all-namespaces", "--field-selector=reason=NodeNotReady"])?;
+    ensure!(unready.is_empty(), "a restart made the node unready:\n{unready}");
+    let after = cluster.kubectl(&["get", "pods", CONTAINERS])?;
+    let restarted: Vec<_> = after.lines().filter(|line| !line.ends_with(" 0")).collect();
+    ensure!(restarted.is_empty(), "restarted: {restarted:?}");
+    let replaced: Vec<_> = before.lines().filter(|line| !after.contains(line)).collect();
+    ensure!(replaced.is_empty(), "replaced: {replaced:?}; there are\n{after}");
     Ok(())
 }
 

@@ -1,14 +1,10 @@
 //! README's path with the real kubectl: apply, look, scale, roll, undo, delete, with every way in tried after each
 //! step.
 
-use std::{
-    net::SocketAddr,
-    process::Stdio,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use weir_tests::{Cluster, Leftovers, Load, NODE_ADDRESS, Options, get};
+use weir_tests::{Cluster, Leftovers, Load, NODE_ADDRESS, Options, eventually, get};
 
 /// Longest wait for a step to show.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -146,16 +142,4 @@ fn tables_have_their_columns(cluster: &Cluster) -> Result<()> {
         ensure!(header.join(" ") == columns, "kubectl get {what} shows\n{table}");
     }
     Ok(())
-}
-
-/// Tries until it holds; the last refusal is the error.
-fn eventually(what: &str, check: impl Fn() -> Result<()>) -> Result<()> {
-    let started = Instant::now();
-    loop {
-        match check() {
-            Ok(()) => return Ok(()),
-            Err(error) if started.elapsed() > DEADLINE => return Err(error.context(what.to_owned())),
-            Err(_) => std::thread::sleep(Duration::from_millis(100)),
-        }
-    }
 }

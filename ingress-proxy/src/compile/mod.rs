@@ -127,9 +127,9 @@ impl Compilation<'_> {
                 }
                 Some(SecretFact::Broken(why)) => {
                     let text = format!(
-                        "Secret {:?} for TLS is not usable: {why}; its hosts are served with the default \
-                         certificate",
-                        key.name
+                        "Secret {:?} for TLS is not usable: {why}. Its hosts are served with the default \
+                         certificate until it is made anew: kubectl create secret tls {} --cert=FILE --key=FILE",
+                        key.name, key.name
                     );
                     self.problem(ingress, Reason::BadSecret, text);
                     continue;

@@ -113,7 +113,10 @@ impl Compilation<'_> {
         let key = ObjectKey::new(&ingress.key.namespace, &service.name);
         let fail = |reason, text| Err((service.name.clone(), reason, text));
         let Some(fact) = self.snapshot.services.get(&key) else {
-            return fail(Reason::BadService, format!("Service {key} does not exist"));
+            return fail(
+                Reason::BadService,
+                format!("Service {key} does not exist: create it, or name one that does"),
+            );
         };
         if fact.external_name {
             let text = format!("Service {key} is of type ExternalName, which has no endpoints to send to");

@@ -120,7 +120,7 @@ spec:
 ",
     );
     let why = |path| service_for(&compiled, "x", path).unwrap().backend.clone().unwrap_err();
-    assert_eq!(why("/gone"), "Service n/gone does not exist");
+    assert_eq!(why("/gone"), "Service n/gone does not exist: create it, or name one that does");
     assert_eq!(why("/port"), "Service n/b has no port 8080: it has 80 (web), 81 (admin)");
     assert!(why("/res").contains("resource backends are not served"));
     assert_eq!(name_for(&compiled, "x", "/other"), "a");

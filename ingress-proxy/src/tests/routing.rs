@@ -89,7 +89,7 @@ async fn refusals_say_why() {
             503,
             "503: Service \"empty\" of Ingress n/empty-x.com-empty has no ready endpoints\n",
         ),
-        ("x.com", "/gone", 503, "503: Service n/gone does not exist\n"),
+        ("x.com", "/gone", 503, "503: Service n/gone does not exist: create it, or name one that does\n"),
         ("x.com", "/down", 502, "502: Service \"down\": the endpoint refused the connection\n"),
     ] {
         assert_eq!(cluster.get(host, path).await, (status, text.to_owned()));

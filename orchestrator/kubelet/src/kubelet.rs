@@ -17,7 +17,7 @@ use crate::{
     error::{Error, Result},
     events::{Events, Kind},
     metrics::Metrics,
-    node::{NodeAgent, follow_pod_cidr, machine},
+    node::{NodeAgent, follow_pod_cidr, machine, take_pod_cidr},
     objects::Objects,
     pods::{dispatch::Dispatcher, execute::Shared, spec::PodDefaults},
     quantity,
@@ -109,6 +109,9 @@ impl Kubelet {
             let node = agent.register().await?;
             events.node(&name, Kind::Normal, "Starting", "Starting kubelet.".to_owned());
             tracing::info!(node = name, %ip, port, "the node is registered");
+            // Before the first status: a node that was ready and is not said to be for the blink of its kubelet's
+            // restart loses its pods their place in every Service.
+            take_pod_cidr(&node, &*runtime, &network).await;
             // Whoever started us may have lost interest.
             let _ = ready.send(());
             tokio::join!(

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     discovery::group_versions,
     resource::{Kind, Resource, resources},
-    schema::definitions,
+    schema::{Field, ListMerge, definitions, types},
 };
 
 const SCHEMAS: &str = "#/components/schemas/";
@@ -83,12 +83,42 @@ fn schemas(kinds: &[Kind], definitions: &Map<String, Value>) -> Map<String, Valu
     }
     let mut schemas: Map<String, Value> =
         reached.into_iter().map(|name| (name.clone(), definitions[&name].clone())).collect();
+    for (name, schema) in &mut schemas {
+        mark_merges(name, schema);
+    }
     for kind in kinds {
         if let Some(schema) = schemas.get_mut(kind.schema) {
             schema["x-kubernetes-group-version-kind"] = json!([paths::group_version_kind(*kind)]);
         }
     }
     schemas
+}
+
+/// Says of each property how a strategic merge treats it: from this kubectl computes the patch of an `apply`. A list
+/// that it takes for atomic would be sent whole whenever the server has completed one of its elements.
+fn mark_merges(name: &str, schema: &mut Value) {
+    let types = types();
+    let Some(id) = types.id(name) else { return };
+    for field in &types.object(id).fields {
+        let Some(property) = schema.get_mut("properties").and_then(|all| all.get_mut(&*field.name)) else {
+            continue;
+        };
+        if let Some(strategy) = patch_strategy(field) {
+            property["x-kubernetes-patch-strategy"] = json!(strategy);
+        }
+        if let ListMerge::ByKey(key) = &field.merge {
+            property["x-kubernetes-patch-merge-key"] = json!(key);
+        }
+    }
+}
+
+fn patch_strategy(field: &Field) -> Option<&'static str> {
+    match (field.merge != ListMerge::Atomic, field.retain_keys) {
+        (true, true) => Some("merge,retainKeys"),
+        (true, false) => Some("merge"),
+        (false, true) => Some("retainKeys"),
+        (false, false) => None,
+    }
 }
 
 fn references(schema: &Value, found: &mut Vec<String>) {
@@ -127,6 +157,27 @@ mod tests {
         let spec = &schema["properties"]["spec"];
         assert_eq!(spec["allOf"][0]["$ref"], "#/components/schemas/io.k8s.api.apps.v1.DeploymentSpec");
         assert!(spec["description"].is_string());
+    }
+
+    #[test]
+    fn kubectl_learns_which_lists_merge_and_by_which_key() {
+        let (core, apps) = (parsed("", "v1"), parsed("apps", "v1"));
+        let cases: [(&Value, &str, &str, Value, Value); 5] = [
+            (&core, "core.v1.ServiceSpec", "ports", json!("merge"), json!("port")),
+            (&apps, "core.v1.PodSpec", "containers", json!("merge"), json!("name")),
+            (&apps, "core.v1.PodSpec", "volumes", json!("merge,retainKeys"), json!("name")),
+            (&apps, "core.v1.PodSpec", "tolerations", Value::Null, Value::Null),
+            (&apps, "apps.v1.DeploymentSpec", "strategy", json!("retainKeys"), Value::Null),
+        ];
+        for (document, schema, field, strategy, key) in cases {
+            let schema = &document["components"]["schemas"][format!("io.k8s.api.{schema}")];
+            let property = &schema["properties"][field];
+            assert_eq!(property["x-kubernetes-patch-strategy"], strategy, "{field}");
+            assert_eq!(property["x-kubernetes-patch-merge-key"], key, "{field}");
+        }
+        let meta = &core["components"]["schemas"]["io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"];
+        assert_eq!(meta["properties"]["finalizers"]["x-kubernetes-patch-strategy"], "merge");
+        assert!(meta["properties"]["finalizers"].get("x-kubernetes-patch-merge-key").is_none());
     }
 
     #[test]

@@ -298,19 +298,26 @@ pub(crate) async fn follow_pod_cidr<R: Runtime>(
                 continue;
             }
         };
-        let cidr =
-            node.and_then(|node| node.spec).and_then(|spec| spec.pod_cidr).filter(|cidr| !cidr.is_empty());
-        let Some(cidr) = cidr else { continue };
-        if network.borrow().as_ref() == Some(&cidr) {
-            continue;
+        if let Some(node) = node {
+            take_pod_cidr(&node, runtime, network).await;
         }
-        match runtime.set_pod_cidr(&cidr).await {
-            Ok(()) => {
-                tracing::info!(cidr, "pods of this node have their addresses");
-                network.send_replace(Some(cidr));
-            }
-            Err(error) => tracing::error!(cidr, %error, "the runtime refuses the node's podCIDR"),
+    }
+}
+
+/// Gives pods the addresses that the node's object says, if it says any, and tells that the pod network is there.
+pub(crate) async fn take_pod_cidr<R: Runtime>(
+    node: &Node,
+    runtime: &R,
+    network: &watch::Sender<Option<String>>,
+) {
+    let cidr = node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone()).filter(|cidr| !cidr.is_empty());
+    let Some(cidr) = cidr.filter(|cidr| network.borrow().as_ref() != Some(cidr)) else { return };
+    match runtime.set_pod_cidr(&cidr).await {
+        Ok(()) => {
+            tracing::info!(cidr, "pods of this node have their addresses");
+            network.send_replace(Some(cidr));
         }
+        Err(error) => tracing::error!(cidr, %error, "the runtime refuses the node's podCIDR"),
     }
 }
 

@@ -34,6 +34,15 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 /// Why a volume cannot be made: the text of a `FailedMount` event.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
+    /// Which volume it is about, in upstream's words.
+    #[error("MountVolume.SetUp failed for volume \"{volume}\" : {source}")]
+    SetUp {
+        /// The volume.
+        volume: String,
+        /// What is wrong with it.
+        #[source]
+        source: Box<Self>,
+    },
     /// An object that is not optional does not exist.
     #[error("{kind} \"{name}\" not found")]
     MissingObject {
@@ -120,25 +129,30 @@ impl Error {
 
 /// Makes all volumes of the pod in `dir` (`pods/<uid>`), or brings those that follow objects up to date. Idempotent.
 pub(crate) fn set_up(dir: &Path, context: &EnvContext<'_>, tokens: &Tokens) -> Result<()> {
-    let group = fs_group(context.pod);
     for volume in context.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
-        if let Some(files) = payload::files(context, tokens, volume)? {
-            let path = volume_path(dir, volume)?;
-            make_dir(&path, 0o755)?;
-            if is_sensitive(volume) {
-                mount::tmpfs(&path, None)?;
-            }
-            // Never emptied: a volume without files is an empty directory with a `..data` link.
-            atomic::write(&path, &files, group).map_err(Error::io("write", &path))?;
-        } else if let Some(empty) = &volume.empty_dir {
-            make_empty_dir(&volume_path(dir, volume)?, empty, group)?;
-        } else if let Some(host) = &volume.host_path {
-            check_host_path(host)?;
-        } else {
-            return Err(Error::Unsupported { volume: volume.name.clone(), kind: unsupported(volume) });
-        }
+        set_up_one(dir, context, tokens, volume)
+            .map_err(|error| Error::SetUp { volume: volume.name.clone(), source: Box::new(error) })?;
     }
     Ok(())
+}
+
+fn set_up_one(dir: &Path, context: &EnvContext<'_>, tokens: &Tokens, volume: &Volume) -> Result<()> {
+    let group = fs_group(context.pod);
+    if let Some(files) = payload::files(context, tokens, volume)? {
+        let path = volume_path(dir, volume)?;
+        make_dir(&path, 0o755)?;
+        if is_sensitive(volume) {
+            mount::tmpfs(&path, None)?;
+        }
+        // Never emptied: a volume without files is an empty directory with a `..data` link.
+        atomic::write(&path, &files, group).map(drop).map_err(Error::io("write", &path))
+    } else if let Some(empty) = &volume.empty_dir {
+        make_empty_dir(&volume_path(dir, volume)?, empty, group)
+    } else if let Some(host) = &volume.host_path {
+        check_host_path(host)
+    } else {
+        Err(Error::Unsupported { volume: volume.name.clone(), kind: unsupported(volume) })
+    }
 }
 
 /// Unmounts everything below `dir` and removes it. Idempotent.

@@ -44,6 +44,10 @@ macro_rules! settings {
             pub(super) keep: bool,
         }
 
+        /// The name of every setting, as fields have it.
+        #[cfg(test)]
+        const NAMES: &[&str] = &[$(stringify!($name),)+ "keep"];
+
         impl Said {
             fn decide(self, file: Self) -> Result<Config> {
                 Ok(Config {
@@ -149,7 +153,28 @@ impl Config {
 }
 
 fn read_file(path: &Path) -> Result<Said> {
-    Ok(serde_yaml::from_str(&fs::read_to_string(path)?)?)
+    read_text(&fs::read_to_string(path)?)
+}
+
+fn read_text(text: &str) -> Result<Said> {
+    // A file of comments alone is an empty one.
+    match serde_yaml::from_str::<Option<Said>>(text) {
+        Ok(said) => Ok(said.unwrap_or_default()),
+        Err(error) => match culprit(text) {
+            Some(name) => Err(anyhow!("{name}: {error}")),
+            None => Err(error.into()),
+        },
+    }
+}
+
+/// The first setting that alone cannot be read either: errors about values do not name it.
+fn culprit(text: &str) -> Option<String> {
+    let settings = serde_yaml::from_str::<serde_yaml::Mapping>(text).ok()?;
+    settings.into_iter().find_map(|(name, value)| {
+        let words = name.as_str().unwrap_or("a setting that is no text").to_owned();
+        let alone = serde_yaml::Mapping::from_iter([(name, value)]);
+        serde_yaml::from_value::<Said>(alone.into()).is_err().then_some(words)
+    })
 }
 
 fn host_name() -> Result<String> {
@@ -164,8 +189,7 @@ mod tests {
     use super::*;
 
     fn decide(flags: &str, file: &str) -> Result<Config> {
-        let said = |yaml: &str| serde_yaml::from_str::<Said>(yaml);
-        said(flags)?.decide(said(file)?)
+        read_text(flags)?.decide(read_text(file)?)
     }
 
     #[test]
@@ -183,8 +207,43 @@ mod tests {
         assert!(error.starts_with("--pod-cidr nonsense: "), "{error}");
     }
 
+    /// `examples/weir.yaml` shows every setting, says what it is for, and changes nothing.
     #[test]
-    fn an_unknown_setting_is_an_error() {
-        assert!(decide("{}", "{pod-cdir: 10.0.0.0/8}").unwrap_err().to_string().contains("pod-cdir"));
+    fn the_example_shows_every_setting_with_its_default() -> Result<()> {
+        const EXAMPLE: &str = include_str!("../../../../examples/weir.yaml");
+        let shown: Vec<_> = EXAMPLE
+            .lines()
+            .filter(|line| !line.starts_with(['#', ' ']))
+            .filter_map(|l| l.split_once(':'))
+            .collect();
+        let shown: Vec<_> = shown.into_iter().map(|(name, _)| name.replace('-', "_")).collect();
+        assert_eq!(shown, NAMES, "examples/weir.yaml has other settings than weir up");
+        for (above, line) in EXAMPLE.lines().zip(EXAMPLE.lines().skip(1)) {
+            assert!(
+                line.is_empty() || line.starts_with('#') || above.starts_with('#'),
+                "no comment above {line}"
+            );
+        }
+        let machine = "node-ip: 198.51.100.1";
+        let (example, default) = (decide(machine, EXAMPLE)?, decide(machine, "{}")?);
+        assert_eq!(format!("{example:?}"), format!("{default:?}"));
+        // What the machine decides is left open, so that nothing is hidden by the comparison.
+        assert!(EXAMPLE.lines().any(|line| line == "node-ip:"));
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        for (file, words) in [
+            ("pod-cdir: 10.0.0.0/8", "pod-cdir: unknown field `pod-cdir`, expected one of `uplink`"),
+            ("{uplink: none, api-port: [6443]}", "api-port: expected text or a number"),
+            ("keep: perhaps", "keep: "),
+            ("{keep: true, keep: false}", "duplicate"),
+            ("uplink", "expected struct"),
+        ] {
+            let error = read_text(file).err().expect(file).to_string();
+            assert!(error.contains(words), "{file}: {error}");
+        }
+        assert!(read_text("# nothing\n").is_ok());
     }
 }

@@ -1,6 +1,7 @@
 //! `weir up`: a one-node cluster, every role a process of its own.
 
 mod config;
+mod lock;
 mod preflight;
 mod roles;
 mod supervisor;
@@ -37,9 +38,10 @@ const INGRESS_CONTROLLER: &str = "weir.dev/ingress";
 /// Runs until Ctrl-C, then takes everything down again.
 pub(crate) fn main(flags: Flags) -> Result<()> {
     let config = Config::read(flags)?;
-    let _lock = preflight::check(&config)?;
+    let mut lock = preflight::check(&config)?;
     install_tls_provider();
     roles::enter_cgroup(&config)?;
+    lock.begin();
 
     // One thread: children must be started by the thread that lives as long as the process.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

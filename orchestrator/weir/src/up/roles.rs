@@ -6,6 +6,17 @@ use anyhow::{Context, Result};
 
 use super::{config::Config, supervisor::Role};
 
+/// Where the kubelet serves logs to the API server.
+pub(super) const KUBELET_PORT: u16 = 10250;
+/// Where each client of the API server shows its metrics, on loopback: upstream's ports, where there are any.
+pub(super) const METRICS_PORTS: [(&str, u16); 5] = [
+    ("dataplane", 10249),
+    ("ingress", 10254),
+    ("kubelet", 10255),
+    ("controllers", 10257),
+    ("scheduler", 10259),
+];
+
 /// Words on a command line, built up.
 struct Words(Vec<OsString>);
 
@@ -47,13 +58,15 @@ pub(super) fn apiserver(config: &Config) -> Role {
 
 /// The roles that are its clients, in the order in which they start: the dataplane first, since pods wait for it.
 pub(super) fn clients(config: &Config) -> Vec<Role> {
-    let client = |name: &str, metrics_port: u16| {
+    let client = |name: &str| {
+        let metrics = METRICS_PORTS.into_iter().find(|(role, _)| *role == name);
+        let (_, port) = metrics.expect("every client has a port for its metrics");
         Words::new()
             .flag("kubeconfig", config.kubeconfig(name))
-            .flag("metrics-address", format!("127.0.0.1:{metrics_port}"))
+            .flag("metrics-address", format!("127.0.0.1:{port}"))
     };
     vec![
-        client("dataplane", 10249)
+        client("dataplane")
             .flag("node-name", &config.node_name)
             .flag("run-dir", &config.run_dir)
             .flag("uplink", config.uplink.to_string())
@@ -61,16 +74,17 @@ pub(super) fn clients(config: &Config) -> Vec<Role> {
             .flag("service-cidr", config.service_cidr.to_string())
             .cgroup_root(config)
             .role("dataplane"),
-        client("kubelet", 10255)
+        client("kubelet")
             .flag("node-name", &config.node_name)
             .flag("node-ip", config.node_ip.to_string())
             .flag("data-dir", &config.data_dir)
             .flag("run-dir", &config.run_dir)
+            .flag("port", KUBELET_PORT.to_string())
             .cgroup_root(config)
             .role("kubelet"),
-        client("controllers", 10257).flag("cluster-cidr", config.pod_cidr.to_string()).role("controllers"),
-        client("scheduler", 10259).role("scheduler"),
-        client("ingress", 10254)
+        client("controllers").flag("cluster-cidr", config.pod_cidr.to_string()).role("controllers"),
+        client("scheduler").role("scheduler"),
+        client("ingress")
             .flag("http-address", config.ingress_http.to_string())
             .flag("https-address", config.ingress_https.to_string())
             .flag("publish-address", config.node_ip.to_string())
@@ -83,9 +97,8 @@ pub(super) fn clients(config: &Config) -> Vec<Role> {
 /// Moves this process, and so every role and pod, into the node's cgroup.
 pub(super) fn enter_cgroup(config: &Config) -> Result<()> {
     let Some(root) = config.cgroup_root.path() else { return Ok(()) };
-    fs::create_dir_all(root)
-        .and_then(|()| fs::write(root.join("cgroup.procs"), std::process::id().to_string()))
-        .with_context(|| format!("--cgroup-root {}: entering it", root.display()))
+    fs::write(root.join("cgroup.procs"), std::process::id().to_string())
+        .with_context(|| format!("--cgroup-root {} cannot be entered: choose another", root.display()))
 }
 
 /// Removes all that pods and dataplane made on this machine, from what is found on it. Goes on after a failure.

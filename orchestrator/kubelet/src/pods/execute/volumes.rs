@@ -28,8 +28,7 @@ impl<R: Runtime> Shared<R> {
     pub(crate) async fn prepare(&self, pod: &Arc<Pod>) -> Outcome<Option<Timestamp>> {
         let result = self.try_prepare(pod).await;
         if let Err(failed) = &result {
-            let message = format!("MountVolume.SetUp failed: {}", failed.message);
-            self.events.pod(pod, None, Kind::Warning, "FailedMount", message);
+            self.events.pod(pod, None, Kind::Warning, "FailedMount", failed.message.clone());
         }
         result
     }
