@@ -24,8 +24,8 @@ const LONGEST: Duration = Duration::from_mins(3);
 /// A request that takes longer has failed.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A load that runs until it is asked for its outcome.
-pub struct Load(Runs);
+/// A load that runs until it is asked for its outcome, or dropped.
+pub struct Load(Option<Runs>);
 
 enum Runs {
     Thread(Arc<AtomicBool>, JoinHandle<Outcome>),
@@ -69,24 +69,37 @@ impl Load {
             namespace.enter();
             ask_steadily(address, &host, &path, &stopped)
         });
-        Self(Runs::Thread(stop, thread))
+        Self(Some(Runs::Thread(stop, thread)))
     }
 
     /// The same as a process: `program` starts this crate's `load`, wherever it is to run.
     pub fn start_process(mut program: Command, address: SocketAddr, host: &str, path: &str) -> Result<Self> {
         program.args([&address.to_string(), host, path]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        Ok(Self(Runs::Process(program.spawn().context("starting a load")?)))
+        Ok(Self(Some(Runs::Process(program.spawn().context("starting a load")?))))
     }
 
     /// Ends the load.
-    pub fn finish(self) -> Outcome {
-        match self.0 {
-            Runs::Thread(stop, thread) => {
+    pub fn finish(mut self) -> Outcome {
+        self.0.take().map(Runs::end).unwrap_or_default()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        // A thread that goes on would keep its namespace from being deleted.
+        drop(self.0.take().map(Runs::end));
+    }
+}
+
+impl Runs {
+    fn end(self) -> Outcome {
+        match self {
+            Self::Thread(stop, thread) => {
                 stop.store(true, Ordering::Relaxed);
                 thread.join().expect("a load counts its failures and does not panic")
             }
             // The end of its standard input is the end of the load; waiting closes it.
-            Runs::Process(child) => match child.wait_with_output() {
+            Self::Process(child) => match child.wait_with_output() {
                 Ok(output) if output.status.success() => {
                     Outcome::read(&String::from_utf8_lossy(&output.stdout))
                 }

@@ -13,7 +13,7 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     (
         "a wrong type",
         "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{port: eighty}]}}",
-        &["port"],
+        &["Service", "ServicePort.spec.ports.port", "of type int32"],
     ),
     (
         "a missing selector",
@@ -29,7 +29,7 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     (
         "a broken secret",
         "{apiVersion: v1, kind: Secret, metadata: {name: a}, data: {key: '%%%'}}",
-        &["illegal base64"],
+        &["Secret", "data.key: illegal base64 data", "encode the value with base64"],
     ),
     (
         "a node port out of its range",

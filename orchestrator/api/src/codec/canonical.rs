@@ -118,9 +118,14 @@ impl Walk<'_> {
         let Value::Object(map) = value else {
             return Err(self.mismatch(value, &format!("map[string]{}", self.go_name(element))));
         };
-        for value in map.values_mut() {
+        for (key, value) in map {
             if value.is_null() {
                 *value = zero(element);
+            } else if *element == Shape::Bytes {
+                // Go says "data" and leaves it to the reader to find which of the keys.
+                self.path.push(Segment::Field(key.clone()));
+                self.bytes(value)?;
+                self.path.pop();
             } else {
                 self.value(value, element)?;
             }
@@ -141,7 +146,7 @@ impl Walk<'_> {
             Err(DecodeError::InvalidByte(at, _)) => Err(format!("illegal base64 data at input byte {at}")),
             Err(_) => Err(format!("illegal base64 data at input byte {}", text.len())),
         }
-        .map_err(|reason| format!("{}: {reason}", self.path_text()))
+        .map_err(|reason| format!("{}: {reason}: encode the value with base64", self.path_text()))
     }
 
     fn time(&self, value: &mut Value, micros: bool) -> Result<(), String> {

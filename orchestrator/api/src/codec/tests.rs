@@ -101,6 +101,13 @@ fn values_with_a_format_are_checked() {
         assert!(strict(kind, &body).is_err(), "{body}");
     }
     assert!(strict(kind("", "secrets"), &json!({"data": {"a": "aGk=\n"}})).is_ok());
+    let error = strict(kind("", "secrets"), &json!({"data": {"good": "aGk=", "bad": "%"}})).unwrap_err();
+    assert!(
+        error.ends_with(": data.bad: illegal base64 data at input byte 0: encode the value with base64"),
+        "{error}"
+    );
+    let error = strict(kind("", "secrets"), &json!({"data": {"a": 5}})).unwrap_err();
+    assert!(error.contains("number into Go struct field Secret.data"), "{error}");
 }
 
 #[test]
