@@ -1,28 +1,27 @@
-//! A whole kubelet with real containers, on a node of its own, against a stand-in for the apiserver. Needs root, and
-//! Debian's busybox-static.
+//! A whole kubelet with real containers, on a node of its own, with a real API server. Needs root, and Debian's
+//! busybox-static.
 //!
 //! The runtime starts shims by executing this program again, so it has a `main` of its own.
 
-mod apiserver;
 #[allow(dead_code, reason = "the runtime's tests use the rest")]
 mod support;
 
 use std::{fs, process::ExitCode, sync::Arc, time::Duration};
 
-use apiserver::Apiserver;
 use bytes::Bytes;
 use clap::Parser;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
+use kube::api::DeleteParams;
 use libtest_mimic::{Arguments, Trial};
 use prometheus_client::registry::Registry;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
 use support::{IMAGE, Node, block_on, until};
 use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use weir_kubelet::{Config, Kubelet, cleanup, shim};
+use weir_tests_apiserver::{Apiserver, install_tls};
 
 #[derive(Parser)]
 enum Role {
@@ -36,7 +35,7 @@ fn main() -> ExitCode {
         return shim::main(args);
     }
     assert!(nix::unistd::geteuid().is_root(), "these tests make namespaces and cgroups: run them as root");
-    rustls::crypto::ring::default_provider().install_default().expect("the only TLS provider");
+    install_tls();
     let tests = vec![
         Trial::test("a_pod_lives_and_leaves_nothing", test(a_pod_lives)),
         Trial::test("a_restarted_kubelet_restarts_nothing", test(adoption)),
@@ -67,8 +66,8 @@ fn test(
 
 /// A node, its apiserver, and its kubelet.
 struct Machine {
-    node: Node,
     api: Apiserver,
+    node: Node,
     config: Config,
     kubelet: Option<(CancellationToken, JoinHandle<()>)>,
 }
@@ -87,20 +86,18 @@ impl Machine {
             port: 0,
             ..Config::default()
         };
-        certificates(&node);
-        let mut machine = Self { node, api: Apiserver::start().await, config, kubelet: None };
+        // As in `weir up`: the server makes the certificates where the kubelet looks for them.
+        let api = Apiserver::start(&config.data_dir, "n1").await;
+        api.create("namespaces//ns", json!({})).await;
+        let mut machine = Self { api, node, config, kubelet: None };
         machine.start().await;
-        machine.api.put("nodes//n1", {
-            let mut node = machine.api.get("nodes//n1").expect("the node");
-            node["spec"]["podCIDR"] = json!("10.244.9.0/24");
-            node
-        });
+        machine.api.merge("nodes//n1", json!({"spec": {"podCIDR": "10.244.9.0/24"}})).await;
         machine
     }
 
     async fn start(&mut self) {
-        let kubelet =
-            Kubelet::new(self.config.clone(), self.api.client(), &mut Registry::default()).expect("settings");
+        let client = self.api.client("kubelet").await;
+        let kubelet = Kubelet::new(self.config.clone(), client, &mut Registry::default()).expect("settings");
         let (ready, is_ready) = oneshot::channel();
         let stop = CancellationToken::new();
         let running = tokio::spawn({
@@ -117,7 +114,7 @@ impl Machine {
         running.await.expect("the kubelet's end");
     }
 
-    fn pod(&self, name: &str, spec: Value) -> String {
+    async fn pod(&self, name: &str, spec: Value) -> String {
         let key = format!("pods/ns/{name}");
         let mut spec = spec;
         spec["nodeName"] = json!("n1");
@@ -128,12 +125,21 @@ impl Machine {
                 }
             }
         }
-        self.api.put(&key, json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}, "spec": spec}));
+        self.api.create(&key, json!({"spec": spec})).await;
         key
     }
 
+    /// Asks for an object's end within that many seconds; with 0 it is gone at once, whoever holds what of it.
+    async fn delete(&self, key: &str, grace_s: u32) {
+        self.api.delete(key, &DeleteParams::default().grace_period(grace_s)).await;
+    }
+
+    fn get(&self, key: &str) -> Option<Value> {
+        self.api.mirror().get(key)
+    }
+
     fn status(&self, key: &str) -> Value {
-        self.api.get(key).map(|pod| pod["status"].clone()).unwrap_or_default()
+        self.get(key).map(|pod| pod["status"].clone()).unwrap_or_default()
     }
 
     /// Waits until the pod's status is as wanted.
@@ -153,11 +159,11 @@ impl Machine {
     }
 
     async fn gone(&self, key: &str) {
-        until("the pod to be gone", async || self.api.get(key).is_none().then_some(())).await;
+        until("the pod to be gone", async || self.get(key).is_none().then_some(())).await;
     }
 
     fn events(&self, reason: &str) -> Vec<String> {
-        let events = self.api.list("events/ns/");
+        let events = self.api.mirror().list("events/ns/");
         let message = |event: &Value| event["message"].as_str().unwrap_or_default().to_owned();
         events.iter().filter(|event| event["reason"] == reason).map(message).collect()
     }
@@ -202,8 +208,8 @@ fn shell(name: &str, script: &str) -> Value {
 }
 
 async fn a_pod_lives(machine: &mut Machine) {
-    machine.api.put("configmaps/ns/settings", json!({"data": {"color": "blue"}}));
-    machine.api.put("secrets/ns/key", json!({"data": {"token": "czNjcmV0"}}));
+    machine.api.create("configmaps/ns/settings", json!({"data": {"color": "blue"}})).await;
+    machine.api.create("secrets/ns/key", json!({"data": {"token": "czNjcmV0"}})).await;
     let mut main = shell(
         "c",
         "echo $COLOR $IP $$$$; cat /etc/settings/color /etc/key/token /shared/x; echo; trap 'exit 7' TERM; while true; do sleep 0.05; done",
@@ -217,13 +223,15 @@ async fn a_pod_lives(machine: &mut Machine) {
     main["readinessProbe"] = json!({"exec": {"command": ["/bin/cat", "/shared/x"]}});
     let mut init = shell("i", "echo -n made > /shared/x");
     init["volumeMounts"] = json!([{"name": "shared", "mountPath": "/shared", "subPath": "sub"}]);
-    let key = machine.pod(
-        "web",
-        json!({"initContainers": [init], "containers": [main], "volumes": [
+    let key = machine
+        .pod(
+            "web",
+            json!({"initContainers": [init], "containers": [main], "volumes": [
             {"name": "settings", "configMap": {"name": "settings"}},
             {"name": "key", "secret": {"secretName": "key"}},
             {"name": "shared", "emptyDir": {"medium": "Memory"}}]}),
-    );
+        )
+        .await;
     let status = machine.wait(&key, "ready", ready).await;
     assert_eq!(
         (status["phase"].as_str(), status["podIP"].as_str()),
@@ -238,26 +246,27 @@ async fn a_pod_lives(machine: &mut Machine) {
     assert_eq!(log("?tailLines=1").await, "blues3cretmade\n");
     assert!(kubelet_get(machine, "/pods".into()).await.contains("\"web\""));
 
-    machine.api.put("configmaps/ns/settings", json!({"data": {"color": "green"}}));
-    let uid = machine.api.get(&key).expect("the pod")["metadata"]["uid"].as_str().expect("a uid").to_owned();
+    machine.api.merge("configmaps/ns/settings", json!({"data": {"color": "green"}})).await;
+    let uid = machine.get(&key).expect("the pod")["metadata"]["uid"].as_str().expect("a uid").to_owned();
     let pod_dir = machine.node.path("data/pods").join(uid);
     let file = pod_dir.join("volumes/kubernetes.io~configmap/settings/color");
     until("the new color", async || (fs::read_to_string(&file).ok()? == "green").then_some(())).await;
 
-    machine.api.delete(&key, 10);
+    machine.delete(&key, 10).await;
     machine.gone(&key).await;
     until("the pod's directories to go", async || (!pod_dir.exists()).then_some(())).await;
     assert_eq!(machine.mounts(), 0);
     for reason in ["Pulled", "Created", "Started", "Killing"] {
         assert!(!machine.events(reason).is_empty(), "no event {reason}");
     }
-    assert!(machine.api.get("leases/kube-node-lease/n1").is_some());
+    assert!(machine.get("leases/kube-node-lease/n1").is_some());
 }
 
 async fn adoption(machine: &mut Machine) {
     let mut container = shell("c", "echo begun; while true; do sleep 0.05; done");
     container["readinessProbe"] = json!({"exec": {"command": ["/bin/true"]}});
-    let key = machine.pod("web", json!({"containers": [container], "terminationGracePeriodSeconds": 1}));
+    let key =
+        machine.pod("web", json!({"containers": [container], "terminationGracePeriodSeconds": 1})).await;
     let before = machine.wait(&key, "ready", ready).await;
     machine.stop().await;
     machine.start().await;
@@ -266,22 +275,23 @@ async fn adoption(machine: &mut Machine) {
     assert_eq!(machine.status(&key), before, "nothing about the pod changed");
     assert_eq!(kubelet_get(machine, "/containerLogs/ns/web/c".into()).await, "begun\n");
     // And it is still looked after.
-    machine.api.delete(&key, 1);
+    machine.delete(&key, 1).await;
     machine.gone(&key).await;
 }
 
 async fn missing_objects(machine: &mut Machine) {
     let mut container = shell("c", "echo $X; sleep 60");
     container["env"] = json!([{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "late", "key": "x"}}}]);
-    let key = machine.pod("web", json!({"containers": [container], "terminationGracePeriodSeconds": 0}));
+    let key =
+        machine.pod("web", json!({"containers": [container], "terminationGracePeriodSeconds": 0})).await;
     let status =
         machine.wait(&key, "waiting", |status| waiting(status) == "CreateContainerConfigError").await;
     assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["message"], "configmap \"late\" not found");
-    machine.api.put("configmaps/ns/late", json!({"data": {"x": "1"}}));
+    machine.api.create("configmaps/ns/late", json!({"data": {"x": "1"}})).await;
     machine.wait(&key, "running once the object is there", |status| status["phase"] == "Running").await;
 
     let volume = json!([{"name": "v", "secret": {"secretName": "late"}}]);
-    machine.pod("volume", json!({"containers": [shell("c", "sleep 60")], "volumes": volume}));
+    machine.pod("volume", json!({"containers": [shell("c", "sleep 60")], "volumes": volume})).await;
     until("an event", async || {
         machine
             .events("FailedMount")
@@ -290,12 +300,12 @@ async fn missing_objects(machine: &mut Machine) {
             .then_some(())
     })
     .await;
-    machine.api.put("secrets/ns/late", json!({"data": {}}));
+    machine.api.create("secrets/ns/late", json!({"data": {}})).await;
     machine.wait("pods/ns/volume", "running", |status| status["phase"] == "Running").await;
 
     let mut image = shell("c", "true");
     image["image"] = json!("nowhere/nothing:1");
-    machine.pod("image", json!({"containers": [image]}));
+    machine.pod("image", json!({"containers": [image]})).await;
     machine.wait("pods/ns/image", "pulling", |status| waiting(status) == "ErrImagePull").await;
     machine.wait("pods/ns/image", "backing off", |status| waiting(status) == "ImagePullBackOff").await;
 }
@@ -307,7 +317,7 @@ async fn restarts(machine: &mut Machine) {
     let key = machine.pod(
         "web",
         json!({"containers": [shell("a", "echo -n last words > /dev/termination-log; exit 3"), probed, shell("d", "sleep 60")]}),
-    );
+    ).await;
     let status = machine
         .wait(&key, "backing off", |status| {
             waiting(status) == "CrashLoopBackOff" && status["containerStatuses"][1]["restartCount"] == 1
@@ -323,10 +333,11 @@ async fn restarts(machine: &mut Machine) {
 
 async fn orphans(machine: &mut Machine) {
     let key = machine
-        .pod("web", json!({"containers": [shell("c", "sleep 60")], "terminationGracePeriodSeconds": 1}));
+        .pod("web", json!({"containers": [shell("c", "sleep 60")], "terminationGracePeriodSeconds": 1}))
+        .await;
     machine.wait(&key, "ready", ready).await;
     machine.stop().await;
-    machine.api.remove(&key);
+    machine.delete(&key, 0).await;
     machine.start().await;
     let pods = machine.node.path("data/pods");
     until("the orphan to go", async || fs::read_dir(&pods).ok()?.next().is_none().then_some(())).await;
@@ -336,51 +347,31 @@ async fn orphans(machine: &mut Machine) {
 async fn deleted_while_starting(machine: &mut Machine) {
     // At several moments of a start.
     for delay in [0, 5, 20, 60, 120] {
-        let key = machine.pod(&format!("p{delay}"), json!({"containers": [shell("c", "sleep 60")]}));
+        let key = machine.pod(&format!("p{delay}"), json!({"containers": [shell("c", "sleep 60")]})).await;
         tokio::time::sleep(Duration::from_millis(delay)).await;
-        machine.api.delete(&key, 0);
+        machine.delete(&key, 1).await;
         machine.gone(&key).await;
     }
     let pods = machine.node.path("data/pods");
     until("all pods to go", async || fs::read_dir(&pods).ok()?.next().is_none().then_some(())).await;
 }
 
-/// The authority, the kubelet's certificate, and a client's.
-fn certificates(node: &Node) {
-    let pki = node.path("data/pki");
-    fs::create_dir_all(&pki).expect("a directory");
-    let ca_key = KeyPair::generate().expect("a key");
-    let mut ca = CertificateParams::default();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    fs::write(pki.join("ca.crt"), ca.self_signed(&ca_key).expect("a certificate").pem()).expect("a file");
-    let issuer = Issuer::new(ca, ca_key);
-    for (name, usage) in
-        [("kubelet", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)]
-    {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("names");
-        params.extended_key_usages = vec![usage];
-        let certificate = params.signed_by(&key, &issuer).expect("a certificate");
-        fs::write(pki.join(format!("{name}.crt")), certificate.pem()).expect("a file");
-        fs::write(pki.join(format!("{name}.key")), key.serialize_pem()).expect("a file");
-    }
-}
-
-/// GETs from the kubelet's server, with the client's certificate.
+/// GETs from the kubelet's server, with the API server's certificate.
 async fn kubelet_get(machine: &Machine, path: String) -> String {
     let pki = machine.node.path("data/pki");
     let mut roots = rustls::RootCertStore::empty();
     roots
         .add(CertificateDer::from_pem_file(pki.join("ca.crt")).expect("the authority"))
         .expect("the authority");
-    let certificate = CertificateDer::from_pem_file(pki.join("client.crt")).expect("a certificate");
-    let key = PrivateKeyDer::from_pem_file(pki.join("client.key")).expect("a key");
+    let certificate =
+        CertificateDer::from_pem_file(pki.join("apiserver-kubelet-client.crt")).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_file(pki.join("apiserver-kubelet-client.key")).expect("a key");
     let config = rustls::ClientConfig::builder()
         .with_root_certificates(roots)
         .with_client_auth_cert(vec![certificate], key)
         .expect("a client");
     let port = until("the kubelet's port", async || {
-        let node = machine.api.get("nodes//n1")?;
+        let node = machine.get("nodes//n1")?;
         u16::try_from(node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64()?).ok()
     })
     .await;

@@ -3,14 +3,13 @@
 //! The test binary runs itself: with `DIRECTORY` set, [`serve_when_asked`] is a server, and otherwise a test that passes.
 
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
-use weir_apiserver::{Apiserver, Config};
+use weir_apiserver::Apiserver;
+use weir_tests_apiserver::{config, free_port, install_tls};
 
 const DIRECTORY: &str = "WEIR_APISERVER_TEST_DIRECTORY";
 const PORT: &str = "WEIR_APISERVER_TEST_PORT";
@@ -26,10 +25,7 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server on a free port of the loopback address, and waits until it serves.
     pub(crate) fn start(directory: &Path) -> Server {
-        let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let port = probe.local_addr().expect("bound").port();
-        drop(probe);
-        Server::start_at(directory, port)
+        Server::start_at(directory, free_port())
     }
 
     fn start_at(directory: &Path, port: u16) -> Server {
@@ -64,13 +60,7 @@ impl Server {
 
     /// A client with the identity of that kubeconfig.
     pub(crate) async fn client(&self, name: &str) -> kube::Client {
-        // Another test of this process may have been first.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let kubeconfig = Kubeconfig::read_from(self.kubeconfig(name)).expect("a kubeconfig");
-        let options = KubeConfigOptions::default();
-        let config =
-            kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("a usable kubeconfig");
-        kube::Client::try_from(config).expect("a client")
+        weir_tests_apiserver::client(&self.directory, name).await
     }
 }
 
@@ -86,19 +76,8 @@ impl Drop for Server {
 pub(crate) fn serve_when_asked() {
     let Some(directory) = std::env::var_os(DIRECTORY) else { return };
     let port = std::env::var(PORT).expect("set by the test").parse().expect("a port");
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let config = Config {
-        data_dir: directory.into(),
-        bind_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        port,
-        advertise_address: vec![IpAddr::from([192, 0, 2, 1])],
-        node_name: "node-1".to_owned(),
-        service_cidr: "10.96.0.0/16".parse().expect("a range"),
-        node_port_range: "30000-30099".parse().expect("a range"),
-        token_file: None,
-        max_in_flight: 400,
-        max_connections: 100,
-    };
+    install_tls();
+    let config = config(Path::new(&directory), "node-1", port);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = runtime.expect("a runtime").block_on(async {
         let (ready, is_ready) = tokio::sync::oneshot::channel();

@@ -35,7 +35,7 @@ impl Rollout<'_> {
             return false;
         }
         let minimum = replicas(self.deployment) - model::max_unavailable(self.deployment);
-        let new_missing = self.new.as_ref().map(|new| size(new) - available(new)).unwrap_or_default();
+        let new_missing = self.new.as_ref().map(|new| size(new) - remaining(new)).unwrap_or_default();
         let removable = self.total() - minimum - new_missing;
         if removable <= 0 {
             return false;
@@ -43,14 +43,14 @@ impl Rollout<'_> {
         // Pods that do not serve go first: they are missed by nobody, and would else hold up the rollout.
         let mut unhealthy = 0;
         for old in &active {
-            let broken = size(old) - available(old);
+            let broken = size(old) - remaining(old);
             let count = broken.min(removable - unhealthy);
             if count > 0 {
                 self.resize(old, size(old) - count);
                 unhealthy += count;
             }
         }
-        let serving: i32 = self.all().into_iter().map(available).sum();
+        let serving: i32 = self.all().into_iter().map(remaining).sum();
         let mut surplus = serving - minimum;
         let mut healthy = 0;
         for old in self.old.clone().iter().filter(|old| size(old) > 0) {
@@ -143,4 +143,9 @@ impl Rollout<'_> {
         self.steps.push(Step::Scale { name, from, to });
         true
     }
+}
+
+/// Available pods that stay: those beyond the size go as soon as their controller looks, whatever its status still says.
+fn remaining(replica_set: &ReplicaSet) -> i32 {
+    available(replica_set).min(size(replica_set))
 }

@@ -1,6 +1,7 @@
 //! Tables of rollouts: what is there, what is planned.
 
 use k8s_openapi::api::apps::v1::ReplicaSetStatus;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 
 use super::revision::new_replica_set;
@@ -197,4 +198,14 @@ fn a_rollout_that_does_not_move_times_out() {
         ("False", Some("ProgressDeadlineExceeded"))
     );
     assert_eq!(plan.recheck, None);
+}
+
+#[test]
+fn pods_that_are_about_to_go_do_not_count_as_serving() {
+    let mut deployment = deployment("v2", 3);
+    let strategy = deployment.spec.as_mut().and_then(|spec| spec.strategy.as_mut()).expect("has a strategy");
+    strategy.rolling_update.as_mut().expect("rolls").max_unavailable = Some(IntOrString::Int(1));
+    // The old one was scaled to 2, but its status still counts 3.
+    let owned = [replica_set("v1", 1, 2, 3), replica_set("v2", 2, 2, 1)];
+    assert_eq!(scales(&plan(&deployment, &owned, |_| false, &now())), [(2, 1)]);
 }
