@@ -70,7 +70,7 @@ pub struct Flow<A> {
     pub backend: u32,
     /// Interface to leave by, 0 when the stack decides.
     pub ifindex: u32,
-    /// Link addresses to leave with, when `ifindex` is set.
+    /// Link addresses to leave with, when a flag says that they are known.
     pub destination_mac: Mac,
     /// See `destination_mac`.
     pub source_mac: Mac,
@@ -85,9 +85,11 @@ pub struct Flow<A> {
 impl<A> Flow<A> {
     /// This entry is for packets of the backend.
     pub const FLAG_REPLY: u8 = 1 << 0;
-    /// `ifindex` is the host's end of a pod link and the packet goes straight into the pod. Without it the packet leaves
-    /// by `ifindex` as the neighbour table says, and the link addresses are not used.
+    /// `ifindex` is the host's end of a pod link and the packet goes straight into the pod.
     pub const FLAG_TO_POD: u8 = 1 << 1;
+    /// The packet leaves by `ifindex` with the link addresses, which routes and neighbours named lately. With neither this
+    /// flag nor the other it leaves by `ifindex` as the neighbour table says.
+    pub const FLAG_NEXT_HOP: u8 = 1 << 2;
 }
 
 impl<A: Copy> Flow<A> {

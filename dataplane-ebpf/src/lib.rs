@@ -24,6 +24,7 @@ mod frontend;
 pub mod hash;
 pub mod maps;
 mod socket;
+mod uplink;
 
 pub use address::{Address, Be16, Be32, Ip4, Ip6, Mac};
 pub use backend::Backend;
@@ -33,10 +34,11 @@ pub use endpoint::Endpoint;
 pub use flow::{Flow, FlowKey, FlowState};
 pub use frontend::{Frontend, FrontendKey, Protocol, Scope};
 pub use socket::{SocketPeer, SocketPeerKey};
+pub use uplink::Uplink;
 
 /// Version of all layouts together. Pins live below a directory of this name, so that an agent never adopts a map
 /// whose entries it would misread.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Marks a layout as plain old data for user space, and asserts its size for both sides.
 macro_rules! layout {

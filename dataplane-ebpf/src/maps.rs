@@ -10,13 +10,17 @@ pub const MAGLEV_SLOTS: u32 = 1 << 21;
 pub const FLOWS: u32 = 262_144;
 /// Pod links of this node, by family.
 pub const ENDPOINTS: u32 = 1_024;
+/// Links to the outside.
+pub const UPLINKS: u32 = 64;
 /// Sockets that were translated and not yet forgotten, by family (least recently used go first).
 pub const SOCKET_PEERS: u32 = 65_536;
 
-/// Source ports that Weir takes when it must put its own address in the source: above the kernel's default ephemeral
-/// range and the NodePorts, so that neither a socket of the host nor a frontend has one.
-pub const MASQUERADE_PORT_FIRST: u16 = 61_000;
-/// How many ports from [`MASQUERADE_PORT_FIRST`] on; a power of two. They are taken per backend, port and protocol.
-pub const MASQUERADE_PORTS: u16 = 4_096;
-/// Ports that one new flow tries before it counts [`crate::DropReason::PortsExhausted`].
-pub const MASQUERADE_TRIES: u16 = 8;
+/// Source ports that Weir takes when it must put its own address in the source: below the NodePorts and the kernel's
+/// default ephemeral range, so that no frontend has one and no socket of the host connects from one.
+pub const MASQUERADE_PORT_FIRST: u16 = 12_288;
+/// How many ports from [`MASQUERADE_PORT_FIRST`] on; a power of two. They are taken per backend, port and protocol: a
+/// socket of the host that listens on one is in nobody's way.
+pub const MASQUERADE_PORTS: u16 = 16_384;
+/// Ports that one new flow tries before it counts [`crate::DropReason::PortsExhausted`]. While three quarters of a
+/// backend's ports are in use, one new flow in a hundred fails.
+pub const MASQUERADE_TRIES: u16 = 16;

@@ -29,7 +29,7 @@ use crate::{
         packet_log::PacketLogError,
     },
     metrics::{Metrics, observe},
-    netlink::{Netlink, NetlinkError},
+    netlink::{Link, Netlink, NetlinkError},
     node::{self, NodeError},
     paths::Paths,
     plan::model::ServiceKey,
@@ -114,6 +114,7 @@ struct Agent {
     paths: Paths,
     metrics: Metrics,
     netlink: Netlink,
+    uplinks: Vec<Link>,
     addresses: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     maps: Arc<Maps>,
     clock: TickClock,
@@ -177,6 +178,7 @@ impl Agent {
             paths,
             metrics,
             netlink,
+            uplinks,
             addresses,
             maps,
             reconciler,
@@ -291,6 +293,7 @@ impl Agent {
     async fn read_addresses(&mut self) -> Result<(), Error> {
         let addresses = node::nodeport_addresses(&self.netlink, &self.config).await?;
         self.store.set_node_addresses(addresses);
+        node::write_uplinks(&self.maps, &node::uplink_addresses(&self.netlink, &self.uplinks).await?)?;
         Ok(())
     }
 

@@ -8,9 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use weir_dataplane_ebpf::Uplink;
+
 use crate::{
     cidr::Cidr,
     config::{Config, Uplinks},
+    kernel::maps::{Maps, TableError},
     netlink::{Link, Netlink, NetlinkError},
     paths::Paths,
     sysctl,
@@ -111,6 +114,36 @@ pub async fn nodeport_addresses(netlink: &Netlink, config: &Config) -> Result<Ve
     Ok(usable
         .filter(|address| ranges.is_empty() || ranges.iter().any(|range| range.contains(*address)))
         .collect())
+}
+
+/// The node's own addresses on its uplinks, by interface index: the first of each family that others can answer to.
+pub async fn uplink_addresses(netlink: &Netlink, uplinks: &[Link]) -> Result<Vec<(u32, Uplink)>, NodeError> {
+    let mut all = Vec::with_capacity(uplinks.len());
+    for link in uplinks {
+        let (mut v4, mut v6) = (None, None);
+        for (_, address, _) in netlink.addresses(Some(link)).await? {
+            match address {
+                IpAddr::V4(address) if !address.is_link_local() => drop(v4.get_or_insert(address)),
+                IpAddr::V6(address) if !address.is_unicast_link_local() => drop(v6.get_or_insert(address)),
+                _ => {}
+            }
+        }
+        let value = Uplink {
+            address_v4: v4.map(Into::into).unwrap_or_default(),
+            address_v6: v6.map(Into::into).unwrap_or_default(),
+        };
+        all.push((link.index, value));
+    }
+    Ok(all)
+}
+
+/// Writes what [`uplink_addresses`] found, and forgets links that are no uplinks any more.
+pub fn write_uplinks(maps: &Maps, found: &[(u32, Uplink)]) -> Result<(), TableError> {
+    let (indexes, values): (Vec<u32>, Vec<Uplink>) = found.iter().copied().unzip();
+    let known = maps.uplinks.entries()?.into_iter().map(|(index, _)| index);
+    let gone: Vec<u32> = known.filter(|index| !indexes.contains(index)).collect();
+    maps.uplinks.write(&indexes, &values)?;
+    maps.uplinks.remove(&gone)
 }
 
 /// Switches forwarding on, and remembers what it was for [`restore`].

@@ -25,7 +25,7 @@ pub const SOCKET_HOOKS: [&str; 8] =
     ["connect4", "sendmsg4", "recvmsg4", "getpeername4", "connect6", "sendmsg6", "recvmsg6", "getpeername6"];
 
 /// Every map of the object, by its name, which is also the name of its pin.
-pub const MAPS: [&str; 13] = [
+pub const MAPS: [&str; 14] = [
     "frontends_v4",
     "frontends_v6",
     "backends_v4",
@@ -38,6 +38,7 @@ pub const MAPS: [&str; 13] = [
     "socket_peers_v4",
     "socket_peers_v6",
     "node_config",
+    "uplinks",
     "drops",
 ];
 

@@ -6,7 +6,10 @@ use packets::{
     Dataplane, HOST_MAC, POD_MAC, Program, Row, Verdict,
     frame::{ACK, FIN, RST, SYN, TCP, UDP, tcp, udp},
 };
-use weir_dataplane_ebpf::{Backend, FlowState, Ip4, Ip6, Scope};
+use weir_dataplane_ebpf::{
+    Backend, FlowState, Ip4, Ip6, Scope,
+    maps::{MASQUERADE_PORT_FIRST, MASQUERADE_PORTS},
+};
 
 const NODE: &str = "192.168.0.1:30080";
 const CLIENT: &str = "192.168.0.9:40000";
@@ -253,7 +256,10 @@ fn a_backend_elsewhere_is_masqueraded_by_tc() {
     assert_eq!(verdict, Verdict::Redirect, "{:?}", dataplane.drops());
     let flow = dataplane.flow::<Ip4>(TCP, CLIENT, NODE).expect("client's half");
     let port = flow.source_port.get();
-    assert!((61_000..65_096).contains(&port), "port {port} may collide with a socket");
+    assert!(
+        (MASQUERADE_PORT_FIRST..MASQUERADE_PORT_FIRST + MASQUERADE_PORTS).contains(&port),
+        "port {port} may collide with a socket"
+    );
     let gateway = format!("{}:{port}", packets::GATEWAY_V4);
     dataplane.check(&[
         Row {

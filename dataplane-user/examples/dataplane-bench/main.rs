@@ -10,6 +10,8 @@ mod driver;
 mod packets;
 mod row;
 
+use std::net::{IpAddr, SocketAddr};
+
 use driver::{Driver, Flows, Hook};
 use packets::{
     Dataplane, Family, Frame,
@@ -18,6 +20,7 @@ use packets::{
 use row::Row;
 use weir_dataplane::programs::{SOCKET_HOOKS, TC_POD, TC_UPLINK, XDP_UPLINK};
 use weir_dataplane_ebpf::{Ip4, Ip6, Scope, bench::FRAME_LENGTH, maps::FLOWS};
+use weir_tests::Namespace;
 
 /// Runs of each figure.
 const RUNS: usize = 7;
@@ -36,14 +39,18 @@ const SCATTERED: u32 = 40_503;
 /// The service, for both families and both scopes, and pods of this node behind it.
 const FRONTEND_V4: &str = "10.96.0.10:80";
 const FRONTEND_V6: &str = "[fd00:96::10]:80";
-const PODS_V4: [&str; 3] = ["10.244.0.2", "10.244.0.3", "10.244.0.4"];
-const PODS_V6: [&str; 3] = ["fd00:244::2", "fd00:244::3", "fd00:244::4"];
+const PODS_V4: &str = "10.244.0.";
+const PODS_V6: &str = "fd00:244::";
+/// How many: on other nodes so many that their masquerade ports are enough for all flows.
+const PODS_HERE: usize = 3;
+const PODS_FAR: usize = 16;
 /// Clients, from the ranges for measurements (RFC 2544, RFC 5180). The driver varies the last 16 bits and the port.
 const CLIENT_V4: &str = "198.18.0.1:40000";
 const CLIENT_V6: &str = "[2001:2::1]:40000";
 
 /// Verdicts, as the kernel numbers them.
 const XDP_PASS: i32 = 2;
+const XDP_REDIRECT: i32 = 4;
 const TC_ACT_UNSPEC: i32 = -1;
 const TC_ACT_REDIRECT: i32 = 7;
 
@@ -59,6 +66,15 @@ const SUBJECTS: [Subject; 3] = [
     Subject { name: TC_POD, hook: Hook::Tc },
 ];
 
+/// Where the service's backends are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// On this node.
+    Here,
+    /// On another: packets leave with this node's address as their source.
+    Far,
+}
+
 /// What is timed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Path {
@@ -71,13 +87,43 @@ enum Path {
 }
 
 fn main() {
+    let namespace = Namespace::new().expect("a network namespace of its own");
+    lay_routes(&namespace);
+    let rows = namespace.inside(measure_all);
+    println!("{}", serde_json::to_string_pretty(&rows).expect("plain numbers"));
+}
+
+/// A way to pods on another node and back to the clients, by a neighbour that is known.
+fn lay_routes(namespace: &Namespace) {
+    for words in [
+        "link add up0 type veth peer name up1",
+        "link set up0 up",
+        "link set up1 up",
+        "address add 198.51.100.1/24 dev up0",
+        "address add 2001:db8::1/64 dev up0 nodad",
+        "neighbour add 198.51.100.2 lladdr 02:00:00:00:02:02 dev up0 nud permanent",
+        "neighbour add 2001:db8::2 lladdr 02:00:00:00:02:02 dev up0 nud permanent",
+        "route add default via 198.51.100.2",
+        "-6 route add default via 2001:db8::2",
+    ] {
+        namespace.ip(words).expect("an address, a neighbour and a route");
+    }
+    namespace.inside(|| {
+        for name in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{name}"), "1").expect("forwarding can be switched on");
+        }
+    });
+}
+
+fn measure_all() -> Vec<Row> {
     let mut driver = Driver::new();
     let mut rows = Vec::new();
     for subject in &SUBJECTS {
-        let mut measure = |name: &str, frame: &Frame, path| {
-            let pairs = time(&mut driver, subject, frame, path);
+        let mut measure_at = |place, name: &str, frame: &Frame, path| {
+            let pairs = time(&mut driver, subject, place, frame, path);
             rows.push(Row::net(&format!("{}: {name}", subject.name), &pairs));
         };
+        let mut measure = |name: &str, frame: &Frame, path| measure_at(Place::Here, name, frame, path);
         let tcp_v4 = tcp(CLIENT_V4, FRONTEND_V4);
         let udp_v6 = udp(CLIENT_V6, FRONTEND_V6);
         measure("established, 1 flow, TCP v4", &tcp_v4, Path::Established(1, IN_ORDER));
@@ -88,38 +134,56 @@ fn main() {
             measure(&format!("established, 65,536 flows {order}, TCP v4"), &tcp_v4, path);
             measure(&format!("established, 65,536 flows {order}, UDP v6"), &udp_v6, path);
         }
-        measure("first packet of a flow, with insert, TCP v4", &tcp_v4.flags(SYN), Path::Opening);
+        measure("first packet of a flow, with insert, TCP v4", &tcp_v4.clone().flags(SYN), Path::Opening);
         measure("no service, TCP v4", &tcp(CLIENT_V4, "10.0.0.9:22"), Path::NoService);
+        if subject.name == TC_POD {
+            continue;
+        }
+        let mut measure = |name: &str, frame: &Frame, path| {
+            measure_at(Place::Far, &format!("backend on another node, {name}"), frame, path);
+        };
+        measure("established, 1 flow, TCP v4", &tcp_v4, Path::Established(1, IN_ORDER));
+        measure("established, 1 flow, UDP v6", &udp_v6, Path::Established(1, IN_ORDER));
+        measure("established, 65,536 flows scattered, TCP v4", &tcp_v4, Path::Established(MANY, SCATTERED));
+        measure("first packet of a flow, with insert, TCP v4", &tcp_v4.clone().flags(SYN), Path::Opening);
     }
     rows.extend(instructions(&mut Dataplane::new(), &driver));
-    println!("{}", serde_json::to_string_pretty(&rows).expect("plain numbers"));
+    rows
 }
 
 /// Programs with empty tables of the real size. Every path starts with its own: entries that were removed leave the free
 /// ones in disorder, and so the next path would find its own entries scattered.
-fn dataplane() -> Dataplane {
+fn dataplane(place: Place) -> Dataplane {
     let mut dataplane = Dataplane::with_flows(FLOWS);
     for scope in [Scope::EXTERNAL, Scope::INTERNAL] {
-        serve::<Ip4>(&mut dataplane, scope, TCP, FRONTEND_V4, PODS_V4);
-        serve::<Ip4>(&mut dataplane, scope, UDP, FRONTEND_V4, PODS_V4);
-        serve::<Ip6>(&mut dataplane, scope, UDP, FRONTEND_V6, PODS_V6);
+        serve::<Ip4>(&mut dataplane, place, (scope, TCP), FRONTEND_V4, PODS_V4);
+        serve::<Ip4>(&mut dataplane, place, (scope, UDP), FRONTEND_V4, PODS_V4);
+        serve::<Ip6>(&mut dataplane, place, (scope, UDP), FRONTEND_V6, PODS_V6);
     }
     dataplane
 }
 
-fn serve<A: Family>(dataplane: &mut Dataplane, scope: Scope, protocol: u8, frontend: &str, pods: [&str; 3]) {
-    let backends =
-        pods.map(|pod| if pod.contains(':') { format!("[{pod}]:8080") } else { format!("{pod}:8080") });
+fn serve<A: Family>(
+    dataplane: &mut Dataplane,
+    place: Place,
+    (scope, protocol): (Scope, u8),
+    frontend: &str,
+    prefix: &str,
+) {
+    let count = if place == Place::Here { PODS_HERE } else { PODS_FAR };
+    let pods: Vec<IpAddr> =
+        (2..2 + count).map(|n| format!("{prefix}{n}").parse().expect("an address")).collect();
+    let backends: Vec<String> = pods.iter().map(|pod| SocketAddr::new(*pod, 8080).to_string()).collect();
     let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
-    dataplane.service::<A>(scope, protocol, frontend, &backends, true);
-    for pod in pods {
-        dataplane.endpoint::<A>(pod);
+    dataplane.service::<A>(scope, protocol, frontend, &backends, place == Place::Here);
+    for pod in pods.iter().filter(|_| place == Place::Here) {
+        dataplane.endpoint::<A>(&pod.to_string());
     }
 }
 
 /// Times of (a program, the empty program) on one path.
-fn time(driver: &mut Driver, subject: &Subject, frame: &Frame, path: Path) -> Vec<(f64, f64)> {
-    let mut dataplane = dataplane();
+fn time(driver: &mut Driver, subject: &Subject, place: Place, frame: &Frame, path: Path) -> Vec<(f64, f64)> {
+    let mut dataplane = dataplane(place);
     let hook = subject.hook;
     let frame = padded(frame);
     let target = driver::fd(dataplane.program_mut(subject.name));
@@ -139,6 +203,7 @@ fn time(driver: &mut Driver, subject: &Subject, frame: &Frame, path: Path) -> Ve
         let outcome = driver.run(hook, &target, &frame, flows, packets);
         let served = path != Path::NoService;
         let verdict = match hook {
+            Hook::Xdp if place == Place::Far => XDP_REDIRECT,
             Hook::Xdp => XDP_PASS,
             Hook::Tc if served => TC_ACT_REDIRECT,
             Hook::Tc => TC_ACT_UNSPEC,

@@ -212,7 +212,7 @@ fn paths(
     if scope == Scope::EXTERNAL {
         return Ok(vec![
             format!(
-                "XDP on the uplink: {packet}; what must leave by another way, or has an unfinished checksum, is left to TC"
+                "XDP on the uplink: {packet}; what has an unfinished checksum, or no known next hop, is left to TC"
             ),
             format!("TC on the uplink: {packet}"),
         ]);

@@ -2,6 +2,7 @@
 //! `weir explain`. Reads pins and the name table only; neither the agent nor an API server has to run.
 
 mod explain;
+mod status;
 mod views;
 
 use std::{io, path::PathBuf};
@@ -9,7 +10,8 @@ use std::{io, path::PathBuf};
 use serde::Serialize;
 
 pub use explain::{Candidate, ExplainArgs, Explanation, FlowReport, explain};
-pub use views::{BackendRow, DropRow, FlowRow, LinkRow, MapRow, ServiceRow, Status, View, ViewArgs, view};
+pub use status::{LinkRow, Status, UplinkRow};
+pub use views::{BackendRow, DropRow, FlowRow, MapRow, ServiceRow, View, ViewArgs, view};
 
 use crate::{
     kernel::{attach::AttachError, maps::TableError},

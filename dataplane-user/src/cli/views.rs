@@ -3,15 +3,12 @@
 use std::{collections::HashMap, net::SocketAddr, path::PathBuf};
 
 use serde::Serialize;
-use weir_dataplane_ebpf::{Backend, Flow, FlowKey, Frontend, FrontendKey, LAYOUT_VERSION, NodeConfig, Scope};
+use weir_dataplane_ebpf::{Backend, Flow, FlowKey, Frontend, FrontendKey, Scope};
 
-use super::{CliError, Output, json, require_loaded, table};
+use super::{CliError, Output, json, require_loaded, status::status, table};
 use crate::{
     flows::{TickClock, socket, state_name},
-    kernel::{
-        attach,
-        maps::{Family, FamilyMaps, Maps, backend_address, frontend_address},
-    },
+    kernel::maps::{Family, FamilyMaps, Maps, backend_address, frontend_address},
     names,
     paths::Paths,
     plan::{PortName, model::protocol_name},
@@ -125,31 +122,6 @@ pub struct MapRow {
     pub bound: u32,
 }
 
-/// One attachment.
-#[derive(Clone, Debug, Serialize)]
-pub struct LinkRow {
-    /// Name of its pin.
-    pub link: String,
-}
-
-/// What is loaded.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Status {
-    /// Version of the maps' layout.
-    pub layout: u32,
-    /// The node's address in the pod network, IPv4.
-    pub gateway_v4: String,
-    /// The same, IPv6.
-    pub gateway_v6: String,
-    /// Socket hooks translate.
-    pub socket_lb: bool,
-    /// Pinned programs.
-    pub programs: Vec<String>,
-    /// Attachments.
-    pub links: Vec<LinkRow>,
-}
-
 /// Writes a view as text.
 pub fn view(view: View, args: &ViewArgs) -> Result<String, CliError> {
     let paths = Paths::new(&args.run_dir);
@@ -160,7 +132,7 @@ pub fn view(view: View, args: &ViewArgs) -> Result<String, CliError> {
         View::Backends => reader.backends(args.output),
         View::Flows => reader.flows(args.output),
         View::Drops => reader.drops(args.output),
-        View::Status => reader.status(&paths, args.output),
+        View::Status => status(&reader.maps, &paths, args.output),
         View::Maps => reader.maps(args.output),
     }
 }
@@ -364,31 +336,6 @@ impl Reader {
                     .iter()
                     .map(|row| vec![row.map.into(), row.entries.to_string(), row.bound.to_string()]);
                 table(&["MAP", "ENTRIES", "BOUND"], &cells.collect::<Vec<_>>())
-            }
-        })
-    }
-
-    fn status(&self, paths: &Paths, output: Output) -> Result<String, CliError> {
-        let config = self.maps.node_config.at(0)?;
-        let status = Status {
-            layout: LAYOUT_VERSION,
-            gateway_v4: config.gateway_v4.ip().to_string(),
-            gateway_v6: config.gateway_v6.ip().to_string(),
-            socket_lb: config.flags & NodeConfig::FLAG_SOCKET_LB != 0,
-            programs: attach::list(&paths.programs())?,
-            links: attach::list(&paths.links())?.into_iter().map(|link| LinkRow { link }).collect(),
-        };
-        Ok(match output {
-            Output::Json => json(&status),
-            Output::Table => {
-                let mut rows = vec![
-                    vec!["layout".into(), status.layout.to_string()],
-                    vec!["gateway".into(), format!("{}, {}", status.gateway_v4, status.gateway_v6)],
-                    vec!["socket load balancing".into(), if status.socket_lb { "on" } else { "off" }.into()],
-                    vec!["programs".into(), status.programs.join(", ")],
-                ];
-                rows.extend(status.links.into_iter().map(|link| vec!["attached".into(), link.link]));
-                table(&["WHAT", "VALUE"], &rows)
             }
         })
     }

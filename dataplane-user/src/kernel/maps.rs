@@ -14,7 +14,7 @@ use aya::{
 };
 use weir_dataplane_ebpf::{
     Address, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6,
-    NodeConfig, Protocol, Scope, SocketPeer, SocketPeerKey,
+    NodeConfig, Protocol, Scope, SocketPeer, SocketPeerKey, Uplink,
 };
 
 use super::sys;
@@ -195,6 +195,8 @@ pub struct Maps {
     pub maglev: Table<u32, u32>,
     /// The node's own facts.
     pub node_config: Table<u32, NodeConfig>,
+    /// The node's addresses on its uplinks, by interface index.
+    pub uplinks: Table<u32, Uplink>,
     drops: Map,
 }
 
@@ -275,6 +277,7 @@ impl Maps {
             v6: FamilyMaps::open(paths)?,
             maglev: Table::open(&paths.map("maglev"))?,
             node_config: Table::open(&paths.map("node_config"))?,
+            uplinks: Table::open(&paths.map("uplinks"))?,
             drops: drops.map_err(|error| TableError {
                 operation: "open",
                 map: "drops".into(),

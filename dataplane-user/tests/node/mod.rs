@@ -33,6 +33,7 @@ pub(crate) struct TestNode {
     pub(crate) cgroup: Cgroup,
     run_dir: tempfile::TempDir,
     pub(crate) socket_lb: bool,
+    uplinks: Vec<String>,
     pub(crate) store: Store,
     agent: Option<(Programs, Reconciler)>,
 }
@@ -57,9 +58,18 @@ impl TestNode {
         assert_eq!(cgroup.path().parent(), Some(root.as_path()), "the agent finds the cgroup2 mount");
         let mut store = Store::new("here");
         store.set_node_addresses(vec![NODE_ADDRESS.into()]);
-        let mut node = Self { namespace, client, cgroup, run_dir, socket_lb, store, agent: None };
+        let uplinks = vec!["up0".to_owned()];
+        let mut node = Self { namespace, client, cgroup, run_dir, socket_lb, uplinks, store, agent: None };
         node.start();
         node
+    }
+
+    /// Another link to the outside, which the agent serves from its next start on.
+    pub(crate) fn add_uplink(&mut self, name: &str, address: &str, far: Link<'_>) {
+        Link::connect(Link { namespace: &self.namespace, name, address }, far).unwrap();
+        self.uplinks.push(name.to_owned());
+        self.kill();
+        self.start();
     }
 
     /// Places below the run directory.
@@ -70,11 +80,12 @@ impl TestNode {
     /// What an agent does when it starts; an earlier one's work is adopted.
     pub(crate) fn start(&mut self) {
         let (paths, socket_lb, cgroup) = (self.paths(), self.socket_lb, self.cgroup.path());
+        let named = Uplinks::Named(self.uplinks.clone());
         let agent = self.namespace.inside(|| {
             block_on(async {
                 let netlink = Netlink::connect().unwrap();
                 let config = Config { socket_lb, ..Config::default() };
-                let uplinks = node::uplinks(&netlink, &Uplinks::Named(vec!["up0".into()])).await.unwrap();
+                let uplinks = node::uplinks(&netlink, &named).await.unwrap();
                 let mut programs = Programs::load(&paths, false).unwrap_or_else(|error| panic!("{error}"));
                 let maps = Maps::open(&paths).unwrap();
                 let gateway = node::ensure_gateway(&netlink, &[POD_CIDR.parse().unwrap()]).await.unwrap();
@@ -83,6 +94,8 @@ impl TestNode {
                 let config_value =
                     NodeConfig { gateway_v4: Ip4::from(gateway), flags, ..NodeConfig::default() };
                 maps.node_config.write(&[0], &[config_value]).unwrap();
+                let addresses = node::uplink_addresses(&netlink, &uplinks).await.unwrap();
+                node::write_uplinks(&maps, &addresses).unwrap();
                 let cgroup = socket_lb.then_some(cgroup);
                 programs
                     .attach(&Targets { uplinks: &uplinks, cgroup })
@@ -109,8 +122,13 @@ impl TestNode {
         reconciler.sync(&self.store, dirty).unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// A Service with TCP and UDP port 80 on 10.96.0.`n`, `NodePort` 30000 + `n`, and endpoints on port 8080.
+    /// A Service with TCP and UDP port 80 on 10.96.0.`n`, `NodePort` 30000 + `n`, and endpoints of this node on port 8080.
     pub(crate) fn serve(&mut self, n: u8, endpoints: &[Ipv4Addr]) {
+        self.serve_on("here", n, endpoints);
+    }
+
+    /// The same, with endpoints of the node of that name.
+    pub(crate) fn serve_on(&mut self, node: &str, n: u8, endpoints: &[Ipv4Addr]) {
         let port = |name: &str, protocol: &str| json!({"name": name, "port": 80, "protocol": protocol, "nodePort": 30_000 + u32::from(n)});
         let service = json!({
             "metadata": {"name": format!("s{n}"), "namespace": "default"},
@@ -123,7 +141,7 @@ impl TestNode {
             },
             "addressType": "IPv4",
             "ports": [{"name": "t", "port": 8080, "protocol": "TCP"}, {"name": "u", "port": 8080, "protocol": "UDP"}],
-            "endpoints": endpoints.iter().map(|a| json!({"addresses": [a], "nodeName": "here"})).collect::<Vec<_>>(),
+            "endpoints": endpoints.iter().map(|a| json!({"addresses": [a], "nodeName": node})).collect::<Vec<_>>(),
         });
         self.store.apply(Change::Service(Event::Apply(serde_json::from_value(service).unwrap())));
         self.store.apply(Change::Slice(Event::Apply(serde_json::from_value(slice).unwrap())));

@@ -13,8 +13,10 @@ pub enum Verdict {
     Drop(DropReason),
     /// Straight into the pod behind this link.
     ToPod(u32),
-    /// Out by this interface, to the neighbour that the routes name.
+    /// Out by this interface, with the link addresses that it has.
     Out(u32),
+    /// Out by this interface, to the neighbour that the routes name.
+    ToNeighbour(u32),
 }
 
 /// Counts a drop.

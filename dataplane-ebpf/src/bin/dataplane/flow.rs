@@ -4,6 +4,8 @@
 //! [`UPKEEP_JIFFIES`] a packet of either half looks after the other: it marks it as alive, and makes it again when it
 //! is gone. So no garbage collection, eviction or lost write can leave half a flow that misroutes.
 
+use core::ffi::c_void;
+
 use aya_ebpf::bindings::BPF_NOEXIST;
 use weir_dataplane_ebpf::{Backend, Flow, FlowKey, FlowState, Protocol, Scope};
 
@@ -13,6 +15,7 @@ use crate::{
     maps::Family,
     parse::{Headers, Layout, TcpFlags, Transport},
     rewrite::{self, Hook},
+    route,
 };
 
 /// How often a busy half looks after the other: a quarter of a second to two and a half, by the kernel's tick. A power
@@ -26,7 +29,7 @@ pub fn follow<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) 
     // SAFETY: a preallocated entry stays mapped memory. Another CPU may write to it; the fields that the rewrite reads
     // are written before the entry is published, and a lost count or time does no harm.
     let flow = unsafe { &mut *flow };
-    if !H::LEAVES && flow.ifindex != 0 {
+    if !rewrite::can_send::<A, H>(flow) && !find_way(flow, hook.context(), hook.ifindex()) {
         return Some(Verdict::Pass);
     }
     if !holds(headers, flow) {
@@ -34,6 +37,13 @@ pub fn follow<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) 
     }
     touch::<A, T, H>(hook, headers, flow);
     Some(rewrite::translate::<A, T, H>(hook, headers, flow))
+}
+
+/// Looks for the next hop of a flow that has none yet: an answer's first packet, or a neighbour that was not known. A pod
+/// of this node is not for this hook to reach.
+#[inline(never)]
+fn find_way<A: Layout>(flow: &mut Flow<A>, context: *mut c_void, ingress: u32) -> bool {
+    flow.flags & Flow::<A>::FLAG_TO_POD == 0 && route::find_next_hop(context, flow, ingress)
 }
 
 /// Whether the entry may be followed: its backend serves, and the packet does not start a new connection where an old
@@ -67,7 +77,7 @@ fn touch<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>, flow:
     let upkeep = (last ^ now) >= UPKEEP_JIFFIES;
     let opening = flow.state.0 == FlowState::OPENING.0 && establishes(T::PROTOCOL, flow.flags);
     if upkeep || opening || !headers.flags.carries_on() {
-        tend(&headers.key, flow, headers.flags, way_back(hook));
+        tend(&headers.key, flow, headers.flags, &Arrival::of(hook));
     }
 }
 
@@ -78,19 +88,37 @@ fn establishes(protocol: Protocol, flags: u8) -> bool {
     (protocol == Protocol::TCP) == (flags & Flow::<Protocol>::FLAG_REPLY == 0)
 }
 
-/// The interface that answers leave by: the one the packet came in by, unless that is a pod's.
-#[inline(always)]
-pub fn way_back<H: Hook>(hook: &H) -> u32 {
-    if hook.scope().0 == Scope::EXTERNAL.0 { hook.ifindex() } else { 0 }
+/// How a packet came in.
+pub struct Arrival {
+    /// The running program's context.
+    pub context: *mut c_void,
+    /// The interface.
+    pub ifindex: u32,
+    /// The interface that answers leave by: the same, unless that is a pod's.
+    pub way_back: u32,
+}
+
+impl Arrival {
+    /// At this hook.
+    #[inline(always)]
+    pub fn of<H: Hook>(hook: &H) -> Self {
+        let ifindex = hook.ifindex();
+        let way_back = if hook.scope().0 == Scope::EXTERNAL.0 { ifindex } else { 0 };
+        Self { context: hook.context(), ifindex, way_back }
+    }
 }
 
 /// Moves both halves on in their protocol's life, and repairs the other one. Rare, so that it stays out of the way of
 /// the packets that only pass.
 #[inline(never)]
-fn tend<A: Layout>(key: &FlowKey<A>, flow: &mut Flow<A>, flags: TcpFlags, way_back: u32) {
+fn tend<A: Layout>(key: &FlowKey<A>, flow: &mut Flow<A>, flags: TcpFlags, arrival: &Arrival) {
+    if flow.ifindex != 0 {
+        // Neighbours move and routes change.
+        find_way(flow, arrival.context, arrival.ifindex);
+    }
     let other_key = flow.reply_key(key.protocol);
     let Some(other) = A::flows().get_ptr_mut(&other_key) else {
-        let mut other = opposite(key, flow, way_back);
+        let mut other = opposite(key, flow, arrival.way_back);
         let state = next_state(key.protocol, flow, flags, flow.state);
         flow.state = state;
         other.state = state;

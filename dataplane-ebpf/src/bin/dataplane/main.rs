@@ -2,7 +2,7 @@
 //!
 //! | program | attached to | sees | does |
 //! |---|---|---|---|
-//! | `xdp_uplink` | XDP, uplink | every frame from outside | NodePorts and other external frontends to backends of this node |
+//! | `xdp_uplink` | XDP, uplink | every frame from outside | NodePorts and other external frontends; what is for other nodes, or comes back from them, leaves from here |
 //! | `tc_uplink` | tcx ingress, uplink | what XDP passed | the same, and what XDP leaves to it; hands packets to local pods |
 //! | `tc_pod` | tcx ingress, host end of a pod link | every packet from a pod | service addresses, answers of local backends, pod to pod |
 //! | `connect4/6`, `sendmsg4/6`, `recvmsg4/6`, `getpeername4/6` | cgroup root | socket calls | the choice once per connection, nothing per packet |
@@ -30,6 +30,8 @@ mod maps;
 mod parse;
 #[cfg(target_arch = "bpf")]
 mod rewrite;
+#[cfg(target_arch = "bpf")]
+mod route;
 #[cfg(target_arch = "bpf")]
 mod service;
 #[cfg(target_arch = "bpf")]

@@ -10,14 +10,16 @@ use aya_ebpf::{
 };
 use weir_dataplane_ebpf::{
     Address, Backend, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, NodeConfig,
-    SocketPeer, SocketPeerKey,
-    maps::{BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, SOCKET_PEERS},
+    SocketPeer, SocketPeerKey, Uplink,
+    maps::{BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, SOCKET_PEERS, UPLINKS},
 };
 
 #[map(name = "maglev")]
 pub static MAGLEV: Array<u32> = Array::with_max_entries(MAGLEV_SLOTS, 0);
 #[map(name = "node_config")]
 pub static NODE_CONFIG: Array<NodeConfig> = Array::with_max_entries(1, 0);
+#[map(name = "uplinks")]
+pub static UPLINKS_MAP: HashMap<u32, Uplink> = HashMap::with_max_entries(UPLINKS, 0);
 #[map(name = "drops")]
 pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROP_REASONS.len() as u32, 0);
 
@@ -47,10 +49,12 @@ pub trait Family: Address {
     fn draft() -> Option<*mut Draft<Self>>;
     /// The node's own address in the pod network.
     fn gateway(config: &NodeConfig) -> Self;
+    /// The node's own address on an uplink.
+    fn uplink_address(uplink: &Uplink) -> Self;
 }
 
 macro_rules! family {
-    ($address:ty, $gateway:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $endpoints:literal, $peers:literal, $draft:literal) => {
+    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $endpoints:literal, $peers:literal, $draft:literal) => {
         mod $module {
             use super::*;
 
@@ -107,6 +111,11 @@ macro_rules! family {
             fn gateway(config: &NodeConfig) -> Self {
                 config.$gateway
             }
+
+            #[inline(always)]
+            fn uplink_address(uplink: &Uplink) -> Self {
+                uplink.$uplink
+            }
         }
     };
 }
@@ -114,6 +123,7 @@ macro_rules! family {
 family!(
     Ip4,
     gateway_v4,
+    address_v4,
     v4,
     "frontends_v4",
     "backends_v4",
@@ -125,6 +135,7 @@ family!(
 family!(
     Ip6,
     gateway_v6,
+    address_v6,
     v6,
     "frontends_v6",
     "backends_v6",

@@ -6,7 +6,7 @@
 
 use weir_dataplane_ebpf::{Be16, DropReason, FlowKey, Ip4, Ip6, Protocol};
 
-use crate::{counters::Verdict, log::Loggable};
+use crate::{counters::Verdict, log::Loggable, route::Routed};
 
 /// Bytes before the network header.
 pub const ETHERNET_LENGTH: usize = 14;
@@ -183,7 +183,7 @@ impl Frame {
 }
 
 /// Where a family's headers are, and how the fields before the ports are read.
-pub trait Layout: Loggable {
+pub trait Layout: Loggable + Routed {
     /// Bytes of the network header.
     const NETWORK_LENGTH: usize;
     /// Offset of the ports in the frame.

@@ -1,5 +1,7 @@
 //! From a flow entry to a changed packet.
 
+use core::ffi::c_void;
+
 use weir_dataplane_ebpf::{Be16, DropReason, Endpoint, Flow, FlowKey, Mac, Scope, checksum};
 
 use crate::{
@@ -9,9 +11,12 @@ use crate::{
 
 /// Where a program is attached, and what it can do there.
 pub trait Hook {
-    /// Whether it can hand a packet to a pod or to another interface. One that cannot leaves such flows to one that can.
-    const LEAVES: bool;
+    /// Whether it can hand a packet to a pod, and make the stack ask for a neighbour. One that cannot leaves such flows to
+    /// one that can.
+    const HAS_STACK: bool;
 
+    /// The running program's context, for helpers.
+    fn context(&self) -> *mut c_void;
     /// The bytes at hand. What was checked on an earlier frame must be checked again.
     fn frame(&self) -> Frame;
     /// The interface that the packet came in by.
@@ -41,7 +46,13 @@ pub fn set_deltas<A: Layout>(key: &FlowKey<A>, flow: &mut Flow<A>) {
         .fold();
 }
 
-/// Rewrites the packet as the flow says, and tells which way it goes on.
+/// Whether packets of this flow can be sent their way from here.
+#[inline(always)]
+pub fn can_send<A, H: Hook>(flow: &Flow<A>) -> bool {
+    H::HAS_STACK || flow.ifindex == 0 || flow.flags & Flow::<A>::FLAG_NEXT_HOP != 0
+}
+
+/// Rewrites the packet as the flow says, and tells which way it goes on. The caller has asked [`can_send`].
 #[inline(always)]
 pub fn translate<A: Layout, T: Transport, H: Hook>(
     hook: &H,
@@ -52,7 +63,7 @@ pub fn translate<A: Layout, T: Transport, H: Hook>(
     if !frame.holds(A::TRANSPORT + T::LENGTH) {
         return Verdict::Drop(DropReason::Truncated);
     }
-    let leaves = H::LEAVES && flow.ifindex != 0;
+    let leaves = flow.ifindex != 0;
     if leaves && headers.ttl <= 1 {
         return Verdict::Drop(DropReason::TtlExceeded);
     }
@@ -62,19 +73,24 @@ pub fn translate<A: Layout, T: Transport, H: Hook>(
     frame.write(A::TRANSPORT + 2, flow.destination_port);
     change_network_checksum::<A>(frame, flow.network_delta);
     let into_pod = flow.flags & Flow::<A>::FLAG_TO_POD != 0;
+    let to_next_hop = flow.flags & Flow::<A>::FLAG_NEXT_HOP != 0;
     if leaves {
         decrement_ttl::<A>(frame, headers.ttl);
-        if into_pod {
+        if into_pod || to_next_hop {
             write_link_addresses(frame, flow.destination_mac, flow.source_mac);
         }
     }
     if let Err(reason) = hook.change_transport_checksum::<A, T>(frame, flow) {
         return Verdict::Drop(reason);
     }
-    match (leaves, into_pod) {
-        (false, _) => Verdict::Pass,
-        (true, true) => Verdict::ToPod(flow.ifindex),
-        (true, false) => Verdict::Out(flow.ifindex),
+    if !leaves {
+        Verdict::Pass
+    } else if into_pod {
+        Verdict::ToPod(flow.ifindex)
+    } else if to_next_hop {
+        Verdict::Out(flow.ifindex)
+    } else {
+        Verdict::ToNeighbour(flow.ifindex)
     }
 }
 

@@ -9,12 +9,13 @@ use weir_dataplane_ebpf::{
 
 use crate::{
     counters::Verdict,
-    flow,
+    flow::{self, Arrival},
     kernel::now_jiffies,
     log, maglev,
-    maps::{Draft, Family, NODE_CONFIG},
+    maps::{Draft, Family, NODE_CONFIG, UPLINKS_MAP},
     parse::{self, Frame, Headers, Kind, Layout, Tcp, TcpFlags, Transport, Udp},
     rewrite::{self, Hook},
+    route,
 };
 
 /// EEXIST, as a helper returns it.
@@ -32,12 +33,9 @@ enum Opened {
 
 /// What [`open`] must know of the place.
 struct Origin {
-    /// See [`flow::way_back`].
-    way_back: u32,
-    /// Where the packet came in.
-    ifindex: u32,
+    arrival: Arrival,
     scope: Scope,
-    leaves: bool,
+    has_stack: bool,
     length: u32,
     flags: TcpFlags,
 }
@@ -99,7 +97,7 @@ fn decide<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) -> V
 /// Nobody's packet: into the pod it is for, or up the stack.
 #[inline(always)]
 fn pass<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
-    if !H::LEAVES {
+    if !H::HAS_STACK {
         return Verdict::Pass;
     }
     // SAFETY: as in `flow::lead_to_pod`.
@@ -116,10 +114,9 @@ fn start<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>, front
         return Verdict::Pass;
     }
     let origin = Origin {
-        way_back: flow::way_back(hook),
-        ifindex: hook.ifindex(),
+        arrival: Arrival::of(hook),
         scope: hook.scope(),
-        leaves: H::LEAVES,
+        has_stack: H::HAS_STACK,
         length: headers.length,
         flags: headers.flags,
     };
@@ -144,8 +141,9 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, origin: &Origin, draft
     let outside = origin.scope.0 == Scope::EXTERNAL.0;
     // The answer must come back through this node: a pod would answer itself directly, and a backend on another node
     // would answer a client outside past this one.
-    let masquerade = backend.address == key.source || (outside && !here);
-    if masquerade && !origin.leaves {
+    let far = outside && !here;
+    let hairpin = backend.address == key.source;
+    if hairpin && !origin.has_stack {
         return Opened::Leave;
     }
     draft.flow = Flow {
@@ -162,21 +160,23 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, origin: &Origin, draft
         ..Flow::default()
     };
     let flow = &mut draft.flow;
-    if origin.leaves {
+    if far {
+        flow.ifindex = origin.arrival.ifindex;
+        if !route::find_next_hop(origin.arrival.context, flow, origin.arrival.ifindex) && !origin.has_stack {
+            return Opened::Leave;
+        }
+    } else if origin.has_stack {
         flow::lead_to_pod(flow);
     }
-    if masquerade {
-        let Some(gateway) = gateway::<A>() else { return Opened::Drop(DropReason::NoGateway) };
-        flow.source = gateway;
+    if far || hairpin {
+        let Some(own) = own_address::<A>(flow) else { return Opened::Drop(DropReason::NoGateway) };
+        flow.source = own;
         flow.source_port = masquerade_port(key, 0);
-        if flow.ifindex == 0 {
-            flow.ifindex = origin.ifindex;
-        }
     }
     let mut attempt = 0;
     while attempt < MASQUERADE_TRIES {
         rewrite::set_deltas(key, flow);
-        match reserve_answer(key, flow, &mut draft.answer, origin.way_back) {
+        match reserve_answer(key, flow, &mut draft.answer, origin.arrival.way_back) {
             Answer::Reserved => {
                 // Without room for this half the packet is still served, and so is the next one: Maglev finds the
                 // same backend, and the answer's entry is there.
@@ -254,9 +254,16 @@ fn masquerade_port<A: Family>(key: &FlowKey<A>, attempt: u16) -> Be16 {
     Be16::new(MASQUERADE_PORT_FIRST + (hash.wrapping_add(attempt * 509) & (MASQUERADE_PORTS - 1)))
 }
 
-/// The node's address in the pod network, if it has one in this family.
+/// The node's own address that a flow leaves with: that of the uplink it leaves by, else the one in the pod network.
+/// Nothing when it has none in this family.
 #[inline(always)]
-fn gateway<A: Family>() -> Option<A> {
+fn own_address<A: Family>(flow: &Flow<A>) -> Option<A> {
+    // SAFETY: the agent replaces an entry whole.
+    if let Some(uplink) = unsafe { UPLINKS_MAP.get(flow.ifindex) }
+        && A::uplink_address(uplink) != A::default()
+    {
+        return Some(A::uplink_address(uplink));
+    }
     let gateway = A::gateway(NODE_CONFIG.get(0)?);
     if gateway == A::default() { None } else { Some(gateway) }
 }

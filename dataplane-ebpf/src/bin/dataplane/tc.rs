@@ -1,8 +1,10 @@
 //! TC on uplinks and pod links: everything that XDP leaves, and everything that pods send.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::{bpf_redirect_neigh, bpf_redirect_peer},
+    helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     macros::classifier,
     programs::TcContext,
 };
@@ -27,7 +29,12 @@ struct Ingress<'a> {
 }
 
 impl Hook for Ingress<'_> {
-    const LEAVES: bool = true;
+    const HAS_STACK: bool = true;
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.context.skb.skb.cast()
+    }
 
     #[inline(always)]
     fn frame(&self) -> Frame {
@@ -108,9 +115,13 @@ fn carry_out(verdict: Verdict) -> i32 {
             count_drop(reason);
             TC_ACT_SHOT
         }
-        // SAFETY: the helpers take plain numbers; without a neighbour argument its length is zero.
+        // SAFETY: the helper takes plain numbers.
         Verdict::ToPod(ifindex) => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
-        // SAFETY: as above.
-        Verdict::Out(ifindex) => unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 },
+        // SAFETY: the helper takes plain numbers.
+        Verdict::Out(ifindex) => unsafe { bpf_redirect(ifindex, 0) as i32 },
+        // SAFETY: without a neighbour argument its length is zero.
+        Verdict::ToNeighbour(ifindex) => unsafe {
+            bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32
+        },
     }
 }

@@ -1,10 +1,15 @@
 //! XDP on uplinks: services for clients outside, before the kernel has made a socket buffer of the packet.
 //!
-//! A backend of this node gets its packet by way of the stack's first steps and `tc_uplink`. Flows that must leave by
-//! another way, and senders whose checksums are not finished (a veth peer with transmit offload), are `tc_uplink`'s.
+//! A backend on another node gets its packet from here, with this node's address as the source, and its answers come back
+//! through here: neither climbs the stack. A backend of this node gets its packet by way of the stack's first steps and
+//! `tc_uplink`. Flows whose next hop is not known yet, and senders whose checksums are not finished (a veth peer with
+//! transmit offload), are `tc_uplink`'s.
+
+use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_DROP, XDP_PASS},
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
+    helpers::bpf_redirect,
     macros::xdp,
     programs::XdpContext,
 };
@@ -21,7 +26,12 @@ use crate::{
 struct Uplink<'a>(&'a XdpContext);
 
 impl Hook for Uplink<'_> {
-    const LEAVES: bool = false;
+    const HAS_STACK: bool = false;
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.0.ctx.cast()
+    }
 
     #[inline(always)]
     fn frame(&self) -> Frame {
@@ -68,12 +78,16 @@ impl Hook for Uplink<'_> {
 /// See the module.
 #[xdp]
 pub fn xdp_uplink(context: XdpContext) -> u32 {
-    match try_uplink(&Uplink(&context)) {
+    let uplink = Uplink(&context);
+    match try_uplink(&uplink) {
         Verdict::Drop(reason) => {
             count_drop(reason);
             XDP_DROP
         }
-        Verdict::Pass | Verdict::ToPod(_) | Verdict::Out(_) => XDP_PASS,
+        Verdict::Out(ifindex) if ifindex == uplink.ifindex() => XDP_TX,
+        // SAFETY: the helper takes plain numbers.
+        Verdict::Out(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        Verdict::Pass | Verdict::ToPod(_) | Verdict::ToNeighbour(_) => XDP_PASS,
     }
 }
 
