@@ -1,5 +1,7 @@
 //! A whole node in a namespace: the dataplane's programs, its reconciler, and pods, without an API server.
 
+#![allow(dead_code, reason = "each test uses its part")]
+
 use std::{collections::BTreeSet, fs, net::Ipv4Addr, sync::Arc};
 
 use kube::runtime::watcher::Event;
