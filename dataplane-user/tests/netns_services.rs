@@ -4,67 +4,15 @@ mod topology;
 
 use std::{
     io::{Read, Write as _},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpStream},
     process::Command,
-    time::Duration,
 };
 
 use topology::{
-    NetNs,
+    echo::{PATIENCE, echo_pod, tcp, udp},
     node::{NODE_ADDRESS, TestNode},
 };
 use weir_dataplane::cli::{self, ExplainArgs, Output, View, ViewArgs};
-
-/// Longer than anything here takes, short enough to see a hang.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// A pod that echoes on TCP and UDP port 8080 until the test ends, with its own name in front.
-fn echo_pod(node: &TestNode, name: &'static str) -> (NetNs, Ipv4Addr) {
-    let (pod, address) = node.add_pod(name);
-    let (tcp, udp) =
-        pod.run(|| (TcpListener::bind("0.0.0.0:8080").unwrap(), UdpSocket::bind("0.0.0.0:8080").unwrap()));
-    std::thread::spawn(move || {
-        for stream in tcp.incoming() {
-            std::thread::spawn(move || {
-                let mut stream = stream.unwrap();
-                stream.write_all(name.as_bytes()).unwrap();
-                let mut reader = stream.try_clone().unwrap();
-                std::io::copy(&mut reader, &mut stream).ok();
-                stream.shutdown(Shutdown::Write).ok();
-            });
-        }
-    });
-    std::thread::spawn(move || {
-        let mut bytes = [0; 64];
-        while let Ok((n, client)) = udp.recv_from(&mut bytes) {
-            udp.send_to(&[name.as_bytes(), &bytes[..n]].concat(), client).unwrap();
-        }
-    });
-    (pod, address)
-}
-
-fn tcp(from: &NetNs, to: SocketAddr) -> std::io::Result<String> {
-    from.run(|| {
-        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b" hello")?;
-        stream.shutdown(Shutdown::Write)?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    })
-}
-
-fn udp(from: &NetNs, to: SocketAddr) -> std::io::Result<(String, SocketAddr)> {
-    from.run(|| {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.send_to(b" hello", to)?;
-        let mut bytes = [0; 64];
-        let (n, peer) = socket.recv_from(&mut bytes)?;
-        Ok((String::from_utf8_lossy(&bytes[..n]).into_owned(), peer))
-    })
-}
 
 fn cluster_ip(n: u8) -> SocketAddr {
     ([10, 96, 0, n], 80).into()

@@ -10,8 +10,10 @@ pub(crate) const SYN: u8 = 0x02;
 pub(crate) const RST: u8 = 0x04;
 pub(crate) const ACK: u8 = 0x10;
 
+pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
+pub(crate) const ICMPV6: u8 = 58;
 
 /// An Ethernet frame with one packet in it.
 #[derive(Clone, Debug)]
@@ -29,6 +31,8 @@ pub(crate) struct Frame {
     options: Vec<u8>,
     checksum: Checksum,
     length: Option<usize>,
+    /// An ICMP message, its checksum left out, in place of ports and payload.
+    message: Option<Vec<u8>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +65,7 @@ pub(crate) fn tcp(source: &str, destination: &str) -> Frame {
         options: Vec::new(),
         checksum: Checksum::Full,
         length: None,
+        message: None,
     }
 }
 
@@ -69,7 +74,35 @@ pub(crate) fn udp(source: &str, destination: &str) -> Frame {
     Frame { protocol: UDP, flags: 0, ..tcp(source, destination) }
 }
 
+/// Type, code and the word behind the checksum of an ICMP message.
+pub(crate) type Kind = (u8, u8, u32);
+
+/// An ICMP message from an address, to the sender of the packet that it quotes.
+pub(crate) fn icmp(source: &str, (kind, code, word): Kind, quoted: &Frame) -> Frame {
+    let source = SocketAddr::new(source.parse().expect("an address"), 0);
+    let mut message = vec![kind, code, 0, 0];
+    message.extend(word.to_be_bytes());
+    message.extend(&quoted.bytes()[14..]);
+    Frame {
+        source,
+        protocol: if source.is_ipv4() { ICMP } else { ICMPV6 },
+        message: Some(message),
+        ..tcp(&quoted.destination.to_string(), &quoted.source.to_string())
+    }
+}
+
 impl Frame {
+    /// Cuts the quote of an ICMP message to so many bytes.
+    pub(crate) fn quoting(mut self, length: usize) -> Self {
+        self.message.as_mut().expect("an ICMP message").truncate(8 + length);
+        self
+    }
+
+    /// Sends an ICMP message to somebody else.
+    pub(crate) fn sent_to(self, ip: &str) -> Self {
+        Self { destination: SocketAddr::new(ip.parse().expect("an address"), 0), ..self }
+    }
+
     pub(crate) fn flags(self, flags: u8) -> Self {
         Self { flags, ..self }
     }
@@ -155,6 +188,13 @@ impl Frame {
     }
 
     fn transport(&self) -> Vec<u8> {
+        if let Some(message) = &self.message {
+            let mut bytes = message.clone();
+            let pseudo = if self.protocol == ICMP { 0 } else { self.pseudo_sum(bytes.len()) };
+            let checksum = !sum(&bytes, pseudo);
+            bytes[2..4].copy_from_slice(&checksum.to_be_bytes());
+            return bytes;
+        }
         let mut bytes = Vec::new();
         bytes.extend(self.source.port().to_be_bytes());
         bytes.extend(self.destination.port().to_be_bytes());

@@ -4,6 +4,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
+pub(crate) mod echo;
 pub(crate) mod node;
 
 use std::{

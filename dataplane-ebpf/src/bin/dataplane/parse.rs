@@ -1,6 +1,6 @@
 //! From bytes to a tuple.
 //!
-//! Everything else works on [`Headers`]; only this file and [`crate::rewrite`] know where a field stands. What cannot
+//! Everything else works on [`Headers`]; only this file, [`crate::rewrite`] and [`crate::icmp`] know where a field stands. What cannot
 //! be a service's packet (other ethertypes and protocols, fragments, IP options, extension headers, frames for a link
 //! group) is [`Error::NotOurs`] and passes untouched: a rewrite on a guess would be worse than none.
 
@@ -166,6 +166,12 @@ impl Frame {
         self.start + length <= self.end
     }
 
+    /// The same bytes without the first `length`.
+    #[inline(always)]
+    pub const fn after(self, length: usize) -> Self {
+        Self { start: self.start + length, end: self.end }
+    }
+
     /// Reads a field; the caller has asked [`Frame::holds`].
     #[inline(always)]
     pub fn read<T: Copy>(self, offset: usize) -> T {
@@ -192,8 +198,11 @@ pub trait Layout: Loggable {
     const ADDRESSES: usize;
     /// Offset of the time to live.
     const TTL: usize;
-    /// Offset of the network header's checksum, if it has one.
+    /// Offset of the network header's checksum, if it has one. A family without it has the addresses in the checksums
+    /// of all its transports, ICMP among them.
     const NETWORK_CHECKSUM: Option<usize>;
+    /// The family's ICMP.
+    const ICMP: Protocol;
 
     /// Reads an address. Word by word: a copy of 16 unaligned bytes would be done byte by byte.
     fn read_address(frame: Frame, offset: usize) -> Self;
@@ -201,6 +210,8 @@ pub trait Layout: Loggable {
     fn write_address(self, frame: Frame, offset: usize);
     /// Reads protocol and length, or says that the packet is not ours. The frame holds the network header.
     fn network(frame: Frame) -> Result<(Protocol, u32), Error>;
+    /// Whether an ICMP message of this type quotes the packet that caused it.
+    fn is_error(icmp_type: u8) -> bool;
 }
 
 impl Layout for Ip4 {
@@ -208,6 +219,7 @@ impl Layout for Ip4 {
     const ADDRESSES: usize = ETHERNET_LENGTH + 12;
     const TTL: usize = ETHERNET_LENGTH + 8;
     const NETWORK_CHECKSUM: Option<usize> = Some(ETHERNET_LENGTH + 10);
+    const ICMP: Protocol = Protocol::ICMP;
 
     #[inline(always)]
     fn read_address(frame: Frame, offset: usize) -> Self {
@@ -229,6 +241,12 @@ impl Layout for Ip4 {
         }
         Ok((frame.read(ETHERNET_LENGTH + 9), u32::from(frame.read::<Be16>(ETHERNET_LENGTH + 2).get())))
     }
+
+    /// Destination unreachable, time exceeded, parameter problem (RFC 792; source quench is gone by RFC 6633).
+    #[inline(always)]
+    fn is_error(icmp_type: u8) -> bool {
+        matches!(icmp_type, 3 | 11 | 12)
+    }
 }
 
 impl Layout for Ip6 {
@@ -236,6 +254,7 @@ impl Layout for Ip6 {
     const ADDRESSES: usize = ETHERNET_LENGTH + 8;
     const TTL: usize = ETHERNET_LENGTH + 7;
     const NETWORK_CHECKSUM: Option<usize> = None;
+    const ICMP: Protocol = Protocol::ICMPV6;
 
     #[inline(always)]
     fn read_address(frame: Frame, offset: usize) -> Self {
@@ -257,6 +276,12 @@ impl Layout for Ip6 {
         }
         let payload = u32::from(frame.read::<Be16>(ETHERNET_LENGTH + 4).get());
         Ok((frame.read(ETHERNET_LENGTH + 6), payload + Self::NETWORK_LENGTH as u32))
+    }
+
+    /// Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443).
+    #[inline(always)]
+    fn is_error(icmp_type: u8) -> bool {
+        matches!(icmp_type, 1..=4)
     }
 }
 
@@ -291,6 +316,20 @@ pub fn network<A: Layout>(frame: Frame, frame_length: u32) -> Result<(Protocol, 
     if length > frame_length { Err(Error::Truncated) } else { Ok((protocol, length)) }
 }
 
+/// Reads the tuple; the frame holds the ports.
+#[inline(always)]
+pub fn key<A: Layout, T: Transport>(frame: Frame) -> FlowKey<A> {
+    FlowKey {
+        source: A::read_address(frame, A::ADDRESSES),
+        destination: A::read_address(frame, A::ADDRESSES + size_of::<A>()),
+        source_port: frame.read(A::TRANSPORT),
+        destination_port: frame.read(A::TRANSPORT + 2),
+        protocol: T::PROTOCOL,
+        padding: 0,
+        padding_word: 0,
+    }
+}
+
 /// Reads the rest, once the transport is known.
 #[inline(always)]
 pub fn headers<A: Layout, T: Transport>(frame: Frame, length: u32) -> Result<Headers<A>, Error> {
@@ -298,19 +337,22 @@ pub fn headers<A: Layout, T: Transport>(frame: Frame, length: u32) -> Result<Hea
         return Err(Error::Truncated);
     }
     Ok(Headers {
-        key: FlowKey {
-            source: A::read_address(frame, A::ADDRESSES),
-            destination: A::read_address(frame, A::ADDRESSES + size_of::<A>()),
-            source_port: frame.read(A::TRANSPORT),
-            destination_port: frame.read(A::TRANSPORT + 2),
-            protocol: T::PROTOCOL,
-            padding: 0,
-            padding_word: 0,
-        },
+        key: key::<A, T>(frame),
         length,
         flags: T::flags(frame, A::TRANSPORT),
         ttl: frame.read(A::TTL),
     })
+}
+
+/// The transport checksum after a change of what it covers by `delta`; nothing when there is none. Where zero says so, a
+/// sum that comes out as zero is sent as its complement.
+#[inline(always)]
+pub fn changed_checksum<T: Transport>(old: u16, delta: u16) -> Option<u16> {
+    if T::CHECKSUM_OPTIONAL && old == 0 {
+        return None;
+    }
+    let new = weir_dataplane_ebpf::checksum::apply(old, delta);
+    Some(if T::CHECKSUM_OPTIONAL && new == 0 { u16::MAX } else { new })
 }
 
 /// The pseudo header's sum as a sender leaves it in the checksum field for its network card to complete.

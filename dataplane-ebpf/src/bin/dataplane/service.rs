@@ -58,6 +58,7 @@ fn serve_family<A: Layout, H: Hook>(hook: &H, frame: Frame, frame_length: u32) -
     match parse::network::<A>(frame, frame_length) {
         Ok((Tcp::PROTOCOL, length)) => serve_transport::<A, Tcp, H>(hook, frame, length),
         Ok((Udp::PROTOCOL, length)) => serve_transport::<A, Udp, H>(hook, frame, length),
+        Ok((protocol, length)) if protocol == A::ICMP => hook.serve_icmp::<A>(length),
         Ok(_) => Verdict::Pass,
         Err(error) => error.verdict(),
     }
@@ -104,7 +105,7 @@ fn pass<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
     }
     // SAFETY: as in `flow::lead_to_pod`.
     match unsafe { A::endpoints().get(&headers.key.destination) } {
-        Some(endpoint) => rewrite::deliver(hook, headers, endpoint),
+        Some(endpoint) => rewrite::deliver::<A>(hook.frame(), headers.ttl, endpoint),
         None => Verdict::Pass,
     }
 }

@@ -1,7 +1,7 @@
 //! TC on uplinks and pod links: everything that XDP leaves, and everything that pods send.
 
 use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::{bpf_redirect_neigh, bpf_redirect_peer},
     macros::classifier,
     programs::TcContext,
@@ -10,20 +10,43 @@ use weir_dataplane_ebpf::{DropReason, Flow, Scope, checksum};
 
 use crate::{
     counters::{Verdict, count_drop},
+    icmp,
     parse::{Frame, Headers, Layout, Transport},
     rewrite::Hook,
     service,
 };
 
 /// Bytes that the longest headers we read take: Ethernet, IPv6, TCP.
-const HEADERS_LENGTH: u32 = 14 + 40 + 20;
+const HEADERS_LENGTH: usize = 14 + 40 + 20;
 /// `pkt_type` of a packet that is for this machine.
 const PACKET_HOST: u32 = 0;
 
 /// A socket buffer on its way in.
-struct Ingress<'a> {
+pub struct Ingress<'a> {
     context: &'a TcContext,
     scope: Scope,
+}
+
+impl Ingress<'_> {
+    /// The kernel's context: what subprograms take, whose registers hold no more than a pointer.
+    #[inline(always)]
+    pub fn skb(&self) -> *mut __sk_buff {
+        self.context.skb.skb
+    }
+}
+
+/// The bytes of a socket buffer that are at hand: the first `length`, unless the packet is shorter.
+#[inline(always)]
+pub fn frame(context: &TcContext, length: usize) -> Frame {
+    let frame = Frame::new(context.data(), context.data_end());
+    if frame.holds(length) {
+        return frame;
+    }
+    // The headers may lie in a fragment of the buffer. A packet that is shorter than that is whole afterwards.
+    let all = context.len();
+    let length = length as u32;
+    let _ = context.pull_data(if all < length { all } else { length });
+    Frame::new(context.data(), context.data_end())
 }
 
 impl Hook for Ingress<'_> {
@@ -69,6 +92,11 @@ impl Hook for Ingress<'_> {
         change(addresses, u64::from(BPF_F_PSEUDO_HDR))?;
         if ports == 0 || ports == u16::MAX { Ok(()) } else { change(ports, 0) }
     }
+
+    #[inline(always)]
+    fn serve_icmp<A: Layout>(&self, length: u32) -> Verdict {
+        icmp::serve::<A>(self, length)
+    }
 }
 
 /// Packets from outside.
@@ -92,10 +120,7 @@ fn try_ingress(ingress: &Ingress<'_>) -> Verdict {
         return Verdict::Pass;
     }
     let length = ingress.context.len();
-    if !ingress.frame().holds(HEADERS_LENGTH as usize) {
-        // The headers may lie in a fragment of the buffer. A packet that is shorter than that is whole afterwards.
-        let _ = ingress.context.pull_data(if length < HEADERS_LENGTH { length } else { HEADERS_LENGTH });
-    }
+    let _ = frame(ingress.context, HEADERS_LENGTH);
     service::serve(ingress, length)
 }
 

@@ -1,14 +1,15 @@
 //! XDP on uplinks: services for clients outside, before the kernel has made a socket buffer of the packet.
 //!
 //! A backend of this node gets its packet by way of the stack's first steps and `tc_uplink`. Flows that must leave by
-//! another way, and senders whose checksums are not finished (a veth peer with transmit offload), are `tc_uplink`'s.
+//! another way, senders whose checksums are not finished (a veth peer with transmit offload), and ICMP errors are
+//! `tc_uplink`'s.
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS},
     macros::xdp,
     programs::XdpContext,
 };
-use weir_dataplane_ebpf::{DropReason, Flow, Scope, checksum};
+use weir_dataplane_ebpf::{DropReason, Flow, Scope};
 
 use crate::{
     counters::{Verdict, count_drop},
@@ -54,14 +55,15 @@ impl Hook for Uplink<'_> {
         flow: &Flow<A>,
     ) -> Result<(), DropReason> {
         let offset = A::TRANSPORT + T::CHECKSUM;
-        let old: u16 = frame.read(offset);
-        // Where zero means that there is none, a sum that comes out as zero is sent as its complement.
-        if T::CHECKSUM_OPTIONAL && old == 0 {
-            return Ok(());
+        if let Some(new) = parse::changed_checksum::<T>(frame.read(offset), flow.transport_delta) {
+            frame.write(offset, new);
         }
-        let new = checksum::apply(old, flow.transport_delta);
-        frame.write(offset, if T::CHECKSUM_OPTIONAL && new == 0 { u16::MAX } else { new });
         Ok(())
+    }
+
+    #[inline(always)]
+    fn serve_icmp<A: Layout>(&self, _: u32) -> Verdict {
+        Verdict::Pass
     }
 }
 
