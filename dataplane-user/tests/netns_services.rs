@@ -3,9 +3,10 @@
 mod topology;
 
 use std::{
-    io::{Read, Write as _},
-    net::{SocketAddr, TcpStream},
+    io::{ErrorKind, Read, Write as _},
+    net::{SocketAddr, TcpStream, UdpSocket},
     process::Command,
+    time::{Duration, Instant},
 };
 
 use topology::{
@@ -36,6 +37,7 @@ fn the_command_line_says_what_the_maps_do_with_the_agent_dead() {
     let (a, a_address) = echo_pod(&node, "a");
     let (_b, b_address) = echo_pod(&node, "b");
     node.serve(1, &[b_address]);
+    node.serve(2, &[]);
     node.kill();
     let client = a.run(|| {
         let mut stream = TcpStream::connect_timeout(&cluster_ip(1), PATIENCE).unwrap();
@@ -76,6 +78,8 @@ fn the_command_line_says_what_the_maps_do_with_the_agent_dead() {
         text.contains("TC on the pod link: follows its flow entry") && text.contains("default/s1:t"),
         "{text}"
     );
+    let text = explained(cluster_ip(2));
+    assert!(text.contains("TC on the pod link: rejects with a TCP RST or ICMP port unreachable"), "{text}");
     assert!(
         explained((a_address, 1).into()).contains("no service has this address"),
         "{}",
@@ -202,5 +206,25 @@ fn cleanup_leaves_nothing() {
     for _ in 0..2 {
         node.cleanup();
         assert_eq!(state(&node), before);
+    }
+}
+
+#[test]
+fn a_service_without_endpoints_refuses_at_once() {
+    let mut node = TestNode::new(false);
+    let (pod, _) = node.add_pod("pod");
+    node.serve(1, &[]);
+    for (from, to) in [(&node.client, (NODE_ADDRESS, 30_001).into()), (&pod, cluster_ip(1))] {
+        let start = Instant::now();
+        assert_eq!(tcp(from, to).unwrap_err().kind(), ErrorKind::ConnectionRefused, "TCP to {to}");
+        let refused = from.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.connect(to).unwrap();
+            socket.send(b"hello").unwrap();
+            socket.recv(&mut [0; 64]).unwrap_err().kind()
+        });
+        assert_eq!(refused, ErrorKind::ConnectionRefused, "UDP to {to}");
+        assert!(start.elapsed() < Duration::from_secs(1), "a SYN was sent again");
     }
 }

@@ -22,11 +22,14 @@ pub(crate) struct Frame {
     destination: SocketAddr,
     protocol: u8,
     flags: u8,
+    numbers: (u32, u32),
+    window: u16,
     payload: Vec<u8>,
     ttl: u8,
     link_destination: [u8; 6],
     link_source: [u8; 6],
     vlan: Option<u16>,
+    id: u16,
     fragment: u16,
     options: Vec<u8>,
     checksum: Checksum,
@@ -55,12 +58,15 @@ pub(crate) fn tcp(source: &str, destination: &str) -> Frame {
         destination: address(destination),
         protocol: TCP,
         flags: ACK,
+        numbers: (1, 2),
+        window: 0xffff,
         payload: b"weir!".to_vec(),
         ttl: 64,
         // The zero address is the loopback device's, which test runs happen on: "for this machine".
         link_destination: [0; 6],
         link_source: [2, 0, 0, 0, 0, 1],
         vlan: None,
+        id: 0x1234,
         fragment: 0,
         options: Vec::new(),
         checksum: Checksum::Full,
@@ -105,6 +111,21 @@ impl Frame {
 
     pub(crate) fn flags(self, flags: u8) -> Self {
         Self { flags, ..self }
+    }
+
+    /// TCP's sequence and acknowledgement number.
+    pub(crate) fn numbers(self, sequence: u32, acknowledgement: u32) -> Self {
+        Self { numbers: (sequence, acknowledgement), ..self }
+    }
+
+    /// TCP's window.
+    pub(crate) fn window(self, window: u16) -> Self {
+        Self { window, ..self }
+    }
+
+    /// The identification of IPv4.
+    pub(crate) fn id(self, id: u16) -> Self {
+        Self { id, ..self }
     }
 
     pub(crate) fn protocol(self, protocol: u8) -> Self {
@@ -163,7 +184,7 @@ impl Frame {
                 let words = 5 + self.options.len() / 4;
                 let mut header = vec![0x40 | words as u8, 0];
                 header.extend(((words * 4 + transport.len()) as u16).to_be_bytes());
-                header.extend([0x12, 0x34]);
+                header.extend(self.id.to_be_bytes());
                 header.extend(self.fragment.to_be_bytes());
                 header.extend([self.ttl, self.protocol, 0, 0]);
                 header.extend(source.octets());
@@ -202,7 +223,10 @@ impl Frame {
             bytes.extend(((8 + self.payload.len()) as u16).to_be_bytes());
             6
         } else {
-            bytes.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0xff, 0xff]);
+            bytes.extend(self.numbers.0.to_be_bytes());
+            bytes.extend(self.numbers.1.to_be_bytes());
+            bytes.extend([0x50, self.flags]);
+            bytes.extend(self.window.to_be_bytes());
             16
         };
         bytes.extend([0, 0]);

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | quoted source, and the address that the error is sent to | the entry's destination |
 //! | quoted destination | the entry's source |
-//! | the error's source | the entry's source where the quoted destination itself complains; a router keeps its address |
+//! | the error's source | the entry's source where the quoted destination itself complains; a router's own stays |
 //!
 //! So senders learn a path's MTU, and that a port is closed, through a service as they do without one. Everything else
 //! passes untouched: other messages, unknown flows, quotes of fragments or with options, and errors that are not sent
@@ -28,12 +28,12 @@ use crate::{
 };
 
 /// Bytes of an error before the quote.
-const HEADER_LENGTH: usize = 8;
+pub const HEADER_LENGTH: usize = 8;
 /// Offset of the checksum in them.
-const CHECKSUM: usize = 2;
+pub const CHECKSUM: usize = 2;
 /// Bytes of the quoted packet's transport header that every error has (RFC 792): the ports, and UDP's checksum. TCP's
 /// is in longer quotes only.
-const QUOTED_LENGTH: usize = 8;
+pub const QUOTED_LENGTH: usize = 8;
 
 /// Serves an ICMP packet of `length` bytes.
 #[inline(always)]
@@ -75,8 +75,8 @@ fn restore<A: Layout>(skb: *mut __sk_buff, length: u32) -> Option<&'static Flow<
     }
 }
 
-/// The same, once the quoted transport is known. `quote` is the frame from where it would begin if the quoted packet were
-/// alone in it, so that both have their fields at the same offsets.
+/// The same, once the quoted transport is known. `quote` is the frame from where it would begin if the quoted packet
+/// were alone in it, so that both have their fields at the same offsets.
 #[inline(always)]
 fn restore_quote<A: Layout, T: Transport>(
     frame: Frame,
@@ -100,8 +100,8 @@ fn restore_quote<A: Layout, T: Transport>(
     Some(flow)
 }
 
-/// Restores the quoted packet; returns what the error's checksum changes by. The entry's own deltas fit, since the quote
-/// has the same two tuples in it, the other way round.
+/// Restores the quoted packet; returns what the error's checksum changes by. The entry's own deltas fit, since the
+/// quote has the same two tuples in it, the other way round.
 #[inline(always)]
 fn change_quote<A: Layout, T: Transport>(quote: Frame, flow: &Flow<A>, length: u32) -> checksum::Sum {
     flow.destination.write_address(quote, A::ADDRESSES);

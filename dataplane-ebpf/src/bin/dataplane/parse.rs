@@ -1,12 +1,13 @@
 //! From bytes to a tuple.
 //!
-//! Everything else works on [`Headers`]; only this file, [`crate::rewrite`] and [`crate::icmp`] know where a field stands. What cannot
-//! be a service's packet (other ethertypes and protocols, fragments, IP options, extension headers, frames for a link
-//! group) is [`Error::NotOurs`] and passes untouched: a rewrite on a guess would be worse than none.
+//! Everything else works on [`Headers`]; only this file, [`crate::rewrite`], [`crate::icmp`] and [`crate::reject`] know
+//! where a field stands. What cannot be a service's packet (other ethertypes and protocols, fragments, IP options,
+//! extension headers, frames for a link group) is [`Error::NotOurs`] and passes untouched: a rewrite on a guess would be
+//! worse than none.
 
-use weir_dataplane_ebpf::{Be16, DropReason, FlowKey, Ip4, Ip6, Protocol};
+use weir_dataplane_ebpf::{Be16, DropReason, FlowKey, Ip4, Ip6, Protocol, checksum};
 
-use crate::{counters::Verdict, log::Loggable};
+use crate::{counters::Verdict, log::Loggable, reject::Reply};
 
 /// Bytes before the network header.
 pub const ETHERNET_LENGTH: usize = 14;
@@ -30,6 +31,11 @@ impl TcpFlags {
     /// What a UDP packet has.
     pub const NONE: Self = Self(0);
 
+    /// The header's seventh word but the window, of a RST without data.
+    pub const RESET: Be16 = Be16::new(0x5000 | Self::RST as u16);
+    /// The same, of one that acknowledges.
+    pub const RESET_AND_ACKNOWLEDGE: Be16 = Be16::new(0x5000 | (Self::RST | Self::ACK) as u16);
+
     /// The first packet of a connection.
     #[inline(always)]
     pub const fn opens(self) -> bool {
@@ -52,6 +58,18 @@ impl TcpFlags {
     #[inline(always)]
     pub const fn finishes(self) -> bool {
         self.0 & Self::FIN != 0
+    }
+
+    /// The packet acknowledges something.
+    #[inline(always)]
+    pub const fn acknowledges(self) -> bool {
+        self.0 & Self::ACK != 0
+    }
+
+    /// What the flags take of the sequence numbers (RFC 9293, 3.4).
+    #[inline(always)]
+    pub const fn sequence_length(self) -> u32 {
+        (self.0 & Self::SYN != 0) as u32 + (self.0 & Self::FIN != 0) as u32
     }
 
     /// The connection ends at once.
@@ -189,7 +207,7 @@ impl Frame {
 }
 
 /// Where a family's headers are, and how the fields before the ports are read.
-pub trait Layout: Loggable {
+pub trait Layout: Loggable + Reply {
     /// Bytes of the network header.
     const NETWORK_LENGTH: usize;
     /// Offset of the ports in the frame.
@@ -344,14 +362,14 @@ pub fn headers<A: Layout, T: Transport>(frame: Frame, length: u32) -> Result<Hea
     })
 }
 
-/// The transport checksum after a change of what it covers by `delta`; nothing when there is none. Where zero says so, a
-/// sum that comes out as zero is sent as its complement.
+/// The transport checksum after a change of what it covers by `delta`; nothing when there is none. Where zero says so,
+/// a sum that comes out as zero is sent as its complement.
 #[inline(always)]
 pub fn changed_checksum<T: Transport>(old: u16, delta: u16) -> Option<u16> {
     if T::CHECKSUM_OPTIONAL && old == 0 {
         return None;
     }
-    let new = weir_dataplane_ebpf::checksum::apply(old, delta);
+    let new = checksum::apply(old, delta);
     Some(if T::CHECKSUM_OPTIONAL && new == 0 { u16::MAX } else { new })
 }
 
@@ -359,10 +377,15 @@ pub fn changed_checksum<T: Transport>(old: u16, delta: u16) -> Option<u16> {
 #[inline(always)]
 pub fn unfinished_checksum<A: Layout, T: Transport>(headers: &Headers<A>) -> u16 {
     let payload = headers.length as u16 - A::NETWORK_LENGTH as u16;
-    weir_dataplane_ebpf::checksum::Sum::default()
-        .add_address(&headers.key.source)
-        .add_address(&headers.key.destination)
-        .add_word(Be16::new(u16::from(T::PROTOCOL.0)))
+    pseudo_header(&headers.key, T::PROTOCOL, payload).fold()
+}
+
+/// The sum of the pseudo header (RFC 9293, 3.1; RFC 8200, 8.1): the same for a packet and for an answer of that length.
+#[inline(always)]
+pub fn pseudo_header<A: Layout>(key: &FlowKey<A>, protocol: Protocol, payload: u16) -> checksum::Sum {
+    checksum::Sum::default()
+        .add_address(&key.source)
+        .add_address(&key.destination)
+        .add_word(Be16::new(u16::from(protocol.0)))
         .add_word(Be16::new(payload))
-        .fold()
 }

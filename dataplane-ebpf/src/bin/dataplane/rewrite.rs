@@ -26,6 +26,8 @@ pub trait Hook {
         frame: Frame,
         flow: &Flow<A>,
     ) -> Result<(), DropReason>;
+    /// Refuses a packet whose service has no endpoint.
+    fn refuse<A: Layout, T: Transport>(&self, headers: &Headers<A>) -> Verdict;
     /// Serves a packet of the family's ICMP, `length` bytes from the network header on.
     fn serve_icmp<A: Layout>(&self, length: u32) -> Verdict;
 }
@@ -92,7 +94,7 @@ pub fn deliver<A: Layout>(frame: Frame, ttl: u8, endpoint: &Endpoint) -> Verdict
     Verdict::ToPod(endpoint.ifindex)
 }
 
-/// Sends a packet that is translated already on the flow's way. The stack gets what has no hop left, and what has no way.
+/// Sends a packet that is translated already on the flow's way. The stack gets what has no hop left, or no way.
 #[inline(always)]
 pub fn lead<A: Layout>(frame: Frame, ttl: u8, flow: &Flow<A>) -> Verdict {
     if flow.flags & Flow::<A>::FLAG_TO_POD != 0 {
@@ -107,8 +109,9 @@ pub fn lead<A: Layout>(frame: Frame, ttl: u8, flow: &Flow<A>) -> Verdict {
     Verdict::Out(flow.ifindex)
 }
 
+/// Addresses the frame.
 #[inline(always)]
-fn write_link_addresses(frame: Frame, destination: Mac, source: Mac) {
+pub fn write_link_addresses(frame: Frame, destination: Mac, source: Mac) {
     let (Mac([a, b, c, d, e, f]), Mac([g, h, i, j, k, l])) = (destination, source);
     frame.write(0, [a, b, c, d]);
     frame.write(4, [e, f, g, h]);

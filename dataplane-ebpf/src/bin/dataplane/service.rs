@@ -70,8 +70,11 @@ fn serve_transport<A: Layout, T: Transport, H: Hook>(hook: &H, frame: Frame, len
         Ok(headers) => headers,
         Err(error) => return error.verdict(),
     };
-    let verdict = decide::<A, T, H>(hook, &headers);
-    if let Verdict::Drop(reason) = verdict {
+    let verdict = match decide::<A, T, H>(hook, &headers) {
+        Verdict::Drop(DropReason::NoBackend) => hook.refuse::<A, T>(&headers),
+        verdict => verdict,
+    };
+    if let Verdict::Drop(reason) | Verdict::Answer(reason) = verdict {
         log::dropped(&headers.key, hook.ifindex(), reason);
     }
     verdict

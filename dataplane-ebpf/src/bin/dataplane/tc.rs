@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::{bpf_redirect_neigh, bpf_redirect_peer},
+    helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     macros::classifier,
     programs::TcContext,
 };
@@ -12,6 +12,7 @@ use crate::{
     counters::{Verdict, count_drop},
     icmp,
     parse::{Frame, Headers, Layout, Transport},
+    reject,
     rewrite::Hook,
     service,
 };
@@ -94,6 +95,15 @@ impl Hook for Ingress<'_> {
     }
 
     #[inline(always)]
+    fn refuse<A: Layout, T: Transport>(&self, headers: &Headers<A>) -> Verdict {
+        if reject::answer::<A, T>(self.skb(), headers) {
+            Verdict::Answer(DropReason::NoBackend)
+        } else {
+            Verdict::Drop(DropReason::NoBackend)
+        }
+    }
+
+    #[inline(always)]
     fn serve_icmp<A: Layout>(&self, length: u32) -> Verdict {
         icmp::serve::<A>(self, length)
     }
@@ -102,13 +112,13 @@ impl Hook for Ingress<'_> {
 /// Packets from outside.
 #[classifier]
 pub fn tc_uplink(context: TcContext) -> i32 {
-    carry_out(try_ingress(&Ingress { context: &context, scope: Scope::EXTERNAL }))
+    carry_out(&context, try_ingress(&Ingress { context: &context, scope: Scope::EXTERNAL }))
 }
 
 /// Packets from a pod.
 #[classifier]
 pub fn tc_pod(context: TcContext) -> i32 {
-    carry_out(try_ingress(&Ingress { context: &context, scope: Scope::INTERNAL }))
+    carry_out(&context, try_ingress(&Ingress { context: &context, scope: Scope::INTERNAL }))
 }
 
 #[inline(always)]
@@ -126,12 +136,17 @@ fn try_ingress(ingress: &Ingress<'_>) -> Verdict {
 
 /// `TC_ACT_UNSPEC` leaves the packet to whatever else is attached; the host's own programs keep their say.
 #[inline(always)]
-fn carry_out(verdict: Verdict) -> i32 {
+fn carry_out(context: &TcContext, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop(reason) => {
             count_drop(reason);
             TC_ACT_SHOT
+        }
+        Verdict::Answer(reason) => {
+            count_drop(reason);
+            // SAFETY: the helper takes plain numbers, and the context is the kernel's.
+            unsafe { bpf_redirect((*context.skb.skb).ifindex, 0) as i32 }
         }
         // SAFETY: the helpers take plain numbers; without a neighbour argument its length is zero.
         Verdict::ToPod(ifindex) => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },

@@ -1,8 +1,8 @@
 //! XDP on uplinks: services for clients outside, before the kernel has made a socket buffer of the packet.
 //!
 //! A backend of this node gets its packet by way of the stack's first steps and `tc_uplink`. Flows that must leave by
-//! another way, senders whose checksums are not finished (a veth peer with transmit offload), and ICMP errors are
-//! `tc_uplink`'s.
+//! another way, senders whose checksums are not finished (a veth peer with transmit offload), ICMP errors, and packets
+//! that get an answer from here are `tc_uplink`'s.
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS},
@@ -62,6 +62,11 @@ impl Hook for Uplink<'_> {
     }
 
     #[inline(always)]
+    fn refuse<A: Layout, T: Transport>(&self, _: &Headers<A>) -> Verdict {
+        Verdict::Pass
+    }
+
+    #[inline(always)]
     fn serve_icmp<A: Layout>(&self, _: u32) -> Verdict {
         Verdict::Pass
     }
@@ -75,7 +80,7 @@ pub fn xdp_uplink(context: XdpContext) -> u32 {
             count_drop(reason);
             XDP_DROP
         }
-        Verdict::Pass | Verdict::ToPod(_) | Verdict::Out(_) => XDP_PASS,
+        Verdict::Pass | Verdict::Answer(_) | Verdict::ToPod(_) | Verdict::Out(_) => XDP_PASS,
     }
 }
 
