@@ -22,6 +22,7 @@ mod endpoint;
 mod flow;
 mod frontend;
 pub mod hash;
+pub mod maglev;
 pub mod maps;
 mod socket;
 
