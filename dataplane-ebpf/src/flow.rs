@@ -88,6 +88,8 @@ impl<A> Flow<A> {
     /// `ifindex` is the host's end of a pod link and the packet goes straight into the pod. Without it the packet leaves
     /// by `ifindex` as the neighbour table says, and the link addresses are not used.
     pub const FLAG_TO_POD: u8 = 1 << 1;
+    /// The service has session affinity, which this flow's packets renew.
+    pub const FLAG_AFFINITY: u8 = 1 << 2;
 }
 
 impl<A: Copy> Flow<A> {

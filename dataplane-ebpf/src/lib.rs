@@ -13,6 +13,7 @@
 )]
 
 mod address;
+mod affinity;
 mod backend;
 pub mod bench;
 pub mod checksum;
@@ -27,6 +28,7 @@ pub mod maps;
 mod socket;
 
 pub use address::{Address, Be16, Be32, Ip4, Ip6, Mac};
+pub use affinity::{Affinity, AffinityKey, Namespace};
 pub use backend::Backend;
 pub use config::NodeConfig;
 pub use counters::{DROP_REASONS, DropReason};

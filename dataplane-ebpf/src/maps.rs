@@ -12,6 +12,10 @@ pub const FLOWS: u32 = 262_144;
 pub const ENDPOINTS: u32 = 1_024;
 /// Sockets that were translated and not yet forgotten, by family (least recently used go first).
 pub const SOCKET_PEERS: u32 = 65_536;
+/// Clients that session affinity remembers, by family (least recently used go first, and choose again).
+pub const AFFINITY: u32 = 65_536;
+/// The same for the network namespaces of this node.
+pub const SOCKET_AFFINITY: u32 = 16_384;
 
 /// Source ports that Weir takes when it must put its own address in the source: above the kernel's default ephemeral
 /// range and the NodePorts, so that neither a socket of the host nor a frontend has one.

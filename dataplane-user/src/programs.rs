@@ -25,7 +25,7 @@ pub const SOCKET_HOOKS: [&str; 8] =
     ["connect4", "sendmsg4", "recvmsg4", "getpeername4", "connect6", "sendmsg6", "recvmsg6", "getpeername6"];
 
 /// Every map of the object, by its name, which is also the name of its pin.
-pub const MAPS: [&str; 13] = [
+pub const MAPS: [&str; 17] = [
     "frontends_v4",
     "frontends_v6",
     "backends_v4",
@@ -37,6 +37,10 @@ pub const MAPS: [&str; 13] = [
     "endpoints_v6",
     "socket_peers_v4",
     "socket_peers_v6",
+    "affinity_v4",
+    "affinity_v6",
+    "socket_affinity_v4",
+    "socket_affinity_v6",
     "node_config",
     "drops",
 ];

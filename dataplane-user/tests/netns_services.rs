@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
 use topology::{
     NetNs,
     node::{NODE_ADDRESS, TestNode},
@@ -255,4 +256,54 @@ fn cleanup_leaves_nothing() {
         node.cleanup();
         assert_eq!(state(&node), before);
     }
+}
+
+#[test]
+fn clients_keep_their_backend_while_session_affinity_is_on() {
+    let mut node = TestNode::new(true);
+    let pods: Vec<_> = ["a", "b", "c", "d"].map(|name| echo_pod(&node, name)).into();
+    let addresses: Vec<Ipv4Addr> = pods.iter().map(|(_, address)| *address).collect();
+    let (client, _) = node.add_pod("client");
+    let sticky = json!({"sessionAffinity": "ClientIP"});
+    let node_port = SocketAddr::from((NODE_ADDRESS, 30_001));
+    // A process of the node: its cgroup has the socket hooks.
+    let by_socket = |node: &TestNode| {
+        let script = "echo $$ > $0/cgroup.procs && exec 3<>/dev/tcp/10.96.0.1/80 && head -c 1 <&3";
+        let cgroup = node.cgroup.clone();
+        let done = node
+            .namespace
+            .run(|| Command::new("timeout").args(["5", "bash", "-c", script]).arg(cgroup).output().unwrap());
+        String::from_utf8(done.stdout).unwrap()
+    };
+
+    node.serve_with(1, &addresses[1..2], &sticky, &json!({}));
+    assert_eq!(tcp(&client, cluster_ip(1)).unwrap(), "b hello");
+    assert_eq!(tcp(&node.client, node_port).unwrap(), "b hello");
+    assert_eq!(by_socket(&node), "b");
+    node.serve_with(1, &addresses, &sticky, &json!({}));
+    for _ in 0..8 {
+        assert_eq!(tcp(&client, cluster_ip(1)).unwrap(), "b hello");
+        assert_eq!(tcp(&node.client, node_port).unwrap(), "b hello");
+        assert_eq!(by_socket(&node), "b");
+    }
+    let explained = |node: &TestNode| {
+        cli::explain(&ExplainArgs {
+            protocol: "tcp".into(),
+            source: ([192, 0, 2, 2], 1).into(),
+            destination: node_port,
+            run_dir: node.paths().run_dir().to_owned(),
+            output: Output::Table,
+        })
+        .unwrap()
+    };
+    let text = explained(&node);
+    let line = format!("session affinity: 192.0.2.2 stays with {}:8080 for another 10", addresses[1]);
+    assert!(text.contains(&line), "{text}");
+
+    node.serve(1, &addresses);
+    let spread = |ask: &dyn Fn() -> String| (0..64).any(|_| !ask().starts_with('b'));
+    assert!(spread(&|| tcp(&client, cluster_ip(1)).unwrap()), "off is off at once");
+    assert!(spread(&|| tcp(&node.client, node_port).unwrap()), "off is off at once");
+    assert!(spread(&|| by_socket(&node)), "off is off at once");
+    assert!(!explained(&node).contains("session affinity"), "{}", explained(&node));
 }

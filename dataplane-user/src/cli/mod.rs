@@ -8,7 +8,7 @@ use std::{io, path::PathBuf};
 
 use serde::Serialize;
 
-pub use explain::{Candidate, ExplainArgs, Explanation, FlowReport, explain};
+pub use explain::{AffinityReport, Candidate, ExplainArgs, Explanation, FlowReport, explain};
 pub use views::{BackendRow, DropRow, FlowRow, LinkRow, MapRow, ServiceRow, Status, View, ViewArgs, view};
 
 use crate::{

@@ -13,8 +13,8 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
 };
 use weir_dataplane_ebpf::{
-    Address, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6,
-    NodeConfig, Protocol, Scope, SocketPeer, SocketPeerKey,
+    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend,
+    FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Protocol, Scope, SocketPeer, SocketPeerKey,
 };
 
 use super::sys;
@@ -182,6 +182,10 @@ pub struct FamilyMaps<A> {
     pub endpoints: Table<A, Endpoint>,
     /// What translated sockets asked for.
     pub socket_peers: Table<SocketPeerKey<A>, SocketPeer<A>>,
+    /// Session affinity's choices by client address.
+    pub affinity: Table<AffinityKey<A>, Affinity>,
+    /// The same by the network namespace of a socket.
+    pub socket_affinity: Table<AffinityKey<Namespace>, Affinity>,
 }
 
 /// All maps.
@@ -207,6 +211,8 @@ impl<A: Family> FamilyMaps<A> {
             flows: Table::open(&path("flows"))?,
             endpoints: Table::open(&path("endpoints"))?,
             socket_peers: Table::open(&path("socket_peers"))?,
+            affinity: Table::open(&path("affinity"))?,
+            socket_affinity: Table::open(&path("socket_affinity"))?,
         })
     }
 

@@ -50,11 +50,6 @@ pub enum Unserved {
         "loadBalancerSourceRanges is not enforced, so the load balancer's addresses are not served; remove it or use a NodePort"
     )]
     SourceRanges,
-    /// Half of what was asked for.
-    #[error(
-        "sessionAffinity ClientIP is served by a hash of the client's address: its timeout is not, and a change of endpoints may move a client"
-    )]
-    AffinityTimeout,
 }
 
 /// What the agent must know of its own Node.
@@ -115,7 +110,6 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
         }
     }
     let affinity_timeout_s = if spec.session_affinity.as_deref() == Some("ClientIP") {
-        unserved.push(Unserved::AffinityTimeout);
         let client = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
         client.and_then(|client| client.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_S).max(1) as u32
     } else {
@@ -236,7 +230,6 @@ mod tests {
                 Unserved::Address { field: "spec.externalIPs", value: "nonsense".into() },
                 Unserved::Port { field: "spec.ports.port", value: 0 },
                 Unserved::SourceRanges,
-                Unserved::AffinityTimeout,
             ]
         );
     }

@@ -8,6 +8,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use weir_dataplane_ebpf::{Backend, Flow, FlowKey, FlowState, Protocol, Scope};
 
 use crate::{
+    affinity,
     counters::Verdict,
     kernel::now_jiffies,
     maps::Family,
@@ -84,10 +85,13 @@ pub fn way_back<H: Hook>(hook: &H) -> u32 {
     if hook.scope().0 == Scope::EXTERNAL.0 { hook.ifindex() } else { 0 }
 }
 
-/// Moves both halves on in their protocol's life, and repairs the other one. Rare, so that it stays out of the way of
+/// Moves both halves on in their protocol's life, repairs the other one, and renews the client's session affinity. Rare, so that it stays out of the way of
 /// the packets that only pass.
 #[inline(never)]
 fn tend<A: Layout>(key: &FlowKey<A>, flow: &mut Flow<A>, flags: TcpFlags, way_back: u32) {
+    if flow.flags & Flow::<A>::FLAG_AFFINITY != 0 {
+        affinity::renew(key, flow);
+    }
     let other_key = flow.reply_key(key.protocol);
     let Some(other) = A::flows().get_ptr_mut(&other_key) else {
         let mut other = opposite(key, flow, way_back);
@@ -141,7 +145,7 @@ pub fn opposite<A: Family>(key: &FlowKey<A>, flow: &Flow<A>, way_back: u32) -> F
         backend: flow.backend,
         ifindex: way_back,
         state: flow.state,
-        flags: (flow.flags ^ Flow::<A>::FLAG_REPLY) & Flow::<A>::FLAG_REPLY,
+        flags: (flow.flags ^ Flow::<A>::FLAG_REPLY) & (Flow::<A>::FLAG_REPLY | Flow::<A>::FLAG_AFFINITY),
         ..Flow::default()
     };
     if way_back == 0 {

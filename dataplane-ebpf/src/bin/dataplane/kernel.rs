@@ -3,7 +3,10 @@
 //! A flag is a constant to the verifier (`.rodata` is frozen before the load), so that a call which an older kernel
 //! does not know is dead code there. User space clears the flag of what it found missing.
 
-use aya_ebpf::{Global, helpers::bpf_jiffies64};
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns},
+};
 
 /// `bpf_set_retval` in socket hooks: Linux 5.18. Without it a refused `connect` fails with EPERM.
 #[unsafe(no_mangle)]
@@ -20,4 +23,11 @@ pub fn has_set_retval() -> bool {
 pub fn now_jiffies() -> u32 {
     // SAFETY: the helper takes no argument and is allowed in every program type.
     unsafe { bpf_jiffies64() as u32 }
+}
+
+/// Now, in seconds since boot, time asleep included. User space reads the same clock as `CLOCK_BOOTTIME`.
+#[inline(always)]
+pub fn now_s() -> u32 {
+    // SAFETY: the helper takes no argument and is allowed in every program type.
+    unsafe { (bpf_ktime_get_boot_ns() / 1_000_000_000) as u32 }
 }

@@ -11,10 +11,12 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use weir_dataplane_ebpf::{
-    Be16, Be32, Frontend, FrontendKey, Ip4, Ip6, NodeConfig, Protocol, Scope, SocketPeer, SocketPeerKey, hash,
+    AffinityKey, Backend, Be16, Be32, DropReason, Frontend, FrontendKey, Ip4, Ip6, Namespace, NodeConfig,
+    Protocol, Scope, SocketPeer, SocketPeerKey, hash,
 };
 
 use crate::{
+    affinity,
     counters::count_drop,
     kernel::has_set_retval,
     log::{self, Loggable},
@@ -164,20 +166,26 @@ fn is_on() -> bool {
     NODE_CONFIG.get(0).is_some_and(|config| config.flags & NodeConfig::FLAG_SOCKET_LB != 0)
 }
 
-/// Which slot the call points to: a new connection takes any, datagrams of one socket stay together, and under session
-/// affinity so does everything from one network namespace.
+/// The backend for the call: a new connection takes any, datagrams of one socket stay together, and under session affinity
+/// so does everything from one network namespace.
 #[inline(always)]
-fn choose(call: &Call, frontend: &Frontend) -> u32 {
+fn choose<A: Family>(call: &Call, frontend: &Frontend) -> Result<&'static Backend<A>, DropReason> {
     if frontend.affinity_timeout_s != 0 {
         // SAFETY: the helper takes the context of this program type.
         let namespace = unsafe { bpf_get_netns_cookie(call.context.cast()) };
-        return hash::slot(frontend, hash::number(namespace, frontend.service));
+        let key = AffinityKey { client: Namespace::new(namespace), service: frontend.service };
+        let slot = hash::slot(frontend, hash::number(namespace, frontend.service));
+        let (id, backend) = affinity::choose(A::socket_affinity(), &key, frontend, slot)?;
+        affinity::record(A::socket_affinity(), &key, id);
+        return Ok(backend);
     }
-    if call.protocol() == Protocol::TCP {
+    let number = if call.protocol() == Protocol::TCP {
         // SAFETY: the helper takes no argument.
-        return hash::slot(frontend, unsafe { bpf_get_prandom_u32() });
-    }
-    hash::slot(frontend, hash::number(call.cookie(), frontend.service))
+        unsafe { bpf_get_prandom_u32() }
+    } else {
+        hash::number(call.cookie(), frontend.service)
+    };
+    maglev::backend(frontend, hash::slot(frontend, number)).map(|(_, backend)| backend)
 }
 
 /// `connect` and `sendmsg`: a service's address becomes a backend's. A subprogram, because its result must be a constant
@@ -196,8 +204,8 @@ fn ask<V: View>(context: *mut bpf_sock_addr) -> i32 {
     if !is_on() {
         return ALLOW;
     }
-    match maglev::backend::<V::Address>(frontend, choose(call, frontend)) {
-        Ok((_, backend)) => {
+    match choose::<V::Address>(call, frontend) {
+        Ok(backend) => {
             V::set_address(call, backend.address);
             call.set_port(backend.port);
             let peer =
