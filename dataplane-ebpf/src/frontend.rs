@@ -68,6 +68,10 @@ impl Frontend {
     pub const FLAG_LOCAL_POLICY: u32 = 1 << 0;
     /// The address is a node's own: a packet to it that matches no frontend is the host's.
     pub const FLAG_NODE_PORT: u32 = 1 << 1;
+    /// Only clients in the service's source ranges may open connections; without any, nobody may.
+    pub const FLAG_SOURCE_RANGES: u32 = 1 << 2;
+    /// The node itself is in one of them. Its sockets are asked for before they have a source address.
+    pub const FLAG_NODE_IN_RANGE: u32 = 1 << 3;
 }
 
 layout!(Protocol = 1, Scope = 1, Frontend = 24);

@@ -26,6 +26,7 @@ pub mod hash;
 pub mod maglev;
 pub mod maps;
 mod socket;
+mod source_range;
 
 pub use address::{Address, Be16, Be32, Ip4, Ip6, Mac};
 pub use affinity::{Affinity, AffinityKey, Namespace};
@@ -36,6 +37,7 @@ pub use endpoint::Endpoint;
 pub use flow::{Flow, FlowKey, FlowState};
 pub use frontend::{Frontend, FrontendKey, Protocol, Scope};
 pub use socket::{SocketPeer, SocketPeerKey};
+pub use source_range::{SourceRange, SourceRangeKey};
 
 /// Version of all layouts together. Pins live below a directory of this name, so that an agent never adopts a map
 /// whose entries it would misread.

@@ -16,6 +16,8 @@ pub const SOCKET_PEERS: u32 = 65_536;
 pub const AFFINITY: u32 = 65_536;
 /// The same for the network namespaces of this node.
 pub const SOCKET_AFFINITY: u32 = 16_384;
+/// Source ranges of all services together, by family: one for each range of each port of a service.
+pub const SOURCE_RANGES: u32 = 65_536;
 
 /// Source ports that Weir takes when it must put its own address in the source: above the kernel's default ephemeral
 /// range and the NodePorts, so that neither a socket of the host nor a frontend has one.

@@ -48,6 +48,8 @@ pub struct Explanation {
     pub policy: Option<&'static str>,
     /// The lookup table's size.
     pub slots: u32,
+    /// The client is in none of the service's source ranges.
+    pub refused: bool,
     /// What session affinity remembers of this client, when that decides.
     pub affinity: Option<AffinityReport>,
     /// Where the tuple's hash points, within the table, when that decides.
@@ -167,6 +169,7 @@ fn explain_scope<A: Family>(
         service: None,
         policy: None,
         slots: 0,
+        refused: false,
         affinity: None,
         slot: None,
         chosen: None,
@@ -181,6 +184,8 @@ fn explain_scope<A: Family>(
     };
     explanation.service = Some(reader.service(frontend.service));
     explanation.policy = Some(policy_name(&frontend));
+    explanation.refused = frontend.flags & Frontend::FLAG_SOURCE_RANGES != 0
+        && !maps.source_ranges.admits(frontend.service, key.source)?;
     if frontend.backends > 0 {
         explanation.slots = frontend.maglev_mask.saturating_add(1);
         explanation.candidates = candidates(reader, maps, &frontend)?;
@@ -249,6 +254,9 @@ fn paths(
 ) -> Result<Vec<String>, CliError> {
     let packet = match (explanation.chosen, frontend.flags & Frontend::FLAG_LOCAL_POLICY != 0) {
         _ if known => "follows its flow entry".to_owned(),
+        _ if explanation.refused => {
+            "drops: source-range, the client is in none of the service's loadBalancerSourceRanges".to_owned()
+        }
         (Some(backend), _) => format!("opens a flow to {backend}"),
         (None, false) => "drops: no-backend".to_owned(),
         (None, true) => "drops: no-local-backend".to_owned(),
@@ -262,16 +270,28 @@ fn paths(
         ]);
     }
     let hooks = reader.maps.node_config.at(0)?.flags & NodeConfig::FLAG_SOCKET_LB != 0;
-    let socket = match (hooks, explanation.candidates.is_empty()) {
-        (false, _) => "off".to_owned(),
-        (true, true) => "refuses the connection (ECONNREFUSED)".to_owned(),
-        (true, false) => {
-            let (count, affinity) = (explanation.candidates.len(), frontend.affinity_timeout_s != 0);
-            let rule = if affinity { "the same for a whole network namespace" } else { "whatever the port" };
-            format!("connect and sendmsg choose one of {count} backends, {rule}")
-        }
-    };
+    let socket = if hooks { socket_hook(frontend, explanation.candidates.len()) } else { "off".to_owned() };
     Ok(vec![format!("socket hook: {socket}"), format!("TC on the pod link: {packet}")])
+}
+
+/// What `connect` and `sendmsg` do, which depends on no tuple.
+fn socket_hook(frontend: &Frontend, candidates: usize) -> String {
+    let choice = if candidates == 0 {
+        "refuses the connection (ECONNREFUSED)".to_owned()
+    } else {
+        let sticky = frontend.affinity_timeout_s != 0;
+        let rule = if sticky { "the same for a whole network namespace" } else { "whatever the port" };
+        format!("connect and sendmsg choose one of {candidates} backends, {rule}")
+    };
+    if frontend.flags & Frontend::FLAG_SOURCE_RANGES == 0 {
+        return choice;
+    }
+    let of_node = if frontend.flags & Frontend::FLAG_NODE_IN_RANGE == 0 {
+        "refuses processes of the node, which is in none of the service's loadBalancerSourceRanges (EPERM)"
+    } else {
+        &choice
+    };
+    format!("leaves pods to TC, by their addresses; {of_node}")
 }
 
 fn text(report: &Report, args: &ExplainArgs) -> String {

@@ -360,6 +360,8 @@ impl Reader {
             hash!("affinity_v6", v6.affinity),
             hash!("socket_affinity_v4", v4.socket_affinity),
             hash!("socket_affinity_v6", v6.socket_affinity),
+            hash!("source_ranges_v4", v4.source_ranges),
+            hash!("source_ranges_v6", v6.source_ranges),
         ];
         Ok(match output {
             Output::Json => json(&rows),

@@ -13,8 +13,10 @@ use super::{
     maglev,
     model::{FrontendAddress, ServiceKey},
     regions::Regions,
+    source_ranges::SourceRanges,
     step::Step,
 };
+use crate::cidr::Cidr;
 
 /// How long a freed region or backend id rests before it means something else: a program that read a frontend a moment
 /// ago is done with it after microseconds; a second also covers a virtual machine that is not scheduled.
@@ -29,11 +31,18 @@ pub struct Limits {
     pub backends: u32,
     /// Slots of all tables together.
     pub slots: u32,
+    /// Source ranges of each family.
+    pub source_ranges: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { frontends: maps::FRONTENDS, backends: maps::BACKENDS, slots: maps::MAGLEV_SLOTS }
+        Self {
+            frontends: maps::FRONTENDS,
+            backends: maps::BACKENDS,
+            slots: maps::MAGLEV_SLOTS,
+            source_ranges: maps::SOURCE_RANGES,
+        }
     }
 }
 
@@ -46,6 +55,8 @@ pub struct Usage {
     pub backends: [u32; 2],
     /// Slots, those at rest included.
     pub slots: u32,
+    /// Source ranges, IPv4 and IPv6.
+    pub source_ranges: [u32; 2],
 }
 
 /// Input that cannot be served as asked; everything else of the service is.
@@ -74,6 +85,16 @@ pub enum Problem {
         "{left_out} endpoints get no connections: this node has room for {bound} backends; spread the endpoints over fewer services"
     )]
     BackendsFull {
+        /// How many have no room.
+        left_out: usize,
+        /// The map's bound.
+        bound: u32,
+    },
+    /// `source_ranges_*` is full.
+    #[error(
+        "clients of {left_out} source ranges are refused: this node has room for {bound} ranges; give larger ranges, or fewer ports"
+    )]
+    SourceRangesFull {
         /// How many have no room.
         left_out: usize,
         /// The map's bound.
@@ -133,6 +154,8 @@ pub struct Adopted {
     pub backends: Vec<AdoptedBackend>,
     /// Contents of the regions that frontends name, by offset and size.
     pub regions: HashMap<(u32, u32), Vec<u32>>,
+    /// All source ranges, by service id.
+    pub source_ranges: Vec<(u32, Cidr)>,
     /// What service ids mean.
     pub names: HashMap<u32, PortName>,
 }
@@ -183,6 +206,7 @@ pub struct Books {
     twins: Vec<(SocketAddr, u32)>,
     regions: HashMap<u32, Region>,
     slots: Regions,
+    source_ranges: SourceRanges,
     retired: VecDeque<(u64, Retired)>,
     next_service: u32,
 }
@@ -202,6 +226,7 @@ impl Books {
             twins: Vec::new(),
             regions: HashMap::new(),
             slots: Regions::new(limits.slots),
+            source_ranges: SourceRanges::new(limits.source_ranges),
             retired: VecDeque::new(),
             next_service: 1,
         }
@@ -240,6 +265,11 @@ impl Books {
                 programmed.frontends.push(address);
             }
         }
+        for (id, range) in adopted.source_ranges {
+            // Also one that nobody owns: its id must not be given out while the range stands.
+            books.next_service = books.next_service.max(id.saturating_add(1));
+            books.source_ranges.adopt(id, range);
+        }
         for (id, name) in adopted.names {
             books.next_service = books.next_service.max(id.saturating_add(1));
             books.services.entry(name.service.clone()).or_default().ports.push((name, id));
@@ -258,6 +288,7 @@ impl Books {
             frontends: self.frontend_counts,
             backends: [self.backend_ids[0].used(), self.backend_ids[1].used()],
             slots: self.slots.used(),
+            source_ranges: self.source_ranges.used(),
         }
     }
 
@@ -276,6 +307,7 @@ impl Books {
         self.take_backends(ports, &mut new, &mut plan);
         for port in ports {
             let service = self.service_id(key, port, &old, &mut new, &mut plan);
+            self.admit(service, &port.source_ranges, &mut plan);
             self.point_frontends(key, port, service, &mut new, &mut plan, now_ms);
         }
         let kept: BTreeSet<FrontendAddress> = new.frontends.iter().copied().collect();
@@ -284,6 +316,7 @@ impl Books {
         }
         for (_, id) in old.ports.iter().filter(|(name, _)| !new.ports.iter().any(|(kept, _)| kept == name)) {
             self.owners.remove(id);
+            self.admit(*id, &BTreeSet::new(), &mut plan);
             plan.names.push((*id, None));
         }
         self.drop_backends(&old.backends, &mut plan, now_ms);
@@ -303,6 +336,12 @@ impl Books {
         let orphans: Vec<_> = self.frontends.keys().filter(|a| !owned.contains(a)).copied().collect();
         for address in orphans {
             self.remove_frontend(address, &mut plan, now_ms);
+        }
+        let owned: BTreeSet<u32> =
+            self.services.values().flat_map(|service| service.ports.iter().map(|(_, id)| *id)).collect();
+        let orphans: Vec<_> = self.source_ranges.services().filter(|id| !owned.contains(id)).collect();
+        for id in orphans {
+            self.admit(id, &BTreeSet::new(), &mut plan);
         }
         let unused: Vec<_> =
             self.backends.iter().filter(|(_, b)| b.services == 0).map(|(address, _)| *address).collect();
@@ -399,6 +438,14 @@ impl Books {
         id
     }
 
+    /// Makes `wanted` the ranges of a service port. One that has no room admits nobody.
+    fn admit(&mut self, service: u32, wanted: &BTreeSet<Cidr>, plan: &mut Plan) {
+        let left_out = self.source_ranges.set(service, wanted, &mut plan.steps);
+        if left_out > 0 {
+            plan.problems.push(Problem::SourceRangesFull { left_out, bound: self.limits.source_ranges });
+        }
+    }
+
     /// Points every frontend of the port to the right table.
     fn point_frontends(
         &mut self,
@@ -433,17 +480,17 @@ impl Books {
                 tables.insert(choice, table);
                 table
             };
-            let Some((offset, size, backends)) = table else {
-                // What was served before goes on: the old table still holds backends that exist.
-                if known {
-                    new.frontends.push(address);
-                }
-                continue;
+            let (maglev_offset, maglev_mask, backends) = match (table, self.frontends.get(&address)) {
+                (Some((offset, size, backends)), _) => (offset, size.saturating_sub(1), backends),
+                // Who was served before is served on: the old table still holds backends that exist. Who may be served
+                // is another question, and answered anew.
+                (None, Some(old)) => (old.maglev_offset, old.maglev_mask, old.backends),
+                (None, None) => continue,
             };
             let value = Frontend {
                 service,
-                maglev_offset: offset,
-                maglev_mask: size.saturating_sub(1),
+                maglev_offset,
+                maglev_mask,
                 backends,
                 flags: frontend.flags,
                 affinity_timeout_s: port.affinity_timeout_s,

@@ -15,6 +15,7 @@ mod ids;
 pub mod maglev;
 pub mod model;
 mod regions;
+mod source_ranges;
 mod step;
 
 pub use batch::Batch;

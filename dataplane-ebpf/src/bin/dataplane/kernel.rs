@@ -12,6 +12,16 @@ use aya_ebpf::{
 #[unsafe(no_mangle)]
 static HAS_SET_RETVAL: Global<u8> = Global::new(1);
 
+/// Cookie of the network namespace that the node's own processes are in, 0 when the kernel does not tell.
+#[unsafe(no_mangle)]
+static NODE_NAMESPACE: Global<u64> = Global::new(0);
+
+/// The node's own network namespace.
+#[inline(always)]
+pub fn node_namespace() -> u64 {
+    NODE_NAMESPACE.load()
+}
+
 /// Whether a socket hook may choose the error number that the process sees.
 #[inline(always)]
 pub fn has_set_retval() -> bool {

@@ -6,15 +6,18 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use weir_dataplane_ebpf::{
     Address, Backend, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, Namespace,
     NodeConfig, SocketPeer, SocketPeerKey,
-    maps::{AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, SOCKET_AFFINITY, SOCKET_PEERS},
+    maps::{
+        AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, SOCKET_AFFINITY, SOCKET_PEERS,
+        SOURCE_RANGES,
+    },
 };
 
-use crate::affinity::Choices;
+use crate::{affinity::Choices, source_range::Ranges};
 
 #[map(name = "maglev")]
 pub static MAGLEV: Array<u32> = Array::with_max_entries(MAGLEV_SLOTS, 0);
@@ -49,6 +52,8 @@ pub trait Family: Address {
     fn affinity() -> &'static Choices<Self>;
     /// The same by the network namespace of a socket.
     fn socket_affinity() -> &'static Choices<Namespace>;
+    /// Who may use load balancer addresses, by service.
+    fn source_ranges() -> &'static Ranges<Self>;
     /// This CPU's draft of a new flow.
     fn draft() -> Option<*mut Draft<Self>>;
     /// The node's own address in the pod network.
@@ -56,7 +61,7 @@ pub trait Family: Address {
 }
 
 macro_rules! family {
-    ($address:ty, $gateway:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $draft:literal) => {
+    ($address:ty, $gateway:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $draft:literal) => {
         mod $module {
             use super::*;
 
@@ -79,6 +84,9 @@ macro_rules! family {
             #[map(name = $socket_affinity)]
             pub(super) static SOCKET_AFFINITY_MAP: Choices<Namespace> =
                 LruHashMap::with_max_entries(SOCKET_AFFINITY, 0);
+            #[map(name = $ranges)]
+            pub(super) static SOURCE_RANGES_MAP: Ranges<$address> =
+                LpmTrie::with_max_entries(SOURCE_RANGES, 0);
             #[map(name = $draft)]
             pub(super) static DRAFT_MAP: PerCpuArray<Draft<$address>> = PerCpuArray::with_max_entries(1, 0);
         }
@@ -120,6 +128,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn source_ranges() -> &'static Ranges<Self> {
+                &$module::SOURCE_RANGES_MAP
+            }
+
+            #[inline(always)]
             fn draft() -> Option<*mut Draft<Self>> {
                 $module::DRAFT_MAP.get_ptr_mut(0)
             }
@@ -143,6 +156,7 @@ family!(
     "socket_peers_v4",
     "affinity_v4",
     "socket_affinity_v4",
+    "source_ranges_v4",
     "draft_v4"
 );
 family!(
@@ -156,5 +170,6 @@ family!(
     "socket_peers_v6",
     "affinity_v6",
     "socket_affinity_v6",
+    "source_ranges_v6",
     "draft_v6"
 );

@@ -16,6 +16,7 @@ use crate::{
     maps::{Draft, Family, NODE_CONFIG},
     parse::{self, Frame, Headers, Kind, Layout, Tcp, TcpFlags, Transport, Udp},
     rewrite::{self, Hook},
+    source_range,
 };
 
 /// EEXIST, as a helper returns it.
@@ -137,6 +138,9 @@ fn start<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>, front
 /// Chooses a backend and makes both entries, the answer's first: no packet can be answered before its answer is known.
 #[inline(never)]
 fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, origin: &Origin, draft: &mut Draft<A>) -> Opened {
+    if !source_range::admits(frontend, key.source) {
+        return Opened::Drop(DropReason::SourceRange);
+    }
     let client = AffinityKey { client: key.source, service: frontend.service };
     let slot = hash::flow_slot(frontend, key);
     let (id, backend) = match affinity::choose::<A, A>(A::affinity(), &client, frontend, slot) {

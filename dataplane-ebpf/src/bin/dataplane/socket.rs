@@ -18,7 +18,7 @@ use weir_dataplane_ebpf::{
 use crate::{
     affinity,
     counters::count_drop,
-    kernel::has_set_retval,
+    kernel::{has_set_retval, node_namespace},
     log::{self, Loggable},
     maglev,
     maps::{Family, NODE_CONFIG},
@@ -100,6 +100,13 @@ impl Call {
         unsafe { bpf_get_socket_cookie(self.context.cast()) }
     }
 
+    /// The network namespace of the socket, by its cookie.
+    #[inline(always)]
+    fn namespace(&self) -> u64 {
+        // SAFETY: the helper takes the context of this program type.
+        unsafe { bpf_get_netns_cookie(self.context.cast()) }
+    }
+
     #[inline(always)]
     fn peer_key<V: View>(&self) -> SocketPeerKey<V::Address> {
         let cookie = self.cookie();
@@ -166,13 +173,23 @@ fn is_on() -> bool {
     NODE_CONFIG.get(0).is_some_and(|config| config.flags & NodeConfig::FLAG_SOCKET_LB != 0)
 }
 
+/// Whether the packets decide about this call, and not the hook: a pod's carry the address that source ranges are about,
+/// while its socket has none yet.
+#[inline(always)]
+fn is_for_packets(call: &Call, frontend: &Frontend) -> bool {
+    frontend.flags & Frontend::FLAG_SOURCE_RANGES != 0 && call.namespace() != node_namespace()
+}
+
 /// The backend for the call: a new connection takes any, datagrams of one socket stay together, and under session affinity
 /// so does everything from one network namespace.
 #[inline(always)]
 fn choose<A: Family>(call: &Call, frontend: &Frontend) -> Result<&'static Backend<A>, DropReason> {
+    let of_ranges = Frontend::FLAG_SOURCE_RANGES | Frontend::FLAG_NODE_IN_RANGE;
+    if frontend.flags & of_ranges == Frontend::FLAG_SOURCE_RANGES {
+        return Err(DropReason::SourceRange);
+    }
     if frontend.affinity_timeout_s != 0 {
-        // SAFETY: the helper takes the context of this program type.
-        let namespace = unsafe { bpf_get_netns_cookie(call.context.cast()) };
+        let namespace = call.namespace();
         let key = AffinityKey { client: Namespace::new(namespace), service: frontend.service };
         let slot = hash::slot(frontend, hash::number(namespace, frontend.service));
         let (id, backend) = affinity::choose(A::socket_affinity(), &key, frontend, slot)?;
@@ -201,7 +218,7 @@ fn ask<V: View>(context: *mut bpf_sock_addr) -> i32 {
     };
     // SAFETY: the agent replaces a frontend whole, and the old value stays readable for this program's run.
     let Some(frontend) = (unsafe { V::Address::frontends().get(key) }) else { return ALLOW };
-    if !is_on() {
+    if !is_on() || is_for_packets(call, frontend) {
         return ALLOW;
     }
     match choose::<V::Address>(call, frontend) {
@@ -217,7 +234,8 @@ fn ask<V: View>(context: *mut bpf_sock_addr) -> i32 {
         Err(reason) => {
             count_drop(reason);
             log::refused(&key, reason);
-            if has_set_retval() {
+            // A client that may not ask gets EPERM, as from a firewall of its own.
+            if reason != DropReason::SourceRange && has_set_retval() {
                 // SAFETY: the helper takes a plain number.
                 unsafe { bpf_set_retval(CONNECTION_REFUSED) };
             }
