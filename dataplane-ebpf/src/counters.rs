@@ -44,4 +44,6 @@ drop_reasons! {
     PortsExhausted = "ports-exhausted",
     /// The flow needs the node's own address as its source, and `node_config` has none.
     NoGateway = "no-gateway",
+    /// The client is in none of the ranges that may use the load balancer's address.
+    SourceRange = "source-range",
 }

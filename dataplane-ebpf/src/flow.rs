@@ -90,6 +90,8 @@ impl<A> Flow<A> {
     /// The packet leaves by `ifindex` with the link addresses, which routes and neighbours named lately. With neither this
     /// flag nor the other it leaves by `ifindex` as the neighbour table says.
     pub const FLAG_NEXT_HOP: u8 = 1 << 2;
+    /// The service has session affinity, which this flow's packets renew.
+    pub const FLAG_AFFINITY: u8 = 1 << 3;
 }
 
 impl<A: Copy> Flow<A> {

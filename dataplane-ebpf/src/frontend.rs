@@ -75,6 +75,10 @@ impl Frontend {
     /// Endpoints serve, but the traffic policy admits none of them: a packet is dropped in silence instead of rejected,
     /// so that the client's next try may meet a node that has one.
     pub const FLAG_SERVED_ELSEWHERE: u32 = 1 << 2;
+    /// Only clients in the service's source ranges may open connections; without any, nobody may.
+    pub const FLAG_SOURCE_RANGES: u32 = 1 << 3;
+    /// The node itself is in one of them. Its sockets are asked for before they have a source address.
+    pub const FLAG_NODE_IN_RANGE: u32 = 1 << 4;
 }
 
 layout!(Protocol = 1, Scope = 1, Frontend = 24);

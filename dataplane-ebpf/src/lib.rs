@@ -13,6 +13,7 @@
 )]
 
 mod address;
+mod affinity;
 mod backend;
 pub mod bench;
 pub mod checksum;
@@ -22,11 +23,14 @@ mod endpoint;
 mod flow;
 mod frontend;
 pub mod hash;
+pub mod maglev;
 pub mod maps;
 mod socket;
+mod source_range;
 mod uplink;
 
 pub use address::{Address, Be16, Be32, Ip4, Ip6, Mac};
+pub use affinity::{Affinity, AffinityKey, Namespace};
 pub use backend::Backend;
 pub use config::NodeConfig;
 pub use counters::{DROP_REASONS, DropReason};
@@ -34,6 +38,7 @@ pub use endpoint::Endpoint;
 pub use flow::{Flow, FlowKey, FlowState};
 pub use frontend::{Frontend, FrontendKey, Protocol, Scope};
 pub use socket::{SocketPeer, SocketPeerKey};
+pub use source_range::{SourceRange, SourceRangeKey};
 pub use uplink::Uplink;
 
 /// Version of all layouts together. Pins live below a directory of this name, so that an agent never adopts a map

@@ -14,6 +14,12 @@ pub const ENDPOINTS: u32 = 1_024;
 pub const UPLINKS: u32 = 64;
 /// Sockets that were translated and not yet forgotten, by family (least recently used go first).
 pub const SOCKET_PEERS: u32 = 65_536;
+/// Clients that session affinity remembers, by family (least recently used go first, and choose again).
+pub const AFFINITY: u32 = 65_536;
+/// The same for the network namespaces of this node.
+pub const SOCKET_AFFINITY: u32 = 16_384;
+/// Source ranges of all services together, by family: one for each range of each port of a service.
+pub const SOURCE_RANGES: u32 = 65_536;
 
 /// Source ports that Weir takes when it must put its own address in the source: below the NodePorts and the kernel's
 /// default ephemeral range, so that no frontend has one and no socket of the host connects from one.

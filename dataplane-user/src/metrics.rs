@@ -96,6 +96,8 @@ impl Metrics {
             ("backends_v4", usage.backends[0], limits.backends),
             ("backends_v6", usage.backends[1], limits.backends),
             ("maglev", usage.slots, limits.slots),
+            ("source_ranges_v4", usage.source_ranges[0], limits.source_ranges),
+            ("source_ranges_v6", usage.source_ranges[1], limits.source_ranges),
         ];
         for (map, used, bound) in rows {
             self.set_fill(map, used, bound);

@@ -11,6 +11,8 @@ use aya::{
 };
 use tracing::debug;
 
+use crate::kernel::sys;
+
 /// The object as `build.rs` made it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir-dataplane-programs"));
 
@@ -25,7 +27,7 @@ pub const SOCKET_HOOKS: [&str; 8] =
     ["connect4", "sendmsg4", "recvmsg4", "getpeername4", "connect6", "sendmsg6", "recvmsg6", "getpeername6"];
 
 /// Every map of the object, by its name, which is also the name of its pin.
-pub const MAPS: [&str; 14] = [
+pub const MAPS: [&str; 20] = [
     "frontends_v4",
     "frontends_v6",
     "backends_v4",
@@ -37,6 +39,12 @@ pub const MAPS: [&str; 14] = [
     "endpoints_v6",
     "socket_peers_v4",
     "socket_peers_v6",
+    "affinity_v4",
+    "affinity_v6",
+    "socket_affinity_v4",
+    "socket_affinity_v6",
+    "source_ranges_v4",
+    "source_ranges_v6",
     "node_config",
     "uplinks",
     "drops",
@@ -75,8 +83,10 @@ pub struct Options<'a> {
 /// Loads maps and programs. Nothing is attached yet.
 pub fn load(options: &Options<'_>) -> Result<Ebpf, Error> {
     let has_set_retval = u8::from(has_set_retval());
+    let node_namespace = node_namespace();
     let mut loader = EbpfLoader::new();
     loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    loader.override_global("NODE_NAMESPACE", &node_namespace, true);
     let log_level = if options.packet_log { aya_log::Level::Info as u8 } else { 0 };
     loader.override_global(aya_log::LEVEL, &log_level, true);
     for (name, max_entries) in options.max_entries {
@@ -98,6 +108,14 @@ pub fn load(options: &Options<'_>) -> Result<Ebpf, Error> {
         .map_err(|source| Error::Program { name: name.to_owned(), source })?;
     }
     Ok(ebpf)
+}
+
+/// The network namespace that this runs in, which is the node's own, as socket hooks see it.
+fn node_namespace() -> u64 {
+    sys::network_namespace().unwrap_or_else(|error| {
+        debug!(%error, "cannot ask for the network namespace; source ranges are left to the packets of the node's processes");
+        0
+    })
 }
 
 /// Asks the kernel whether a socket hook may choose the error that `connect` fails with (Linux 5.18).

@@ -10,7 +10,7 @@ use std::{
 use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey};
 
 use crate::{
-    kernel::maps::{Family, FamilyMaps, Maps, TableError, backend_address, frontend_address},
+    kernel::maps::{Family, FamilyMaps, Maps, TableError, backend_address, frontend_address, source_range},
     metrics::Metrics,
     names::NameTable,
     paths::Paths,
@@ -206,6 +206,8 @@ pub(crate) fn adopt(maps: &Maps, names: &HashMap<u32, PortName>) -> Result<Adopt
 fn adopt_family<A: Family>(maps: &FamilyMaps<A>, adopted: &mut Adopted) -> Result<(), TableError> {
     let frontends: Vec<(FrontendKey<A>, Frontend)> = maps.frontends.entries()?;
     adopted.frontends.extend(frontends.into_iter().map(|(key, value)| (frontend_address(key), value)));
+    let ranges = maps.source_ranges.entries()?;
+    adopted.source_ranges.extend(ranges.into_iter().map(|(key, _)| source_range(key)));
     for (id, backend) in maps.backends.entries()? {
         if backend.flags & Backend::<A>::FLAG_ACTIVE != 0 {
             let local = backend.flags & Backend::<A>::FLAG_LOCAL != 0;

@@ -4,7 +4,7 @@ mod node;
 
 use std::{
     io::{ErrorKind, Read, Write as _},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     process::Command,
     time::{Duration, Instant},
 };
@@ -13,7 +13,12 @@ use node::{
     NODE_ADDRESS, TestNode,
     echo::{PATIENCE, echo_pod, tcp, udp},
 };
-use weir_dataplane::cli::{self, ExplainArgs, Output, View, ViewArgs};
+use serde_json::json;
+use weir_dataplane::{
+    cli::{self, ExplainArgs, Output, View, ViewArgs},
+    kernel::maps::{Maps, source_range, source_range_key},
+};
+use weir_dataplane_ebpf::Ip4;
 use weir_tests::Namespace;
 
 fn cluster_ip(n: u8) -> SocketAddr {
@@ -226,4 +231,136 @@ fn a_service_without_endpoints_refuses_at_once() {
         assert_eq!(refused, ErrorKind::ConnectionRefused, "UDP to {to}");
         assert!(start.elapsed() < Duration::from_secs(1), "a SYN was sent again");
     }
+}
+
+#[test]
+fn source_ranges_say_who_may_use_a_load_balancer_and_survive_the_agent() {
+    /// How long a refused client waits for an answer that does not come.
+    const REFUSED: Duration = Duration::from_millis(300);
+
+    let mut node = TestNode::new(true);
+    let (_a, address) = echo_pod(&node, "a");
+    let (pod, pod_address) = node.add_pod("client");
+    node.client.ip("route add 198.51.100.1 via 192.0.2.1").unwrap();
+    let load_balancer = SocketAddr::from(([198, 51, 100, 1], 80));
+    let serve = |node: &mut TestNode, ranges: &[&str]| {
+        let spec = json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ranges});
+        let status = json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}]}});
+        node.serve_with(1, &[address], &spec, &status);
+    };
+    let may = |from: &Namespace| from.inside(|| TcpStream::connect_timeout(&load_balancer, REFUSED).is_ok());
+    // Through the socket hooks, from a namespace: what bash says, or nothing.
+    let by_socket = |node: &TestNode, from: &Namespace| {
+        let script = "echo $$ > $0/cgroup.procs && exec 3<>/dev/tcp/198.51.100.1/80 && head -c 1 <&3";
+        let cgroup = node.cgroup.path();
+        let bash = || Command::new("timeout").args(["1", "bash", "-c", script]).arg(cgroup).output().unwrap();
+        let done = from.inside(bash);
+        (String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap())
+    };
+    let in_maps = |node: &TestNode| {
+        let maps = Maps::open(&node.paths()).unwrap();
+        let mut ranges: Vec<String> = maps
+            .v4
+            .source_ranges
+            .entries()
+            .unwrap()
+            .iter()
+            .map(|(key, _)| source_range(*key).1.to_string())
+            .collect();
+        ranges.sort();
+        ranges
+    };
+    let (outside, inside, itself) =
+        ("192.0.2.2/32", format!("{pod_address}/32"), format!("{NODE_ADDRESS}/32"));
+
+    serve(&mut node, &[outside]);
+    assert_eq!((may(&node.client), may(&pod)), (true, false));
+    assert_eq!(by_socket(&node, &pod).0, "", "the hook leaves it to the packets, and those are refused");
+    let of_node = by_socket(&node, &node.namespace);
+    assert!(of_node.1.contains("Operation not permitted"), "the node is in no range: {of_node:?}");
+    assert!(tcp(&pod, cluster_ip(1)).is_ok(), "the ClusterIP is not restricted");
+    assert!(tcp(&node.client, (NODE_ADDRESS, 30_001).into()).is_ok(), "nor is the NodePort");
+
+    serve(&mut node, &[&inside, &itself]);
+    assert_eq!((may(&node.client), may(&pod)), (false, true));
+    assert_eq!((by_socket(&node, &pod).0, by_socket(&node, &node.namespace).0), ("a".into(), "a".into()));
+    let explained = cli::explain(&ExplainArgs {
+        protocol: "tcp".into(),
+        source: ([192, 0, 2, 2], 1).into(),
+        destination: load_balancer,
+        view: ViewArgs { run_dir: node.paths().run_dir().to_owned(), output: Output::Table },
+    })
+    .unwrap();
+    assert!(explained.contains("TC on the uplink: drops: source-range"), "{explained}");
+
+    // One entry for each of the Service's two ports; what nobody owns goes with the next agent.
+    let both = |ranges: &[&str]| {
+        let mut both: Vec<String> =
+            ranges.iter().flat_map(|range| [(*range).to_owned(), (*range).to_owned()]).collect();
+        both.sort();
+        both
+    };
+    node.kill();
+    assert_eq!((may(&node.client), may(&pod)), (false, true), "the agent is not asked");
+    let stray = source_range_key::<Ip4>(4_000, "203.0.113.0/24".parse().unwrap()).unwrap();
+    Maps::open(&node.paths()).unwrap().v4.source_ranges.write(&[stray], &[0]).unwrap();
+    node.start();
+    assert_eq!(in_maps(&node), both(&[&inside, &itself]));
+    serve(&mut node, &[outside]);
+    assert_eq!((may(&node.client), may(&pod)), (true, false));
+    assert_eq!(in_maps(&node), both(&[outside]));
+    serve(&mut node, &["nonsense"]);
+    assert_eq!((may(&node.client), may(&pod)), (false, false), "a mistake opens nothing");
+    serve(&mut node, &[]);
+    assert_eq!((may(&node.client), may(&pod)), (true, true));
+    assert!(in_maps(&node).is_empty());
+}
+
+#[test]
+fn clients_keep_their_backend_while_session_affinity_is_on() {
+    let mut node = TestNode::new(true);
+    let pods: Vec<_> = ["a", "b", "c", "d"].map(|name| echo_pod(&node, name)).into();
+    let addresses: Vec<Ipv4Addr> = pods.iter().map(|(_, address)| *address).collect();
+    let (client, _) = node.add_pod("client");
+    let sticky = json!({"sessionAffinity": "ClientIP"});
+    let node_port = SocketAddr::from((NODE_ADDRESS, 30_001));
+    // A process of the node: its cgroup has the socket hooks.
+    let by_socket = |node: &TestNode| {
+        let script = "echo $$ > $0/cgroup.procs && exec 3<>/dev/tcp/10.96.0.1/80 && head -c 1 <&3";
+        let cgroup = node.cgroup.path();
+        let done = node.namespace.inside(|| {
+            Command::new("timeout").args(["5", "bash", "-c", script]).arg(cgroup).output().unwrap()
+        });
+        String::from_utf8(done.stdout).unwrap()
+    };
+
+    node.serve_with(1, &addresses[1..2], &sticky, &json!({}));
+    assert_eq!(tcp(&client, cluster_ip(1)).unwrap(), "b hello");
+    assert_eq!(tcp(&node.client, node_port).unwrap(), "b hello");
+    assert_eq!(by_socket(&node), "b");
+    node.serve_with(1, &addresses, &sticky, &json!({}));
+    for _ in 0..8 {
+        assert_eq!(tcp(&client, cluster_ip(1)).unwrap(), "b hello");
+        assert_eq!(tcp(&node.client, node_port).unwrap(), "b hello");
+        assert_eq!(by_socket(&node), "b");
+    }
+    let explained = |node: &TestNode| {
+        cli::explain(&ExplainArgs {
+            protocol: "tcp".into(),
+            source: ([192, 0, 2, 2], 1).into(),
+            destination: node_port,
+            view: ViewArgs { run_dir: node.paths().run_dir().to_owned(), output: Output::Table },
+        })
+        .unwrap()
+    };
+    let text = explained(&node);
+    let line = format!("session affinity: 192.0.2.2 stays with {}:8080 for another 10", addresses[1]);
+    assert!(text.contains(&line), "{text}");
+
+    node.serve(1, &addresses);
+    let spread = |ask: &dyn Fn() -> String| (0..64).any(|_| !ask().starts_with('b'));
+    assert!(spread(&|| tcp(&client, cluster_ip(1)).unwrap()), "off is off at once");
+    assert!(spread(&|| tcp(&node.client, node_port).unwrap()), "off is off at once");
+    assert!(spread(&|| by_socket(&node)), "off is off at once");
+    assert!(!explained(&node).contains("session affinity"), "{}", explained(&node));
 }

@@ -4,8 +4,11 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr};
 
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
-use weir_dataplane_ebpf::{Backend, Be16, FlowKey, Frontend, FrontendKey, NodeConfig, Protocol, Scope, hash};
+use weir_dataplane_ebpf::{
+    AffinityKey, Backend, Be16, FlowKey, Frontend, FrontendKey, NodeConfig, Protocol, Scope, hash, maglev,
+};
 
 use super::{
     CliError, Output, json, require_loaded,
@@ -42,9 +45,13 @@ pub struct Explanation {
     pub policy: Option<&'static str>,
     /// The lookup table's size.
     pub slots: u32,
-    /// Where the tuple's hash points, within the table.
+    /// The client is in none of the service's source ranges.
+    pub refused: bool,
+    /// What session affinity remembers of this client, when that decides.
+    pub affinity: Option<AffinityReport>,
+    /// Where the tuple's hash points, within the table, when that decides.
     pub slot: Option<u32>,
-    /// What that slot names.
+    /// What a new connection gets.
     pub chosen: Option<SocketAddr>,
     /// Everything in the table.
     pub candidates: Vec<Candidate>,
@@ -66,6 +73,16 @@ pub struct Candidate {
     pub active: bool,
     /// Slots that name it.
     pub slots: u32,
+}
+
+/// A client's choice that still stands.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AffinityReport {
+    /// The backend that the client had last.
+    pub backend: SocketAddr,
+    /// Seconds for which a new connection still gets it, unless the client is heard before.
+    pub left_s: u32,
 }
 
 /// What is known of the connection already.
@@ -149,6 +166,8 @@ fn explain_scope<A: Family>(
         service: None,
         policy: None,
         slots: 0,
+        refused: false,
+        affinity: None,
         slot: None,
         chosen: None,
         candidates: Vec::new(),
@@ -162,16 +181,43 @@ fn explain_scope<A: Family>(
     };
     explanation.service = Some(reader.service(frontend.service));
     explanation.policy = Some(policy_name(&frontend));
+    explanation.refused = frontend.flags & Frontend::FLAG_SOURCE_RANGES != 0
+        && !maps.source_ranges.admits(frontend.service, key.source)?;
     if frontend.backends > 0 {
         explanation.slots = frontend.maglev_mask.saturating_add(1);
-        let slot = hash::flow_slot(&frontend, key);
-        explanation.slot = Some(slot.wrapping_sub(frontend.maglev_offset));
         explanation.candidates = candidates(reader, maps, &frontend)?;
-        let id = reader.maps.maglev.at(slot)?;
-        explanation.chosen = explanation.candidates.iter().find(|c| c.id == id).map(|c| c.address);
+        explanation.affinity = affinity(reader, maps, &frontend, key.source)?;
+        if let Some(affinity) = &explanation.affinity {
+            explanation.chosen = Some(affinity.backend);
+        } else {
+            let slot = hash::flow_slot(&frontend, key);
+            let id = reader.maps.maglev.at(slot)?;
+            explanation.slot = Some(slot.wrapping_sub(frontend.maglev_offset));
+            explanation.chosen = explanation.candidates.iter().find(|c| c.id == id).map(|c| c.address);
+        }
     }
     explanation.paths = paths(reader, &frontend, &explanation, scope, known)?;
     Ok(explanation)
+}
+
+/// The client's choice, asked for as the programs do.
+fn affinity<A: Family>(
+    reader: &Reader,
+    maps: &FamilyMaps<A>,
+    frontend: &Frontend,
+    client: A,
+) -> Result<Option<AffinityReport>, CliError> {
+    let key = AffinityKey { client, service: frontend.service };
+    let Some(choice) = maps.affinity.get(&key)? else { return Ok(None) };
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME)
+        .map_err(|error| CliError::Io { operation: "read the clock", source: error.into() })?;
+    let Some(left_s) = choice.left_s(now.tv_sec() as u32, frontend.affinity_timeout_s) else {
+        return Ok(None);
+    };
+    let backend = maps.backends.at(choice.backend)?;
+    let serves = backend.flags & Backend::<A>::FLAG_ACTIVE != 0
+        && maglev::is_member(frontend, choice.backend, &backend, |slot| reader.maps.maglev.at(slot).ok());
+    Ok(serves.then(|| AffinityReport { backend: backend_address(&backend), left_s }))
 }
 
 fn candidates<A: Family>(
@@ -200,6 +246,10 @@ fn candidates<A: Family>(
 fn packet_path(frontend: &Frontend, explanation: &Explanation, known: bool) -> (String, bool) {
     match (explanation.chosen, frontend.flags & Frontend::FLAG_SERVED_ELSEWHERE != 0) {
         _ if known => ("follows its flow entry".to_owned(), false),
+        _ if explanation.refused => {
+            let why = "drops: source-range, the client is in none of the service's loadBalancerSourceRanges";
+            (why.to_owned(), false)
+        }
         (Some(backend), _) => (format!("opens a flow to {backend}"), false),
         (None, true) => ("drops: no-local-backend".to_owned(), false),
         (None, false) => ("rejects with a TCP RST or ICMP port unreachable: no-backend".to_owned(), true),
@@ -223,17 +273,28 @@ fn paths(
         return Ok(vec![format!("XDP on the uplink: {xdp}"), format!("TC on the uplink: {packet}")]);
     }
     let hooks = reader.maps.node_config.at(0)?.flags & NodeConfig::FLAG_SOCKET_LB != 0;
-    let socket = match (hooks, explanation.candidates.is_empty()) {
-        (false, _) => "off".to_owned(),
-        (true, true) => "refuses the connection (ECONNREFUSED)".to_owned(),
-        (true, false) => {
-            format!(
-                "connect and sendmsg choose one of {} backends, whatever the port",
-                explanation.candidates.len()
-            )
-        }
-    };
+    let socket = if hooks { socket_hook(frontend, explanation.candidates.len()) } else { "off".to_owned() };
     Ok(vec![format!("socket hook: {socket}"), format!("TC on the pod link: {packet}")])
+}
+
+/// What `connect` and `sendmsg` do, which depends on no tuple.
+fn socket_hook(frontend: &Frontend, candidates: usize) -> String {
+    let choice = if candidates == 0 {
+        "refuses the connection (ECONNREFUSED)".to_owned()
+    } else {
+        let sticky = frontend.affinity_timeout_s != 0;
+        let rule = if sticky { "the same for a whole network namespace" } else { "whatever the port" };
+        format!("connect and sendmsg choose one of {candidates} backends, {rule}")
+    };
+    if frontend.flags & Frontend::FLAG_SOURCE_RANGES == 0 {
+        return choice;
+    }
+    let of_node = if frontend.flags & Frontend::FLAG_NODE_IN_RANGE == 0 {
+        "refuses processes of the node, which is in none of the service's loadBalancerSourceRanges (EPERM)"
+    } else {
+        &choice
+    };
+    format!("leaves pods to TC, by their addresses; {of_node}")
 }
 
 fn text(report: &Report, args: &ExplainArgs) -> String {
@@ -267,6 +328,14 @@ fn text(report: &Report, args: &ExplainArgs) -> String {
             line(format!(
                 "    {} ({place}{state}): {} of {} slots{chosen}",
                 candidate.address, candidate.slots, scope.slots
+            ));
+        }
+        if let Some(affinity) = &scope.affinity {
+            line(format!(
+                "    session affinity: {} stays with {} for another {} s",
+                args.source.ip(),
+                affinity.backend,
+                affinity.left_s
             ));
         }
         if let Some(slot) = scope.slot {

@@ -9,7 +9,7 @@ use std::{io, path::PathBuf};
 
 use serde::Serialize;
 
-pub use explain::{Candidate, ExplainArgs, Explanation, FlowReport, explain};
+pub use explain::{AffinityReport, Candidate, ExplainArgs, Explanation, FlowReport, explain};
 pub use status::{LinkRow, Status, UplinkRow};
 pub use views::{BackendRow, DropRow, FlowRow, MapRow, ServiceRow, View, ViewArgs, view};
 

@@ -328,6 +328,12 @@ impl Reader {
             hash!("endpoints_v6", v6.endpoints),
             hash!("socket_peers_v4", v4.socket_peers),
             hash!("socket_peers_v6", v6.socket_peers),
+            hash!("affinity_v4", v4.affinity),
+            hash!("affinity_v6", v6.affinity),
+            hash!("socket_affinity_v4", v4.socket_affinity),
+            hash!("socket_affinity_v6", v6.socket_affinity),
+            hash!("source_ranges_v4", v4.source_ranges),
+            hash!("source_ranges_v6", v6.source_ranges),
         ];
         Ok(match output {
             Output::Json => json(&rows),

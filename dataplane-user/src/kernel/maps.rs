@@ -10,15 +10,17 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
 };
 use weir_dataplane_ebpf::{
-    Address, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6,
-    NodeConfig, Protocol, Scope, SocketPeer, SocketPeerKey, Uplink,
+    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend,
+    FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Protocol, Scope, SocketPeer, SocketPeerKey, SourceRange,
+    SourceRangeKey, Uplink,
 };
 
 use super::sys;
 use crate::{
+    cidr::Cidr,
     paths::Paths,
     plan::{Step, model::FrontendAddress},
 };
@@ -36,7 +38,7 @@ pub struct TableError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// A pinned hash or array map.
+/// A pinned hash, array or trie.
 #[derive(Debug)]
 pub struct Table<K, V> {
     name: String,
@@ -101,7 +103,9 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
     fn fd(&self) -> BorrowedFd<'_> {
         match &self.map {
-            Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) => data.fd().as_fd(),
+            Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data) => {
+                data.fd().as_fd()
+            }
             other => unreachable!("{} is no map of ours: {other:?}", self.name),
         }
     }
@@ -132,6 +136,20 @@ impl<V: Pod> Table<u32, V> {
     pub fn at(&self, index: u32) -> Result<V, TableError> {
         let map = Array::<_, V>::try_from(&self.map).map_err(|error| self.failed("open", error))?;
         map.get(&index, 0).map_err(|error| self.failed("read", error))
+    }
+}
+
+impl<A: Family> Table<SourceRangeKey<A>, u32> {
+    /// Whether one of the service's ranges holds the address.
+    pub fn admits(&self, service: u32, client: A) -> Result<bool, TableError> {
+        let trie = LpmTrie::<_, SourceRange<A>, u32>::try_from(&self.map)
+            .map_err(|error| self.failed("open", error))?;
+        let range = SourceRange { service, address: client };
+        match trie.get(&Key::new(SourceRangeKey::<A>::ALL_BITS, range), 0) {
+            Ok(_) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(self.failed("read", error)),
+        }
     }
 }
 
@@ -182,6 +200,12 @@ pub struct FamilyMaps<A> {
     pub endpoints: Table<A, Endpoint>,
     /// What translated sockets asked for.
     pub socket_peers: Table<SocketPeerKey<A>, SocketPeer<A>>,
+    /// Session affinity's choices by client address.
+    pub affinity: Table<AffinityKey<A>, Affinity>,
+    /// The same by the network namespace of a socket.
+    pub socket_affinity: Table<AffinityKey<Namespace>, Affinity>,
+    /// Who may use load balancer addresses, by service.
+    pub source_ranges: Table<SourceRangeKey<A>, u32>,
 }
 
 /// All maps.
@@ -209,6 +233,9 @@ impl<A: Family> FamilyMaps<A> {
             flows: Table::open(&path("flows"))?,
             endpoints: Table::open(&path("endpoints"))?,
             socket_peers: Table::open(&path("socket_peers"))?,
+            affinity: Table::open(&path("affinity"))?,
+            socket_affinity: Table::open(&path("socket_affinity"))?,
+            source_ranges: Table::open(&path("source_ranges"))?,
         })
     }
 
@@ -216,6 +243,7 @@ impl<A: Family> FamilyMaps<A> {
     fn execute(&self, steps: &[&Step]) -> Result<(), TableError> {
         let (mut ids, mut backends) = (Vec::new(), Vec::new());
         let (mut keys, mut values, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut admitted, mut refused) = (Vec::new(), Vec::new());
         for step in steps {
             match step {
                 Step::WriteBackend { id, address, local } => {
@@ -239,12 +267,20 @@ impl<A: Family> FamilyMaps<A> {
                     values.push(*value);
                 }
                 Step::RemoveFrontend { address } => gone.extend(frontend_key::<A>(*address)),
+                Step::WriteSourceRange { service, range } => {
+                    admitted.extend(source_range_key::<A>(*service, *range));
+                }
+                Step::RemoveSourceRange { service, range } => {
+                    refused.extend(source_range_key::<A>(*service, *range));
+                }
                 Step::RetireBackend { .. } | Step::WriteRegion { .. } => {}
             }
         }
         self.backends.write(&ids, &backends)?;
+        self.source_ranges.write(&admitted, &vec![0; admitted.len()])?;
         self.frontends.write(&keys, &values)?;
-        self.frontends.remove(&gone)
+        self.frontends.remove(&gone)?;
+        self.source_ranges.remove(&refused)
     }
 }
 
@@ -261,6 +297,16 @@ pub fn frontend_key<A: Family>(frontend: FrontendAddress) -> Option<FrontendKey<
 /// The frontend of a map key.
 pub fn frontend_address<A: Family>(key: FrontendKey<A>) -> FrontendAddress {
     FrontendAddress::new(key.address.ip(), key.port.get(), key.protocol, key.scope)
+}
+
+/// The map key of a service's source range, if it is of this family.
+pub fn source_range_key<A: Family>(service: u32, range: Cidr) -> Option<SourceRangeKey<A>> {
+    Some(SourceRangeKey::new(service, A::of(range.network())?, range.prefix()))
+}
+
+/// The service and its range of a map key.
+pub fn source_range<A: Family>(key: SourceRangeKey<A>) -> (u32, Cidr) {
+    (key.range.service, Cidr::containing(key.range.address.ip(), key.prefix()))
 }
 
 /// Address and port of a backend.

@@ -1,5 +1,5 @@
-//! System calls of the bpf family that aya has no safe wrapper for: batches of map entries, replacing the program of any
-//! kind of link, waiting for a ring buffer, and reading the kernel's clock of flows.
+//! System calls around bpf that have no safe wrapper: batches of map entries, replacing the program of any kind of link,
+//! waiting for a ring buffer, reading the kernel's clock of flows, and the number of a network namespace.
 
 #![expect(unsafe_code, reason = "these calls have no safe wrapper")]
 
@@ -10,7 +10,7 @@ use std::{
     mem::{MaybeUninit, size_of},
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
+        unix::{ffi::OsStrExt as _, net::UnixDatagram},
     },
     path::Path,
 };
@@ -76,6 +76,26 @@ pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
         ObjectAttributes { path: path.as_ptr() as u64, fd: object.as_raw_fd() as u32, flags: 0 };
     // SAFETY: BPF_OBJ_PIN reads a terminated path that lives across the call.
     unsafe { bpf(command::OBJ_PIN, &mut attributes).map(drop) }
+}
+
+/// Cookie of the network namespace that the calling thread is in, unique while the machine runs (Linux 5.14).
+pub(crate) fn network_namespace() -> io::Result<u64> {
+    /// From `asm-generic/socket.h`.
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = UnixDatagram::unbound()?;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the option is a 64-bit number, for which there is room, and `length` says so.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 #[repr(C)]

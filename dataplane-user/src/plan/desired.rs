@@ -11,6 +11,7 @@ use std::{
 use weir_dataplane_ebpf::{Frontend, Protocol, Scope};
 
 use super::model::{Endpoint, FrontendAddress, Service, ServicePort, Slice};
+use crate::cidr::Cidr;
 
 /// Everything of one service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct DesiredPort {
     pub backends: BTreeMap<SocketAddr, bool>,
     /// The frontends.
     pub frontends: Vec<DesiredFrontend>,
+    /// Who may use its frontends that have [`Frontend::FLAG_SOURCE_RANGES`].
+    pub source_ranges: BTreeSet<Cidr>,
     /// Session affinity's timeout in seconds, 0 without.
     pub affinity_timeout_s: u32,
     serving: Serving,
@@ -86,6 +89,7 @@ pub fn desired<'a>(
                     .map(|(address, endpoint)| (address, endpoint.local))
                     .collect(),
                 frontends: frontends(service, port, node_addresses, &serving),
+                source_ranges: source_ranges(service),
                 affinity_timeout_s: service.affinity_timeout_s,
                 serving,
             }
@@ -131,6 +135,26 @@ fn serving(service: &Service, endpoints: &BTreeMap<SocketAddr, Endpoint>) -> Ser
     Serving([true, false].map(|ipv4| [false, true].map(|local_only| choice(ipv4, local_only))))
 }
 
+/// Ranges that somebody asks for.
+fn source_ranges(service: &Service) -> BTreeSet<Cidr> {
+    let asked = service.source_ranges.as_ref().filter(|_| !service.load_balancer_ips.is_empty());
+    asked.cloned().unwrap_or_default()
+}
+
+/// Flags of the load balancer's frontends. As in kube-proxy's nftables mode (chain `firewall-check`) the ranges bind
+/// clients inside as well, and nothing but the load balancer's addresses. Where ranges of one family only are given,
+/// kube-proxy serves the other family to everyone; here the ranges are all that is admitted.
+fn restriction(service: &Service, address: IpAddr, scope: Scope, node_addresses: &[IpAddr]) -> u32 {
+    let Some(ranges) = &service.source_ranges else { return 0 };
+    let of_node = || node_addresses.iter().filter(|node| node.is_ipv4() == address.is_ipv4());
+    let admitted = of_node().any(|node| ranges.iter().any(|range| range.contains(*node)));
+    if scope == Scope::INTERNAL && admitted {
+        Frontend::FLAG_SOURCE_RANGES | Frontend::FLAG_NODE_IN_RANGE
+    } else {
+        Frontend::FLAG_SOURCE_RANGES
+    }
+}
+
 fn frontends(
     service: &Service,
     port: &ServicePort,
@@ -153,6 +177,13 @@ fn frontends(
     };
     for address in &service.cluster_ips {
         add(*address, port.port, Scope::INTERNAL, service.internal_local, 0);
+    }
+    // Before the external IPs: an address that is both stays restricted.
+    for address in &service.load_balancer_ips {
+        let restriction = |scope| restriction(service, *address, scope, node_addresses);
+        let (outside, inside) = (restriction(Scope::EXTERNAL), restriction(Scope::INTERNAL));
+        add(*address, port.port, Scope::EXTERNAL, service.external_local, outside);
+        add(*address, port.port, Scope::INTERNAL, false, inside);
     }
     for address in &service.external_ips {
         add(*address, port.port, Scope::EXTERNAL, service.external_local, 0);
@@ -248,6 +279,43 @@ mod tests {
         assert_eq!(flags(&[("1.1.1.1", "")]), local, "nobody serves: rejected");
         assert_eq!(flags(&[("1.1.1.1", "rs")]), local | Frontend::FLAG_SERVED_ELSEWHERE);
         assert_eq!(flags(&[("1.1.1.1", "rs"), ("1.1.1.2", "rsl")]), local, "served here");
+    }
+
+    #[test]
+    fn source_ranges_bind_load_balancer_addresses_and_nothing_else() {
+        let restricted = |ranges: &[&str]| Service {
+            load_balancer_ips: vec!["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()],
+            external_ips: vec!["192.0.2.2".parse().unwrap(), "192.0.2.3".parse().unwrap()],
+            source_ranges: Some(ranges.iter().map(|range| range.parse().unwrap()).collect()),
+            ..service()
+        };
+        let nodes = ["192.168.0.1".parse().unwrap()];
+        let rows = |service: &Service| -> Vec<String> {
+            let port = &desired(service, [].iter(), &nodes)[0];
+            let rows = port.frontends.iter();
+            rows.map(|f| format!("{} scope={} flags={}", f.address, f.address.scope, f.flags)).collect()
+        };
+        let open = ["tcp://192.0.2.3:80 scope=0 flags=0", "tcp://192.0.2.3:80 scope=1 flags=0"];
+        let node_port =
+            ["tcp://192.168.0.1:30080 scope=0 flags=2", "tcp://192.168.0.1:30080 scope=1 flags=2"];
+        let with = |ranges: &[&str], inside: u32| -> Vec<String> {
+            let mut rows = vec!["tcp://10.96.0.1:80 scope=1 flags=0".to_owned()];
+            for address in ["192.0.2.1", "192.0.2.2"] {
+                rows.push(format!("tcp://{address}:80 scope=0 flags=8"));
+                rows.push(format!("tcp://{address}:80 scope=1 flags={inside}"));
+            }
+            rows.extend(open.iter().chain(&node_port).map(ToString::to_string));
+            assert_eq!(desired(&restricted(ranges), [].iter(), &nodes)[0].source_ranges.len(), ranges.len());
+            rows
+        };
+        assert_eq!(rows(&restricted(&["10.0.0.0/8"])), with(&["10.0.0.0/8"], 8));
+        let with_node = ["10.0.0.0/8", "192.168.0.0/24"];
+        assert_eq!(rows(&restricted(&with_node)), with(&with_node, 24), "the node itself is in a range");
+        assert_eq!(rows(&restricted(&[])), with(&[], 8), "nobody is not everyone");
+        assert_eq!(rows(&restricted(&["fd00::/8"])), with(&["fd00::/8"], 8), "nor is the other family");
+
+        let unused = Service { load_balancer_ips: Vec::new(), ..restricted(&["10.0.0.0/8"]) };
+        assert!(desired(&unused, [].iter(), &nodes)[0].source_ranges.is_empty(), "nobody asks for them");
     }
 
     #[test]

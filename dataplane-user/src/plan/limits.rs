@@ -11,11 +11,18 @@ pub struct Limits {
     pub backends: u32,
     /// Slots of all tables together.
     pub slots: u32,
+    /// Source ranges of each family.
+    pub source_ranges: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { frontends: maps::FRONTENDS, backends: maps::BACKENDS, slots: maps::MAGLEV_SLOTS }
+        Self {
+            frontends: maps::FRONTENDS,
+            backends: maps::BACKENDS,
+            slots: maps::MAGLEV_SLOTS,
+            source_ranges: maps::SOURCE_RANGES,
+        }
     }
 }
 
@@ -28,4 +35,6 @@ pub struct Usage {
     pub backends: [u32; 2],
     /// Slots, those at rest included.
     pub slots: u32,
+    /// Source ranges, IPv4 and IPv6.
+    pub source_ranges: [u32; 2],
 }

@@ -1,14 +1,15 @@
 //! Lookup tables (Maglev, NSDI 2016, section 3.4), with sizes that are powers of two.
 //!
 //! A slot is then `hash & mask` instead of a division. The paper wants a prime size so that every step width visits
-//! every slot; with a power of two every *odd* step width does.
-//!
-//! Positions follow from a backend's address and port alone, never from an id that one agent gave out: every node, and
-//! the same node after a restart, makes the same table from the same endpoints.
+//! every slot; with a power of two every *odd* step width does. The order in which a backend asks for slots is the ABI's
+//! ([`weir_dataplane_ebpf::maglev`]): programs find out by it whether a backend is in a table.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// Slots for each backend: no two backends' shares differ by more than one slot, so by 1 in 16 at the most.
+use weir_dataplane_ebpf::{Be16, Ip4, Ip6, maglev::Order};
+
+/// Slots for each backend: no two backends' shares differ by more than one slot, so by 1 in 16 at the most. Session
+/// affinity counts on it as well, see [`weir_dataplane_ebpf::maglev::MEMBER_STEPS`].
 const SLOTS_PER_BACKEND: usize = 16;
 /// No table is larger; beyond this, backends of one service get fewer slots each.
 const MAX_TABLE: usize = 1 << 16;
@@ -33,22 +34,15 @@ pub fn table(backends: &[SocketAddr], size: usize) -> Vec<u32> {
     if backends.len() <= 1 {
         return vec![0; if backends.is_empty() { 0 } else { size }];
     }
-    let mask = size - 1;
-    let mut next: Vec<(usize, usize)> = backends
-        .iter()
-        .map(|backend| {
-            let hash = seed(*backend);
-            (hash as usize & mask, (hash >> 32) as usize & mask | 1)
-        })
-        .collect();
+    let mut next: Vec<Order> = backends.iter().map(|backend| order(*backend, size as u32 - 1)).collect();
     let mut slots = vec![FREE; size];
     let mut filled = 0;
     loop {
-        for (index, (position, skip)) in next.iter_mut().enumerate() {
-            while slots[*position] != FREE {
-                *position = (*position + *skip) & mask;
+        for (index, order) in next.iter_mut().enumerate() {
+            while slots[order.slot() as usize] != FREE {
+                order.advance();
             }
-            slots[*position] = index as u32;
+            slots[order.slot() as usize] = index as u32;
             filled += 1;
             if filled == size {
                 return slots;
@@ -57,23 +51,19 @@ pub fn table(backends: &[SocketAddr], size: usize) -> Vec<u32> {
     }
 }
 
-/// 64 well-mixed bits of an address and port: splitmix64's finalizer over its words.
-fn seed(backend: SocketAddr) -> u64 {
-    let address = match backend.ip() {
-        IpAddr::V4(address) => u128::from(address.to_bits()),
-        IpAddr::V6(address) => address.to_bits(),
-    };
-    let words = [address as u64, (address >> 64) as u64, u64::from(backend.port())];
-    words.into_iter().fold(0x9e37_79b9_7f4a_7c15, |state: u64, word| {
-        let mut z = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    })
+/// In which order a backend asks for the slots of a table.
+fn order(backend: SocketAddr, mask: u32) -> Order {
+    let port = Be16::new(backend.port());
+    match backend.ip() {
+        IpAddr::V4(address) => Order::of(&Ip4::from(address), port, mask),
+        IpAddr::V6(address) => Order::of(&Ip6::from(address), port, mask),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use weir_dataplane_ebpf::{Backend, Frontend, maglev};
+
     use super::*;
 
     fn backends(n: u16) -> Vec<SocketAddr> {
@@ -115,11 +105,46 @@ mod tests {
         }
     }
 
+    /// A backend's id is its index and one more.
+    fn is_member(backend: SocketAddr, id: u32, slots: &[u32]) -> bool {
+        let frontend = Frontend { maglev_mask: slots.len() as u32 - 1, ..Frontend::default() };
+        let IpAddr::V4(address) = backend.ip() else { panic!("{backend} is of the other family") };
+        let backend =
+            Backend { address: Ip4::from(address), port: Be16::new(backend.port()), ..Backend::default() };
+        maglev::is_member(&frontend, id, &backend, |slot| slots.get(slot as usize).map(|index| index + 1))
+    }
+
+    #[test]
+    fn programs_find_every_backend_of_a_table_and_no_other() {
+        for n in [1, 2, 3, 17, 250, 4096] {
+            let all = backends(n);
+            let slots = table(&all, preferred_size(all.len()));
+            for (backend, id) in all.iter().zip(1..) {
+                assert!(is_member(*backend, id, &slots), "{backend} of {n}");
+            }
+            let other = SocketAddr::from(([10, 245, 0, 1], 8080));
+            assert!(!is_member(other, u32::from(n) + 1, &slots), "{n} backends");
+        }
+    }
+
+    #[test]
+    fn a_dense_table_hides_few_of_its_backends() {
+        let all = backends(1000);
+        let hidden = |size: usize| {
+            let slots = table(&all, size);
+            all.iter().zip(1..).filter(|(backend, id)| !is_member(**backend, *id, &slots)).count()
+        };
+        assert_eq!(hidden(2048), 0, "half full after the first round");
+        assert!(hidden(smallest_size(all.len())) < all.len() / 4, "{}", hidden(smallest_size(all.len())));
+    }
+
     #[test]
     fn a_table_depends_on_addresses_only() {
         // Pinned: another table on a newer node would break flows that moved between nodes.
         let all = backends(3);
-        assert_eq!(table(&all, 16), table(&all, 16));
+        assert_eq!(table(&all, 16), [2, 2, 0, 2, 2, 0, 0, 1, 1, 0, 0, 0, 1, 2, 1, 1]);
+        let v6 = [1, 2, 3].map(|n| format!("[fd00:244:0:1::{n}]:8080").parse().unwrap());
+        assert_eq!(table(&v6, 16), [2, 1, 2, 2, 2, 0, 1, 0, 1, 0, 0, 0, 1, 0, 2, 1]);
         assert_eq!(table(&all[..1], 1), [0]);
         assert!(table(&[], 1).is_empty());
         assert_eq!(

@@ -17,6 +17,7 @@ pub mod maglev;
 pub mod model;
 mod outcome;
 mod regions;
+mod source_ranges;
 mod step;
 
 pub use batch::Batch;

@@ -2,9 +2,11 @@
 //!
 //! The watch turns objects into these at once and forgets the rest, so that ten thousand services stay small.
 
-use std::{fmt, net::IpAddr};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use weir_dataplane_ebpf::{Protocol, Scope};
+
+use crate::cidr::Cidr;
 
 /// A Service's name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,8 +57,12 @@ impl fmt::Display for PortName {
 pub struct Service {
     /// Addresses inside the cluster, one per family.
     pub cluster_ips: Vec<IpAddr>,
-    /// `externalIPs` and the load balancer's addresses.
+    /// `externalIPs`.
     pub external_ips: Vec<IpAddr>,
+    /// The load balancer's addresses.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// Who may use those: everyone when there is nothing, and nobody when the set is empty.
+    pub source_ranges: Option<BTreeSet<Cidr>>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// `internalTrafficPolicy: Local`.

@@ -38,6 +38,16 @@ pub enum Problem {
         /// The map's bound.
         bound: u32,
     },
+    /// `source_ranges_*` is full.
+    #[error(
+        "clients of {left_out} source ranges are refused: this node has room for {bound} ranges; give larger ranges, or fewer ports"
+    )]
+    SourceRangesFull {
+        /// How many have no room.
+        left_out: usize,
+        /// The map's bound.
+        bound: u32,
+    },
     /// `maglev` is full.
     #[error(
         "a change of endpoints cannot take effect: all {bound} slots of the lookup tables are in use; delete services that nobody uses"

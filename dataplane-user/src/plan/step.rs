@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use weir_dataplane_ebpf::Frontend;
 
 use super::model::FrontendAddress;
+use crate::cidr::Cidr;
 
 /// One change. The order of the variants is the order in which they are carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,13 @@ pub enum Step {
         /// Backend ids.
         slots: Vec<u32>,
     },
+    /// Let clients of this range use the load balancer's addresses of a service port.
+    WriteSourceRange {
+        /// [`Frontend::service`].
+        service: u32,
+        /// Their addresses.
+        range: Cidr,
+    },
     /// Point clients to a region, in one atomic write.
     WriteFrontend {
         /// The frontend.
@@ -36,6 +44,13 @@ pub enum Step {
     RemoveFrontend {
         /// The frontend.
         address: FrontendAddress,
+    },
+    /// No frontend asks for this range any more, or its clients may not use it any more.
+    RemoveSourceRange {
+        /// [`Frontend::service`].
+        service: u32,
+        /// Their addresses.
+        range: Cidr,
     },
     /// No region in use holds this id any more: sockets and flows that still do must choose again.
     RetireBackend {
@@ -52,9 +67,11 @@ impl Step {
         match self {
             Self::WriteBackend { .. } => 0,
             Self::WriteRegion { .. } => 1,
-            Self::WriteFrontend { .. } => 2,
-            Self::RemoveFrontend { .. } => 3,
-            Self::RetireBackend { .. } => 4,
+            Self::WriteSourceRange { .. } => 2,
+            Self::WriteFrontend { .. } => 3,
+            Self::RemoveFrontend { .. } => 4,
+            Self::RemoveSourceRange { .. } => 5,
+            Self::RetireBackend { .. } => 6,
         }
     }
 }

@@ -13,8 +13,9 @@ use super::{
     desired::{DesiredPort, desired},
     model::{Endpoint, FrontendAddress, Service, ServiceKey, ServicePort, Slice, SlicePort},
 };
+use crate::cidr::Cidr;
 
-const LIMITS: Limits = Limits { frontends: 64, backends: 64, slots: 1 << 10 };
+const LIMITS: Limits = Limits { frontends: 64, backends: 64, slots: 1 << 10, source_ranges: 64 };
 
 /// The maps.
 #[derive(Clone, Default)]
@@ -22,6 +23,7 @@ struct World {
     backends: BTreeMap<u32, (SocketAddr, bool)>,
     slots: BTreeMap<u32, u32>,
     frontends: BTreeMap<FrontendAddress, Frontend>,
+    source_ranges: BTreeSet<(u32, Cidr)>,
     names: HashMap<u32, PortName>,
 }
 
@@ -43,6 +45,12 @@ impl World {
             }
             Step::WriteFrontend { address, value } => drop(self.frontends.insert(*address, *value)),
             Step::RemoveFrontend { address } => assert!(self.frontends.remove(address).is_some()),
+            Step::WriteSourceRange { service, range } => {
+                assert!(self.source_ranges.insert((*service, *range)), "{range} was there");
+            }
+            Step::RemoveSourceRange { service, range } => {
+                assert!(self.source_ranges.remove(&(*service, *range)), "{range} was not there");
+            }
             Step::RetireBackend { id, .. } => assert!(self.backends.remove(id).is_some()),
         }
         self.check();
@@ -51,6 +59,10 @@ impl World {
     /// No frontend points at anything half-programmed.
     fn check(&self) {
         for (address, frontend) in &self.frontends {
+            if frontend.flags & Frontend::FLAG_SOURCE_RANGES != 0 {
+                let admits = self.source_ranges.iter().any(|(service, _)| *service == frontend.service);
+                assert!(admits, "{address} refuses everyone");
+            }
             if frontend.backends > 0 {
                 let chosen = self.chosen(frontend);
                 assert_eq!(chosen.len() as u32, frontend.backends, "{address}");
@@ -104,7 +116,13 @@ impl World {
         let frontends = self.frontends.iter().map(|(a, f)| (*a, *f)).collect();
         Books::adopt(
             LIMITS,
-            Adopted { frontends, backends: backends.collect(), regions, names: self.names.clone() },
+            Adopted {
+                frontends,
+                backends: backends.collect(),
+                regions,
+                source_ranges: self.source_ranges.iter().copied().collect(),
+                names: self.names.clone(),
+            },
         )
     }
 
@@ -125,6 +143,12 @@ impl World {
             services.values().flatten().flat_map(|p| p.backends.keys().copied()).collect();
         assert_eq!(self.backends.values().map(|(a, _)| *a).collect::<BTreeSet<_>>(), listed);
         assert_eq!(self.backends.len(), listed.len(), "one id each");
+        let ranges = services.values().flatten().map(|port| port.source_ranges.len()).sum::<usize>();
+        assert_eq!(self.source_ranges.len(), ranges);
+        for port in services.values().flatten() {
+            let service = self.frontends[&port.frontends[0].address].service;
+            assert!(port.source_ranges.iter().all(|range| self.source_ranges.contains(&(service, *range))));
+        }
     }
 }
 
@@ -134,6 +158,12 @@ fn key(n: u8) -> ServiceKey {
 
 /// A service with one port, and endpoints by last byte of their addresses; those from 100 on are not ready.
 fn ports(n: u8, endpoints: &[u8]) -> Vec<DesiredPort> {
+    ports_for(n, endpoints, &[])
+}
+
+/// The same with a load balancer's address for clients of these ranges, if there are any.
+fn ports_for(n: u8, endpoints: &[u8], ranges: &[&str]) -> Vec<DesiredPort> {
+    let restricted = !ranges.is_empty();
     let service = Service {
         cluster_ips: vec![IpAddr::from([10, 96, 0, n])],
         ports: vec![ServicePort {
@@ -142,6 +172,8 @@ fn ports(n: u8, endpoints: &[u8]) -> Vec<DesiredPort> {
             port: 80,
             node_port: Some(30_000 + u16::from(n)),
         }],
+        load_balancer_ips: restricted.then_some(IpAddr::from([192, 0, 2, n])).into_iter().collect(),
+        source_ranges: restricted.then(|| ranges.iter().map(|range| range.parse().unwrap()).collect()),
         external_local: n.is_multiple_of(2),
         ..Service::default()
     };
@@ -166,22 +198,83 @@ fn backends_and_table_come_before_the_frontend_and_leave_after_it() {
     let phases = |plan: &Plan| plan.steps.iter().map(Step::phase).collect::<Vec<_>>();
 
     let plan = books.plan(&key(1), &ports(1, &[1, 3]), 0);
-    assert_eq!(phases(&plan), [0, 0, 1, 2, 2, 2], "two backends, one table for all, three frontends");
+    assert_eq!(phases(&plan), [0, 0, 1, 3, 3, 3], "two backends, one table for all, three frontends");
     world.run(&plan);
     let same = books.plan(&key(1), &ports(1, &[1, 3]), 1);
     assert_eq!(same, Plan::default(), "nothing changed, nothing is written");
 
     let plan = books.plan(&key(1), &ports(1, &[3]), 2);
-    assert_eq!(phases(&plan), [1, 2, 2, 2, 4]);
+    assert_eq!(phases(&plan), [1, 3, 3, 3, 6]);
     world.run(&plan);
     let plan = books.plan(&key(1), &ports(1, &[103]), 2);
-    assert_eq!(phases(&plan), [0, 2, 2, 2, 4], "none is ready: the frontends stay and say so");
+    assert_eq!(phases(&plan), [0, 3, 3, 3, 6], "none is ready: the frontends stay and say so");
     world.run(&plan);
     let plan = books.plan(&key(1), &[], 3);
-    assert_eq!(phases(&plan), [3, 3, 3, 4]);
+    assert_eq!(phases(&plan), [4, 4, 4, 6]);
     assert_eq!(plan.names, [(1, None)]);
     world.run(&plan);
     world.expect(&BTreeMap::new());
+}
+
+#[test]
+fn source_ranges_come_before_the_frontends_that_ask_for_them_and_leave_after_them() {
+    let mut books = Books::new(LIMITS);
+    let mut world = World::default();
+    let range_steps = |plan: &Plan| -> Vec<String> {
+        let steps = plan.steps.iter().filter_map(|step| match step {
+            Step::WriteSourceRange { range, .. } => Some(format!("write {range}")),
+            Step::RemoveSourceRange { range, .. } => Some(format!("remove {range}")),
+            Step::WriteFrontend { value, .. } => Some(format!("frontend {}", value.flags)),
+            _ => None,
+        });
+        steps.collect()
+    };
+    let mut plan = |ranges: &[&str]| {
+        let wanted = ports_for(1, &[1], ranges);
+        let plan = books.plan(&key(1), &wanted, 0);
+        world.run(&plan);
+        world.expect(&BTreeMap::from([(key(1), wanted)]));
+        range_steps(&plan)
+    };
+    let opened = plan(&[]);
+    assert_eq!(opened, ["frontend 0", "frontend 2", "frontend 2"]);
+    let restricted = plan(&["10.0.0.0/8", "fd00::/8"]);
+    assert_eq!(restricted, ["write 10.0.0.0/8", "write fd00::/8", "frontend 4", "frontend 4"]);
+    assert!(plan(&["fd00::/8", "10.0.0.0/8"]).is_empty(), "nothing changed, nothing is written");
+    assert_eq!(plan(&["10.1.0.0/16", "fd00::/8"]), ["write 10.1.0.0/16", "remove 10.0.0.0/8"]);
+    assert_eq!(plan(&[]), ["remove 10.1.0.0/16", "remove fd00::/8"], "with the address");
+}
+
+#[test]
+fn a_range_without_room_admits_nobody() {
+    let tight = Limits { source_ranges: 1, ..LIMITS };
+    let mut books = Books::new(tight);
+    let wanted = ports_for(1, &[1], &["10.0.0.0/8", "11.0.0.0/8", "fd00::/8"]);
+    let plan = books.plan(&key(1), &wanted, 0);
+    assert_eq!(plan.problems, [Problem::SourceRangesFull { left_out: 1, bound: 1 }], "each family has one");
+    assert_eq!(books.usage().source_ranges, [1, 1]);
+    let plan = books.plan(&key(1), &ports_for(1, &[1], &["11.0.0.0/8"]), 0);
+    assert_eq!(plan.problems, [Problem::SourceRangesFull { left_out: 1, bound: 1 }], "it goes after it came");
+    let plan = books.plan(&key(1), &ports_for(1, &[1], &["11.0.0.0/8"]), 0);
+    assert_eq!((plan.problems, books.usage().source_ranges), (vec![], [1, 0]));
+}
+
+#[test]
+fn a_restriction_does_not_wait_for_room_in_the_tables() {
+    let mut open = ports_for(1, &[1], &["10.0.0.0/8"]);
+    for frontend in &mut open[0].frontends {
+        frontend.flags &= !Frontend::FLAG_SOURCE_RANGES;
+    }
+    open[0].source_ranges.clear();
+    let mut books = Books::new(Limits { slots: 2, ..LIMITS });
+    assert_eq!(books.plan(&key(1), &open, 0).problems, []);
+    let plan = books.plan(&key(1), &ports_for(1, &[1, 3, 5], &["10.0.0.0/8"]), 1);
+    assert_eq!(plan.problems, [Problem::SlotsFull { bound: 2 }]);
+    let restricted = |step: &&Step| {
+        matches!(step, Step::WriteFrontend { value, .. }
+            if value.flags & Frontend::FLAG_SOURCE_RANGES != 0 && value.backends == 1)
+    };
+    assert_eq!(plan.steps.iter().filter(restricted).count(), 2, "{:?}", plan.steps);
 }
 
 #[test]
@@ -245,7 +338,9 @@ fn the_first_owner_keeps_an_address_and_the_second_gets_it_afterwards() {
 fn an_adopted_world_needs_no_writes() {
     let mut books = Books::new(LIMITS);
     let mut world = World::default();
-    let services: BTreeMap<_, _> = (0..4).map(|n| (key(n), ports(n, &[n, n + 2, 7]))).collect();
+    let ranges = |n: u8| if n < 2 { &["10.0.0.0/8", "fd00::/8"][..] } else { &[] };
+    let services: BTreeMap<_, _> =
+        (0..4).map(|n| (key(n), ports_for(n, &[n, n + 2, 7], ranges(n)))).collect();
     for (key, ports) in &services {
         world.run(&books.plan(key, ports, 0));
     }
@@ -260,27 +355,29 @@ fn an_adopted_world_needs_no_writes() {
 fn a_lost_name_table_costs_writes_but_nothing_else() {
     let mut books = Books::new(LIMITS);
     let mut world = World::default();
-    world.run(&books.plan(&key(1), &ports(1, &[1, 2]), 0));
-    world.run(&books.plan(&key(2), &ports(2, &[3]), 0));
+    let wanted = ports_for(1, &[1, 2], &["10.0.0.0/8"]);
+    world.run(&books.plan(&key(1), &wanted, 0));
+    world.run(&books.plan(&key(2), &ports_for(2, &[3], &["10.0.0.0/8"]), 0));
     world.names.clear();
     let mut books = world.adopt();
-    let plan = books.plan(&key(1), &ports(1, &[1, 2]), 0);
+    let plan = books.plan(&key(1), &wanted, 0);
     assert!(
         plan.names.iter().all(|(id, _)| *id > 2),
         "an id that may still be in flows is not given out again"
     );
     world.run(&plan);
     world.run(&books.sweep(0));
-    world.expect(&BTreeMap::from([(key(1), ports(1, &[1, 2]))]));
+    world.expect(&BTreeMap::from([(key(1), wanted)]));
 }
 
 /// What happens to one service, and after how many writes the agent dies, if it does.
-type Change = (u8, Vec<u8>, bool, Option<usize>);
+type Change = (u8, Vec<u8>, Vec<&'static str>, bool, Option<usize>);
 
 fn changes() -> impl Strategy<Value = Vec<Change>> {
     let endpoints = prop::collection::vec(prop_oneof![0_u8..9, 100_u8..103], 0..6);
+    let ranges = prop::sample::subsequence(vec!["10.0.0.0/8", "10.1.0.0/16", "fd00::/8"], 0..=3);
     prop::collection::vec(
-        (0_u8..5, endpoints, prop::bool::weighted(0.8), prop::option::weighted(0.2, 0_usize..8)),
+        (0_u8..5, endpoints, ranges, prop::bool::weighted(0.8), prop::option::weighted(0.2, 0_usize..8)),
         0..40,
     )
 }
@@ -294,9 +391,9 @@ proptest! {
     fn every_moment_is_whole(changes in changes()) {
         let (mut books, mut world) = (Books::new(LIMITS), World::default());
         let mut services = BTreeMap::new();
-        for (now, (n, endpoints, exists, dies)) in changes.into_iter().enumerate() {
+        for (now, (n, endpoints, ranges, exists, dies)) in changes.into_iter().enumerate() {
             let now = now as u64 * 400;
-            let wanted = if exists { ports(n, &endpoints) } else { Vec::new() };
+            let wanted = if exists { ports_for(n, &endpoints, &ranges) } else { Vec::new() };
             if exists { services.insert(key(n), wanted.clone()); } else { services.remove(&key(n)); }
             let mut plan = books.plan(&key(n), &wanted, now);
             prop_assert_eq!(&plan.problems, &[]);

@@ -9,7 +9,7 @@ use k8s_openapi::api::{
 use weir_dataplane_ebpf::Protocol;
 
 use crate::{
-    cidr::Cidr,
+    cidr::{Cidr, CidrError},
     plan::model::{self, ServicePort, SlicePort},
 };
 
@@ -45,16 +45,14 @@ pub enum Unserved {
         /// What stands there.
         value: i32,
     },
-    /// Serving the address to everyone would be worse than not at all.
-    #[error(
-        "loadBalancerSourceRanges is not enforced, so the load balancer's addresses are not served; remove it or use a NodePort"
-    )]
-    SourceRanges,
-    /// Half of what was asked for.
-    #[error(
-        "sessionAffinity ClientIP is served by a hash of the client's address: its timeout is not, and a change of endpoints may move a client"
-    )]
-    AffinityTimeout,
+    /// A range that is none. The others are served.
+    #[error("{field} `{value}` is not a range as in 10.0.0.0/8 or fd00::/8; it admits nobody")]
+    Range {
+        /// Where it stands.
+        field: &'static str,
+        /// What stands there.
+        value: String,
+    },
 }
 
 /// What the agent must know of its own Node.
@@ -100,22 +98,21 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
     let single: Vec<String> = spec.cluster_ip.iter().cloned().collect();
     let cluster = spec.cluster_ips.as_ref().filter(|ips| !ips.is_empty()).unwrap_or(&single);
     let cluster_ips = parse("spec.clusterIPs", cluster, &mut unserved);
-    let mut external_ips =
+    let external_ips =
         parse("spec.externalIPs", spec.external_ips.as_deref().unwrap_or_default(), &mut unserved);
+    let (mut load_balancer_ips, mut source_ranges) = (Vec::new(), None);
     if kind == "LoadBalancer" {
         let ingress = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
         let ingress = ingress.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
         // `Proxy`: the load balancer is an endpoint of its own, and the address is not to be short-circuited (KEP-1860).
         let vips = ingress.iter().filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
         let vips: Vec<String> = vips.filter_map(|ingress| ingress.ip.clone()).collect();
-        if spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty()) {
-            unserved.push(Unserved::SourceRanges);
-        } else {
-            external_ips.extend(parse("status.loadBalancer.ingress", &vips, &mut unserved));
-        }
+        load_balancer_ips = parse("status.loadBalancer.ingress", &vips, &mut unserved);
+        let ranges = spec.load_balancer_source_ranges.as_deref().filter(|ranges| !ranges.is_empty());
+        source_ranges =
+            ranges.map(|ranges| ranges.iter().filter_map(|text| range(text, &mut unserved)).collect());
     }
     let affinity_timeout_s = if spec.session_affinity.as_deref() == Some("ClientIP") {
-        unserved.push(Unserved::AffinityTimeout);
         let client = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
         client.and_then(|client| client.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_S).max(1) as u32
     } else {
@@ -144,6 +141,8 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
     let service = model::Service {
         cluster_ips,
         external_ips,
+        load_balancer_ips,
+        source_ranges,
         ports,
         internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
@@ -152,6 +151,18 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
     };
     unserved.sort();
     (Some(service), unserved)
+}
+
+/// One of `loadBalancerSourceRanges`. The API admits blanks around it, and host bits within it.
+fn range(text: &str, unserved: &mut Vec<Unserved>) -> Option<Cidr> {
+    match text.trim().parse() {
+        Ok(range) | Err(CidrError::HostBits(_, range)) => Some(range),
+        Err(_) => {
+            let field = "spec.loadBalancerSourceRanges";
+            unserved.push(Unserved::Range { field, value: text.to_owned() });
+            None
+        }
+    }
 }
 
 fn protocol(text: Option<&str>, port: i32, unserved: &mut Vec<Unserved>) -> Option<Protocol> {
@@ -221,7 +232,7 @@ mod tests {
     fn what_is_not_served_is_named_and_the_rest_served() {
         let (service, unserved) = read(&json!({
             "type": "LoadBalancer", "clusterIP": "10.96.0.1", "externalIPs": ["nonsense", "192.0.2.7"],
-            "loadBalancerSourceRanges": ["10.0.0.0/8"], "sessionAffinity": "ClientIP",
+            "loadBalancerSourceRanges": ["10.0.0.0/33"], "sessionAffinity": "ClientIP",
             "ports": [{"port": 80, "nodePort": 30080}, {"port": 99, "protocol": "SCTP", "name": "s"}, {"port": 0, "name": "z"}],
         }));
         let service = service.unwrap();
@@ -235,10 +246,34 @@ mod tests {
                 Unserved::Protocol { port: 99, protocol: "SCTP".into() },
                 Unserved::Address { field: "spec.externalIPs", value: "nonsense".into() },
                 Unserved::Port { field: "spec.ports.port", value: 0 },
-                Unserved::SourceRanges,
-                Unserved::AffinityTimeout,
+                Unserved::Range { field: "spec.loadBalancerSourceRanges", value: "10.0.0.0/33".into() },
             ]
         );
+    }
+
+    #[test]
+    fn source_ranges_are_read_as_the_api_admits_them() {
+        let ranges = |texts: serde_json::Value| {
+            let object = json!({
+                "metadata": {"name": "s", "namespace": "n"},
+                "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.1", "loadBalancerSourceRanges": texts},
+                "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}},
+            });
+            let (service, unserved) = service(&serde_json::from_value(object).unwrap());
+            let service = service.unwrap();
+            assert_eq!(service.load_balancer_ips.len(), 1);
+            let ranges = service.source_ranges;
+            let texts = ranges.map(|ranges| ranges.iter().map(ToString::to_string).collect::<Vec<_>>());
+            (texts, unserved.len())
+        };
+        let some = |texts: &[&str]| Some(texts.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(ranges(json!([])), (None, 0), "without any, everyone");
+        assert_eq!(
+            ranges(json!([" 10.1.2.3/8", "fd00::/8", "10.0.0.0/8"])),
+            (some(&["10.0.0.0/8", "fd00::/8"]), 0)
+        );
+        assert_eq!(ranges(json!(["10.0.0.0/8", "nonsense"])), (some(&["10.0.0.0/8"]), 1));
+        assert_eq!(ranges(json!(["nonsense"])), (some(&[]), 1), "a mistake opens nothing");
     }
 
     #[test]

@@ -92,16 +92,20 @@ impl Store {
         &self.node
     }
 
-    /// Sets the addresses that `NodePort`s are served on. Only services with a `NodePort` care.
+    /// Sets the addresses that `NodePort`s are served on, and by which this node is a client. Only services with a
+    /// `NodePort` or with source ranges care.
     pub fn set_node_addresses(&mut self, mut addresses: Vec<IpAddr>) {
         addresses.sort();
         addresses.dedup();
         if addresses != self.node_addresses {
             self.node_addresses = addresses;
-            let with_node_ports = self.services.iter().filter(|(_, state)| {
-                state.service.as_ref().is_some_and(|s| s.ports.iter().any(|port| port.node_port.is_some()))
+            let concerned = self.services.iter().filter(|(_, state)| {
+                state.service.as_ref().is_some_and(|service| {
+                    service.source_ranges.is_some()
+                        || service.ports.iter().any(|port| port.node_port.is_some())
+                })
             });
-            self.dirty.extend(with_node_ports.map(|(key, _)| key.clone()));
+            self.dirty.extend(concerned.map(|(key, _)| key.clone()));
         }
     }
 

@@ -128,16 +128,27 @@ impl TestNode {
 
     /// A Service with TCP and UDP port 80 on 10.96.0.`n`, `NodePort` 30000 + `n`, and endpoints of this node on port 8080.
     pub(crate) fn serve(&mut self, n: u8, endpoints: &[Ipv4Addr]) {
-        self.serve_on("here", n, endpoints);
+        self.serve_as("here", n, endpoints, &json!({}), &json!({}));
     }
 
     /// The same, with endpoints of the node of that name.
     pub(crate) fn serve_on(&mut self, node: &str, n: u8, endpoints: &[Ipv4Addr]) {
+        self.serve_as(node, n, endpoints, &json!({}), &json!({}));
+    }
+
+    /// The same with endpoints of this node, more in the Service's spec, and a status.
+    pub(crate) fn serve_with(&mut self, n: u8, endpoints: &[Ipv4Addr], more: &Value, status: &Value) {
+        self.serve_as("here", n, endpoints, more, status);
+    }
+
+    fn serve_as(&mut self, node: &str, n: u8, endpoints: &[Ipv4Addr], more: &Value, status: &Value) {
         let port = |name: &str, protocol: &str| json!({"name": name, "port": 80, "protocol": protocol, "nodePort": 30_000 + u32::from(n)});
-        let service = json!({
+        let mut service = json!({
             "metadata": {"name": format!("s{n}"), "namespace": "default"},
             "spec": {"type": "NodePort", "clusterIP": format!("10.96.0.{n}"), "ports": [port("t", "TCP"), port("u", "UDP")]},
+            "status": status,
         });
+        service["spec"].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let slice = json!({
             "metadata": {
                 "name": format!("s{n}-1"), "namespace": "default",

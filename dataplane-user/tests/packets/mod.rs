@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use aya::{
     Ebpf, Pod, TestRun, TestRunOptions,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray},
     programs::{SchedClassifier, Xdp},
 };
 use weir_dataplane::{
@@ -161,6 +161,11 @@ impl Dataplane {
 
     pub(crate) fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
         HashMap::try_from(self.ebpf.map_mut(name).unwrap_or_else(|| panic!("no map {name}")))
+            .expect("its layout")
+    }
+
+    pub(crate) fn trie<K: Pod, V: Pod>(&mut self, name: &str) -> LpmTrie<&mut MapData, K, V> {
+        LpmTrie::try_from(self.ebpf.map_mut(name).unwrap_or_else(|| panic!("no map {name}")))
             .expect("its layout")
     }
 

@@ -10,6 +10,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use weir_dataplane_ebpf::{Backend, Flow, FlowKey, FlowState, Protocol, Scope};
 
 use crate::{
+    affinity,
     counters::Verdict,
     kernel::now_jiffies,
     maps::Family,
@@ -108,13 +109,16 @@ impl Arrival {
     }
 }
 
-/// Moves both halves on in their protocol's life, and repairs the other one. Rare, so that it stays out of the way of
-/// the packets that only pass.
+/// Moves both halves on in their protocol's life, repairs the other one, and renews the client's session affinity. Rare,
+/// so that it stays out of the way of the packets that only pass.
 #[inline(never)]
 fn tend<A: Layout>(key: &FlowKey<A>, flow: &mut Flow<A>, flags: TcpFlags, arrival: &Arrival) {
     if flow.ifindex != 0 {
         // Neighbours move and routes change.
         find_way(flow, arrival.context, arrival.ifindex);
+    }
+    if flow.flags & Flow::<A>::FLAG_AFFINITY != 0 {
+        affinity::renew(key, flow);
     }
     let other_key = flow.reply_key(key.protocol);
     let Some(other) = A::flows().get_ptr_mut(&other_key) else {
@@ -169,7 +173,7 @@ pub fn opposite<A: Family>(key: &FlowKey<A>, flow: &Flow<A>, way_back: u32) -> F
         backend: flow.backend,
         ifindex: way_back,
         state: flow.state,
-        flags: (flow.flags ^ Flow::<A>::FLAG_REPLY) & Flow::<A>::FLAG_REPLY,
+        flags: (flow.flags ^ Flow::<A>::FLAG_REPLY) & (Flow::<A>::FLAG_REPLY | Flow::<A>::FLAG_AFFINITY),
         ..Flow::default()
     };
     if way_back == 0 {

@@ -17,6 +17,8 @@
 #![cfg_attr(target_arch = "bpf", allow(clippy::inline_always, reason = "a call is a BPF subprogram"))]
 
 #[cfg(target_arch = "bpf")]
+mod affinity;
+#[cfg(target_arch = "bpf")]
 mod counters;
 #[cfg(target_arch = "bpf")]
 mod flow;
@@ -42,6 +44,8 @@ mod route;
 mod service;
 #[cfg(target_arch = "bpf")]
 mod socket;
+#[cfg(target_arch = "bpf")]
+mod source_range;
 #[cfg(target_arch = "bpf")]
 mod tc;
 #[cfg(target_arch = "bpf")]

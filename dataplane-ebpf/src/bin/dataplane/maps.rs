@@ -1,18 +1,23 @@
 //! Every map, declared once, and which of them belongs to which address family.
 //!
 //! Flows are a preallocated hash without eviction: the agent removes what is over, and a live connection is never
-//! thrown out to make room for a flood of new ones. Only `socket_peers` forgets the least recently used: it is asked
-//! by `getpeername` and `recvmsg`, never by a packet.
+//! thrown out to make room for a flood of new ones. Only what can be lost forgets the least recently used: `socket_peers`,
+//! which `getpeername` and `recvmsg` ask, and the choices of session affinity, which a new connection asks.
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use weir_dataplane_ebpf::{
-    Address, Backend, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, NodeConfig,
-    SocketPeer, SocketPeerKey, Uplink,
-    maps::{BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, SOCKET_PEERS, UPLINKS},
+    Address, Backend, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, Namespace,
+    NodeConfig, SocketPeer, SocketPeerKey, Uplink,
+    maps::{
+        AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, SOCKET_AFFINITY, SOCKET_PEERS,
+        SOURCE_RANGES, UPLINKS,
+    },
 };
+
+use crate::{affinity::Choices, source_range::Ranges};
 
 #[map(name = "maglev")]
 pub static MAGLEV: Array<u32> = Array::with_max_entries(MAGLEV_SLOTS, 0);
@@ -45,6 +50,12 @@ pub trait Family: Address {
     fn endpoints() -> &'static HashMap<Self, Endpoint>;
     /// What translated sockets asked for.
     fn socket_peers() -> &'static LruHashMap<SocketPeerKey<Self>, SocketPeer<Self>>;
+    /// Session affinity's choices by client address.
+    fn affinity() -> &'static Choices<Self>;
+    /// The same by the network namespace of a socket.
+    fn socket_affinity() -> &'static Choices<Namespace>;
+    /// Who may use load balancer addresses, by service.
+    fn source_ranges() -> &'static Ranges<Self>;
     /// This CPU's draft of a new flow.
     fn draft() -> Option<*mut Draft<Self>>;
     /// The node's own address in the pod network.
@@ -54,7 +65,7 @@ pub trait Family: Address {
 }
 
 macro_rules! family {
-    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $endpoints:literal, $peers:literal, $draft:literal) => {
+    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $draft:literal) => {
         mod $module {
             use super::*;
 
@@ -72,6 +83,14 @@ macro_rules! family {
             #[map(name = $peers)]
             pub(super) static SOCKET_PEERS_MAP: LruHashMap<SocketPeerKey<$address>, SocketPeer<$address>> =
                 LruHashMap::with_max_entries(SOCKET_PEERS, 0);
+            #[map(name = $affinity)]
+            pub(super) static AFFINITY_MAP: Choices<$address> = LruHashMap::with_max_entries(AFFINITY, 0);
+            #[map(name = $socket_affinity)]
+            pub(super) static SOCKET_AFFINITY_MAP: Choices<Namespace> =
+                LruHashMap::with_max_entries(SOCKET_AFFINITY, 0);
+            #[map(name = $ranges)]
+            pub(super) static SOURCE_RANGES_MAP: Ranges<$address> =
+                LpmTrie::with_max_entries(SOURCE_RANGES, 0);
             #[map(name = $draft)]
             pub(super) static DRAFT_MAP: PerCpuArray<Draft<$address>> = PerCpuArray::with_max_entries(1, 0);
         }
@@ -103,6 +122,21 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn affinity() -> &'static Choices<Self> {
+                &$module::AFFINITY_MAP
+            }
+
+            #[inline(always)]
+            fn socket_affinity() -> &'static Choices<Namespace> {
+                &$module::SOCKET_AFFINITY_MAP
+            }
+
+            #[inline(always)]
+            fn source_ranges() -> &'static Ranges<Self> {
+                &$module::SOURCE_RANGES_MAP
+            }
+
+            #[inline(always)]
             fn draft() -> Option<*mut Draft<Self>> {
                 $module::DRAFT_MAP.get_ptr_mut(0)
             }
@@ -130,6 +164,9 @@ family!(
     "flows_v4",
     "endpoints_v4",
     "socket_peers_v4",
+    "affinity_v4",
+    "socket_affinity_v4",
+    "source_ranges_v4",
     "draft_v4"
 );
 family!(
@@ -142,5 +179,8 @@ family!(
     "flows_v6",
     "endpoints_v6",
     "socket_peers_v6",
+    "affinity_v6",
+    "socket_affinity_v6",
+    "source_ranges_v6",
     "draft_v6"
 );

@@ -2,20 +2,21 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use weir_dataplane_ebpf::{
-    Backend, Be16, DropReason, Flow, FlowKey, FlowState, Frontend, FrontendKey, Ip4, Ip6, Protocol, Scope,
-    hash,
+    AffinityKey, Backend, Be16, DropReason, Flow, FlowKey, FlowState, Frontend, FrontendKey, Ip4, Ip6,
+    Protocol, Scope, hash,
     maps::{MASQUERADE_PORT_FIRST, MASQUERADE_PORTS, MASQUERADE_TRIES},
 };
 
 use crate::{
+    affinity,
     counters::Verdict,
     flow::{self, Arrival},
     kernel::now_jiffies,
-    log, maglev,
+    log,
     maps::{Draft, Family, NODE_CONFIG, UPLINKS_MAP},
     parse::{self, Frame, Headers, Kind, Layout, Tcp, TcpFlags, Transport, Udp},
     rewrite::{self, Hook},
-    route,
+    route, source_range,
 };
 
 /// EEXIST, as a helper returns it.
@@ -137,7 +138,12 @@ fn start<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>, front
 /// Chooses a backend and makes both entries, the answer's first: no packet can be answered before its answer is known.
 #[inline(never)]
 fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, origin: &Origin, draft: &mut Draft<A>) -> Opened {
-    let (id, backend) = match maglev::backend::<A>(frontend, hash::flow_slot(frontend, key)) {
+    if !source_range::admits(frontend, key.source) {
+        return Opened::Drop(DropReason::SourceRange);
+    }
+    let client = AffinityKey { client: key.source, service: frontend.service };
+    let slot = hash::flow_slot(frontend, key);
+    let (id, backend) = match affinity::choose::<A, A>(A::affinity(), &client, frontend, slot) {
         Ok(found) => found,
         Err(reason) => return Opened::Drop(reason),
     };
@@ -161,6 +167,7 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, origin: &Origin, draft
         service: frontend.service,
         backend: id,
         state: first_state(key.protocol, origin.flags),
+        flags: if frontend.affinity_timeout_s == 0 { 0 } else { Flow::<A>::FLAG_AFFINITY },
         ..Flow::default()
     };
     let flow = &mut draft.flow;
@@ -185,6 +192,9 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, origin: &Origin, draft
                 // Without room for this half the packet is still served, and so is the next one: Maglev finds the
                 // same backend, and the answer's entry is there.
                 let _ = A::flows().insert(key, &*flow, u64::from(BPF_ANY));
+                if frontend.affinity_timeout_s != 0 {
+                    affinity::record(A::affinity(), &client, id);
+                }
                 return Opened::Serve;
             }
             Answer::Full => return Opened::Drop(DropReason::FlowTableFull),

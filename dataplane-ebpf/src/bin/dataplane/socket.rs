@@ -11,12 +11,14 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use weir_dataplane_ebpf::{
-    Be16, Be32, Frontend, FrontendKey, Ip4, Ip6, NodeConfig, Protocol, Scope, SocketPeer, SocketPeerKey, hash,
+    AffinityKey, Backend, Be16, Be32, DropReason, Frontend, FrontendKey, Ip4, Ip6, Namespace, NodeConfig,
+    Protocol, Scope, SocketPeer, SocketPeerKey, hash,
 };
 
 use crate::{
+    affinity,
     counters::count_drop,
-    kernel::has_set_retval,
+    kernel::{has_set_retval, node_namespace},
     log::{self, Loggable},
     maglev,
     maps::{Family, NODE_CONFIG},
@@ -98,6 +100,13 @@ impl Call {
         unsafe { bpf_get_socket_cookie(self.context.cast()) }
     }
 
+    /// The network namespace of the socket, by its cookie.
+    #[inline(always)]
+    fn namespace(&self) -> u64 {
+        // SAFETY: the helper takes the context of this program type.
+        unsafe { bpf_get_netns_cookie(self.context.cast()) }
+    }
+
     #[inline(always)]
     fn peer_key<V: View>(&self) -> SocketPeerKey<V::Address> {
         let cookie = self.cookie();
@@ -164,20 +173,36 @@ fn is_on() -> bool {
     NODE_CONFIG.get(0).is_some_and(|config| config.flags & NodeConfig::FLAG_SOCKET_LB != 0)
 }
 
-/// Which slot the call points to: a new connection takes any, datagrams of one socket stay together, and under session
-/// affinity so does everything from one network namespace.
+/// Whether the packets decide about this call, and not the hook: a pod's carry the address that source ranges are about,
+/// while its socket has none yet.
 #[inline(always)]
-fn choose(call: &Call, frontend: &Frontend) -> u32 {
+fn is_for_packets(call: &Call, frontend: &Frontend) -> bool {
+    frontend.flags & Frontend::FLAG_SOURCE_RANGES != 0 && call.namespace() != node_namespace()
+}
+
+/// The backend for the call: a new connection takes any, datagrams of one socket stay together, and under session affinity
+/// so does everything from one network namespace.
+#[inline(always)]
+fn choose<A: Family>(call: &Call, frontend: &Frontend) -> Result<&'static Backend<A>, DropReason> {
+    let of_ranges = Frontend::FLAG_SOURCE_RANGES | Frontend::FLAG_NODE_IN_RANGE;
+    if frontend.flags & of_ranges == Frontend::FLAG_SOURCE_RANGES {
+        return Err(DropReason::SourceRange);
+    }
     if frontend.affinity_timeout_s != 0 {
-        // SAFETY: the helper takes the context of this program type.
-        let namespace = unsafe { bpf_get_netns_cookie(call.context.cast()) };
-        return hash::slot(frontend, hash::number(namespace, frontend.service));
+        let namespace = call.namespace();
+        let key = AffinityKey { client: Namespace::new(namespace), service: frontend.service };
+        let slot = hash::slot(frontend, hash::number(namespace, frontend.service));
+        let (id, backend) = affinity::choose(A::socket_affinity(), &key, frontend, slot)?;
+        affinity::record(A::socket_affinity(), &key, id);
+        return Ok(backend);
     }
-    if call.protocol() == Protocol::TCP {
+    let number = if call.protocol() == Protocol::TCP {
         // SAFETY: the helper takes no argument.
-        return hash::slot(frontend, unsafe { bpf_get_prandom_u32() });
-    }
-    hash::slot(frontend, hash::number(call.cookie(), frontend.service))
+        unsafe { bpf_get_prandom_u32() }
+    } else {
+        hash::number(call.cookie(), frontend.service)
+    };
+    maglev::backend(frontend, hash::slot(frontend, number)).map(|(_, backend)| backend)
 }
 
 /// `connect` and `sendmsg`: a service's address becomes a backend's. A subprogram, because its result must be a constant
@@ -193,11 +218,11 @@ fn ask<V: View>(context: *mut bpf_sock_addr) -> i32 {
     };
     // SAFETY: the agent replaces a frontend whole, and the old value stays readable for this program's run.
     let Some(frontend) = (unsafe { V::Address::frontends().get(key) }) else { return ALLOW };
-    if !is_on() {
+    if !is_on() || is_for_packets(call, frontend) {
         return ALLOW;
     }
-    match maglev::backend::<V::Address>(frontend, choose(call, frontend)) {
-        Ok((_, backend)) => {
+    match choose::<V::Address>(call, frontend) {
+        Ok(backend) => {
             V::set_address(call, backend.address);
             call.set_port(backend.port);
             let peer =
@@ -209,7 +234,8 @@ fn ask<V: View>(context: *mut bpf_sock_addr) -> i32 {
         Err(reason) => {
             count_drop(reason);
             log::refused(&key, reason);
-            if has_set_retval() {
+            // A client that may not ask gets EPERM, as from a firewall of its own.
+            if reason != DropReason::SourceRange && has_set_retval() {
                 // SAFETY: the helper takes a plain number.
                 unsafe { bpf_set_retval(CONNECTION_REFUSED) };
             }

@@ -12,11 +12,14 @@ use super::{
     backends::{Backend, family},
     tables::{Region, fingerprint},
 };
-use crate::plan::{
-    limits::Limits,
-    model::{FrontendAddress, PortName},
-    outcome::Plan,
-    step::Step,
+use crate::{
+    cidr::Cidr,
+    plan::{
+        limits::Limits,
+        model::{FrontendAddress, PortName},
+        outcome::Plan,
+        step::Step,
+    },
 };
 
 /// A backend found in the maps.
@@ -39,6 +42,8 @@ pub struct Adopted {
     pub backends: Vec<AdoptedBackend>,
     /// Contents of the regions that frontends name, by offset and size.
     pub regions: HashMap<(u32, u32), Vec<u32>>,
+    /// All source ranges, by service id.
+    pub source_ranges: Vec<(u32, Cidr)>,
     /// What service ids mean.
     pub names: HashMap<u32, PortName>,
 }
@@ -77,6 +82,11 @@ impl Books {
                 programmed.frontends.push(address);
             }
         }
+        for (id, range) in adopted.source_ranges {
+            // Also one that nobody owns: its id must not be given out while the range stands.
+            books.next_service = books.next_service.max(id.saturating_add(1));
+            books.source_ranges.adopt(id, range);
+        }
         for (id, name) in adopted.names {
             books.next_service = books.next_service.max(id.saturating_add(1));
             books.services.entry(name.service.clone()).or_default().ports.push((name, id));
@@ -92,6 +102,12 @@ impl Books {
         let orphans: Vec<_> = self.frontends.keys().filter(|a| !owned.contains(a)).copied().collect();
         for address in orphans {
             self.remove_frontend(address, &mut plan, now_ms);
+        }
+        let owned: BTreeSet<u32> =
+            self.services.values().flat_map(|service| service.ports.iter().map(|(_, id)| *id)).collect();
+        let orphans: Vec<_> = self.source_ranges.services().filter(|id| !owned.contains(id)).collect();
+        for id in orphans {
+            self.admit(id, &BTreeSet::new(), &mut plan);
         }
         let unused: Vec<_> =
             self.backends.iter().filter(|(_, b)| b.services == 0).map(|(address, _)| *address).collect();

@@ -22,8 +22,10 @@ use super::{
     model::{FrontendAddress, PortName, ServiceKey},
     outcome::{Plan, Problem},
     regions::Regions,
+    source_ranges::SourceRanges,
     step::Step,
 };
+use crate::cidr::Cidr;
 
 /// How long a freed region or backend id rests before it means something else: a program that read a frontend a moment
 /// ago is done with it after microseconds; a second also covers a virtual machine that is not scheduled.
@@ -59,6 +61,7 @@ pub struct Books {
     twins: Vec<(SocketAddr, u32)>,
     regions: HashMap<u32, Region>,
     slots: Regions,
+    source_ranges: SourceRanges,
     retired: VecDeque<(u64, Retired)>,
     next_service: u32,
 }
@@ -78,6 +81,7 @@ impl Books {
             twins: Vec::new(),
             regions: HashMap::new(),
             slots: Regions::new(limits.slots),
+            source_ranges: SourceRanges::new(limits.source_ranges),
             retired: VecDeque::new(),
             next_service: 1,
         }
@@ -94,6 +98,7 @@ impl Books {
             frontends: self.frontend_counts,
             backends: [self.backend_ids[0].used(), self.backend_ids[1].used()],
             slots: self.slots.used(),
+            source_ranges: self.source_ranges.used(),
         }
     }
 
@@ -112,6 +117,7 @@ impl Books {
         self.take_backends(ports, &mut new, &mut plan);
         for port in ports {
             let service = self.service_id(key, port, &old, &mut new, &mut plan);
+            self.admit(service, &port.source_ranges, &mut plan);
             self.point_frontends(key, port, service, &mut new, &mut plan, now_ms);
         }
         let kept: BTreeSet<FrontendAddress> = new.frontends.iter().copied().collect();
@@ -120,6 +126,7 @@ impl Books {
         }
         for (_, id) in old.ports.iter().filter(|(name, _)| !new.ports.iter().any(|(kept, _)| kept == name)) {
             self.owners.remove(id);
+            self.admit(*id, &BTreeSet::new(), &mut plan);
             plan.names.push((*id, None));
         }
         self.drop_backends(&old.backends, &mut plan, now_ms);
@@ -167,6 +174,14 @@ impl Books {
         id
     }
 
+    /// Makes `wanted` the ranges of a service port. One that has no room admits nobody.
+    fn admit(&mut self, service: u32, wanted: &BTreeSet<Cidr>, plan: &mut Plan) {
+        let left_out = self.source_ranges.set(service, wanted, &mut plan.steps);
+        if left_out > 0 {
+            plan.problems.push(Problem::SourceRangesFull { left_out, bound: self.limits.source_ranges });
+        }
+    }
+
     /// Points every frontend of the port to the right table.
     fn point_frontends(
         &mut self,
@@ -201,17 +216,17 @@ impl Books {
                 tables.insert(choice, table);
                 table
             };
-            let Some((offset, size, backends)) = table else {
-                // What was served before goes on: the old table still holds backends that exist.
-                if known {
-                    new.frontends.push(address);
-                }
-                continue;
+            let (maglev_offset, maglev_mask, backends) = match (table, self.frontends.get(&address)) {
+                (Some((offset, size, backends)), _) => (offset, size.saturating_sub(1), backends),
+                // Who was served before is served on: the old table still holds backends that exist. Who may be served
+                // is another question, and answered anew.
+                (None, Some(old)) => (old.maglev_offset, old.maglev_mask, old.backends),
+                (None, None) => continue,
             };
             let value = Frontend {
                 service,
-                maglev_offset: offset,
-                maglev_mask: size.saturating_sub(1),
+                maglev_offset,
+                maglev_mask,
                 backends,
                 flags: frontend.flags,
                 affinity_timeout_s: port.affinity_timeout_s,
