@@ -239,7 +239,7 @@ fn source_ranges_come_before_the_frontends_that_ask_for_them_and_leave_after_the
     let opened = plan(&[]);
     assert_eq!(opened, ["frontend 0", "frontend 2", "frontend 2"]);
     let restricted = plan(&["10.0.0.0/8", "fd00::/8"]);
-    assert_eq!(restricted, ["write 10.0.0.0/8", "write fd00::/8", "frontend 4", "frontend 4"]);
+    assert_eq!(restricted, ["write 10.0.0.0/8", "write fd00::/8", "frontend 8", "frontend 8"]);
     assert!(plan(&["fd00::/8", "10.0.0.0/8"]).is_empty(), "nothing changed, nothing is written");
     assert_eq!(plan(&["10.1.0.0/16", "fd00::/8"]), ["write 10.1.0.0/16", "remove 10.0.0.0/8"]);
     assert_eq!(plan(&[]), ["remove 10.1.0.0/16", "remove fd00::/8"], "with the address");
