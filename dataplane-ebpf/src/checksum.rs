@@ -3,7 +3,7 @@
 //! A one's complement sum does not care for byte order as long as all of it is read the same way, so everything here
 //! works on the bits as they stand in the packet.
 
-use crate::{Address, Be16};
+use crate::{Address, Be16, Be32};
 
 /// A one's complement sum that is still growing: 32-bit words are added, carries pile up in the high half.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,6 +23,13 @@ impl Sum {
     #[inline(always)]
     pub fn add_word(mut self, word: Be16) -> Self {
         self.0 += u64::from(word.bits());
+        self
+    }
+
+    /// Adds two 16-bit words at once.
+    #[inline(always)]
+    pub fn add_words(mut self, words: Be32) -> Self {
+        self.0 += u64::from(words.bits());
         self
     }
 

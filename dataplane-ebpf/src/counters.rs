@@ -26,9 +26,9 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
-    /// The service has no endpoint to choose.
+    /// The service has no endpoint at all. The sender of a packet is told so.
     NoBackend = "no-backend",
-    /// A traffic policy asks for local endpoints and none is here.
+    /// A traffic policy asks for local endpoints, and all that serve are elsewhere.
     NoLocalBackend = "no-local-backend",
     /// The chosen backend id was not in use: the maps changed under the packet, the client's retry finds the new ones.
     StaleBackend = "stale-backend",

@@ -8,10 +8,14 @@ use crate::{Be16, family_layout, layout};
 pub struct Protocol(pub u8);
 
 impl Protocol {
+    /// ICMP.
+    pub const ICMP: Self = Self(1);
     /// TCP.
     pub const TCP: Self = Self(6);
     /// UDP.
     pub const UDP: Self = Self(17);
+    /// ICMPv6.
+    pub const ICMPV6: Self = Self(58);
     /// SCTP.
     pub const SCTP: Self = Self(132);
 }
@@ -64,10 +68,13 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    /// A traffic policy left only local backends: without any, a packet is dropped in silence instead of rejected.
+    /// A traffic policy admits backends of this node only.
     pub const FLAG_LOCAL_POLICY: u32 = 1 << 0;
     /// The address is a node's own: a packet to it that matches no frontend is the host's.
     pub const FLAG_NODE_PORT: u32 = 1 << 1;
+    /// Endpoints serve, but the traffic policy admits none of them: a packet is dropped in silence instead of rejected,
+    /// so that the client's next try may meet a node that has one.
+    pub const FLAG_SERVED_ELSEWHERE: u32 = 1 << 2;
 }
 
 layout!(Protocol = 1, Scope = 1, Frontend = 24);

@@ -3,66 +3,18 @@
 mod node;
 
 use std::{
-    io::{Read, Write as _},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    io::{ErrorKind, Read, Write as _},
+    net::{SocketAddr, TcpStream, UdpSocket},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use node::{NODE_ADDRESS, TestNode};
+use node::{
+    NODE_ADDRESS, TestNode,
+    echo::{PATIENCE, echo_pod, tcp, udp},
+};
 use weir_dataplane::cli::{self, ExplainArgs, Output, View, ViewArgs};
 use weir_tests::Namespace;
-
-/// Longer than anything here takes, short enough to see a hang.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// A pod that echoes on TCP and UDP port 8080 until the test ends, with its own name in front.
-fn echo_pod(node: &TestNode, name: &'static str) -> (Namespace, Ipv4Addr) {
-    let (pod, address) = node.add_pod(name);
-    let (tcp, udp) =
-        pod.inside(|| (TcpListener::bind("0.0.0.0:8080").unwrap(), UdpSocket::bind("0.0.0.0:8080").unwrap()));
-    std::thread::spawn(move || {
-        for stream in tcp.incoming() {
-            std::thread::spawn(move || {
-                let mut stream = stream.unwrap();
-                stream.write_all(name.as_bytes()).unwrap();
-                let mut reader = stream.try_clone().unwrap();
-                std::io::copy(&mut reader, &mut stream).ok();
-                stream.shutdown(Shutdown::Write).ok();
-            });
-        }
-    });
-    std::thread::spawn(move || {
-        let mut bytes = [0; 64];
-        while let Ok((n, client)) = udp.recv_from(&mut bytes) {
-            udp.send_to(&[name.as_bytes(), &bytes[..n]].concat(), client).unwrap();
-        }
-    });
-    (pod, address)
-}
-
-fn tcp(from: &Namespace, to: SocketAddr) -> std::io::Result<String> {
-    from.inside(|| {
-        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b" hello")?;
-        stream.shutdown(Shutdown::Write)?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    })
-}
-
-fn udp(from: &Namespace, to: SocketAddr) -> std::io::Result<(String, SocketAddr)> {
-    from.inside(|| {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.send_to(b" hello", to)?;
-        let mut bytes = [0; 64];
-        let (n, peer) = socket.recv_from(&mut bytes)?;
-        Ok((String::from_utf8_lossy(&bytes[..n]).into_owned(), peer))
-    })
-}
 
 fn cluster_ip(n: u8) -> SocketAddr {
     ([10, 96, 0, n], 80).into()
@@ -86,6 +38,7 @@ fn the_command_line_says_what_the_maps_do_with_the_agent_dead() {
     let (a, a_address) = echo_pod(&node, "a");
     let (_b, b_address) = echo_pod(&node, "b");
     node.serve(1, &[b_address]);
+    node.serve(2, &[]);
     node.kill();
     let client = a.inside(|| {
         let mut stream = TcpStream::connect_timeout(&cluster_ip(1), PATIENCE).unwrap();
@@ -123,6 +76,8 @@ fn the_command_line_says_what_the_maps_do_with_the_agent_dead() {
         text.contains("TC on the pod link: follows its flow entry") && text.contains("default/s1:t"),
         "{text}"
     );
+    let text = explained(cluster_ip(2));
+    assert!(text.contains("TC on the pod link: rejects with a TCP RST or ICMP port unreachable"), "{text}");
     assert!(
         explained((a_address, 1).into()).contains("no service has this address"),
         "{}",
@@ -250,5 +205,25 @@ fn cleanup_leaves_nothing() {
     for _ in 0..2 {
         node.cleanup();
         assert_eq!(state(&node), before);
+    }
+}
+
+#[test]
+fn a_service_without_endpoints_refuses_at_once() {
+    let mut node = TestNode::new(false);
+    let (pod, _) = node.add_pod("pod");
+    node.serve(1, &[]);
+    for (from, to) in [(&node.client, (NODE_ADDRESS, 30_001).into()), (&pod, cluster_ip(1))] {
+        let start = Instant::now();
+        assert_eq!(tcp(from, to).unwrap_err().kind(), ErrorKind::ConnectionRefused, "TCP to {to}");
+        let refused = from.inside(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.connect(to).unwrap();
+            socket.send(b"hello").unwrap();
+            socket.recv(&mut [0; 64]).unwrap_err().kind()
+        });
+        assert_eq!(refused, ErrorKind::ConnectionRefused, "UDP to {to}");
+        assert!(start.elapsed() < Duration::from_secs(1), "a SYN was sent again");
     }
 }

@@ -4,7 +4,7 @@ mod packets;
 
 use packets::{
     Dataplane, Program, Verdict,
-    frame::{SYN, TCP, UDP, sum, tcp, udp},
+    frame::{ICMP, ICMPV6, SYN, TCP, UDP, icmp, sum, tcp, udp},
 };
 use weir_dataplane_ebpf::{Ip4, Ip6, Scope};
 
@@ -27,7 +27,7 @@ impl Random {
     }
 }
 
-/// Whether header and transport checksum of a whole, unfragmented TCP or UDP packet are right; `None` for others.
+/// Whether header and transport checksum of a whole, unfragmented TCP, UDP or ICMP packet are right; `None` for others.
 fn checksums_hold(frame: &[u8]) -> Option<bool> {
     let (network, transport, pseudo) = match frame.get(12..14)? {
         [0x08, 0x00] => {
@@ -37,7 +37,11 @@ fn checksums_hold(frame: &[u8]) -> Option<bool> {
                 return None;
             }
             let transport = frame.get(34..14 + length)?;
-            let pseudo = [&header[12..20], &[0, header[9]], &(transport.len() as u16).to_be_bytes()].concat();
+            let pseudo = if header[9] == ICMP {
+                Vec::new()
+            } else {
+                [&header[12..20], &[0, header[9]], &(transport.len() as u16).to_be_bytes()].concat()
+            };
             (sum(header, 0) == 0xffff, transport, (header[9], pseudo))
         }
         [0x86, 0xdd] => {
@@ -52,6 +56,7 @@ fn checksums_hold(frame: &[u8]) -> Option<bool> {
     let (protocol, pseudo) = pseudo;
     match protocol {
         TCP if transport.len() >= 20 => {}
+        ICMP | ICMPV6 if transport.len() >= 4 => {}
         UDP if transport.len() >= 8 => {
             if transport[6..8] == [0, 0] {
                 return Some(network);
@@ -83,6 +88,10 @@ fn no_frame_is_spoilt() {
         udp("192.168.0.9:40000", "192.168.0.1:30080").bytes(),
         tcp("[fd00::9]:40000", "[fd00::1]:30080").bytes(),
         udp("[fd00::9]:40000", "[fd00::1]:30080").bytes(),
+        icmp("192.168.0.7", (3, 4, 1400), &tcp("192.168.0.1:30080", "192.168.0.9:40000")).bytes(),
+        icmp("192.168.0.9", (3, 3, 0), &udp("192.168.0.1:30080", "192.168.0.9:40000")).bytes(),
+        icmp("fd00::7", (2, 0, 1400), &tcp("[fd00::1]:30080", "[fd00::9]:40000")).bytes(),
+        icmp("fd00::9", (1, 4, 0), &udp("[fd00::1]:30080", "[fd00::9]:40000")).bytes(),
     ];
     let mut random = Random(0x5eed_0000_0000_0001);
     let mut rewritten = 0;

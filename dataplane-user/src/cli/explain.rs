@@ -196,6 +196,16 @@ fn candidates<A: Family>(
     rows.collect()
 }
 
+/// What becomes of a packet, and whether that is an answer that refuses it.
+fn packet_path(frontend: &Frontend, explanation: &Explanation, known: bool) -> (String, bool) {
+    match (explanation.chosen, frontend.flags & Frontend::FLAG_SERVED_ELSEWHERE != 0) {
+        _ if known => ("follows its flow entry".to_owned(), false),
+        (Some(backend), _) => (format!("opens a flow to {backend}"), false),
+        (None, true) => ("drops: no-local-backend".to_owned(), false),
+        (None, false) => ("rejects with a TCP RST or ICMP port unreachable: no-backend".to_owned(), true),
+    }
+}
+
 fn paths(
     reader: &Reader,
     frontend: &Frontend,
@@ -203,19 +213,14 @@ fn paths(
     scope: Scope,
     known: bool,
 ) -> Result<Vec<String>, CliError> {
-    let packet = match (explanation.chosen, frontend.flags & Frontend::FLAG_LOCAL_POLICY != 0) {
-        _ if known => "follows its flow entry".to_owned(),
-        (Some(backend), _) => format!("opens a flow to {backend}"),
-        (None, false) => "drops: no-backend".to_owned(),
-        (None, true) => "drops: no-local-backend".to_owned(),
-    };
+    let (packet, rejected) = packet_path(frontend, explanation, known);
     if scope == Scope::EXTERNAL {
-        return Ok(vec![
-            format!(
-                "XDP on the uplink: {packet}; what has an unfinished checksum, or no known next hop, is left to TC"
-            ),
-            format!("TC on the uplink: {packet}"),
-        ]);
+        let xdp = if rejected {
+            "left to TC".to_owned()
+        } else {
+            format!("{packet}; what has an unfinished checksum, or no known next hop, is left to TC")
+        };
+        return Ok(vec![format!("XDP on the uplink: {xdp}"), format!("TC on the uplink: {packet}")]);
     }
     let hooks = reader.maps.node_config.at(0)?.flags & NodeConfig::FLAG_SOCKET_LB != 0;
     let socket = match (hooks, explanation.candidates.is_empty()) {

@@ -46,10 +46,21 @@ pub struct DesiredFrontend {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 struct Serving([[Vec<SocketAddr>; 2]; 2]);
 
+impl Serving {
+    fn get(&self, ipv4: bool, local_only: bool) -> &[SocketAddr] {
+        &self.0[usize::from(!ipv4)][usize::from(local_only)]
+    }
+
+    /// Whether the policy leaves nothing of what there is.
+    fn only_elsewhere(&self, ipv4: bool, local_only: bool) -> bool {
+        self.get(ipv4, local_only).is_empty() && !self.get(ipv4, false).is_empty()
+    }
+}
+
 impl DesiredPort {
     /// The backends that new connections may choose: sorted, without duplicates.
     pub fn serving(&self, ipv4: bool, local_only: bool) -> &[SocketAddr] {
-        &self.serving.0[usize::from(!ipv4)][usize::from(local_only)]
+        self.serving.get(ipv4, local_only)
     }
 }
 
@@ -65,17 +76,18 @@ pub fn desired<'a>(
         .iter()
         .map(|port| {
             let endpoints = endpoints(port, slices.clone());
+            let serving = serving(service, &endpoints);
             DesiredPort {
                 name: port.name.clone(),
                 protocol: port.protocol,
                 port: port.port,
-                serving: serving(service, &endpoints),
                 backends: endpoints
                     .into_iter()
                     .map(|(address, endpoint)| (address, endpoint.local))
                     .collect(),
-                frontends: frontends(service, port, node_addresses),
+                frontends: frontends(service, port, node_addresses, &serving),
                 affinity_timeout_s: service.affinity_timeout_s,
+                serving,
             }
         })
         .collect()
@@ -119,14 +131,24 @@ fn serving(service: &Service, endpoints: &BTreeMap<SocketAddr, Endpoint>) -> Ser
     Serving([true, false].map(|ipv4| [false, true].map(|local_only| choice(ipv4, local_only))))
 }
 
-fn frontends(service: &Service, port: &ServicePort, node_addresses: &[IpAddr]) -> Vec<DesiredFrontend> {
+fn frontends(
+    service: &Service,
+    port: &ServicePort,
+    node_addresses: &[IpAddr],
+    serving: &Serving,
+) -> Vec<DesiredFrontend> {
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
     let mut add = |address: IpAddr, number: u16, scope: Scope, local_only: bool, flags: u32| {
         let address = FrontendAddress::new(address, number, port.protocol, scope);
         if seen.insert(address) {
             let policy = if local_only { Frontend::FLAG_LOCAL_POLICY } else { 0 };
-            all.push(DesiredFrontend { address, local_only, flags: flags | policy });
+            let elsewhere = if serving.only_elsewhere(address.address.is_ipv4(), local_only) {
+                Frontend::FLAG_SERVED_ELSEWHERE
+            } else {
+                0
+            };
+            all.push(DesiredFrontend { address, local_only, flags: flags | policy | elsewhere });
         }
     };
     for address in &service.cluster_ips {
@@ -213,6 +235,19 @@ mod tests {
         other.ports[0].name = "http".into();
         other.ports[0].protocol = Protocol::UDP;
         assert!(chosen(&service(), &[other], false).is_empty(), "another protocol's slice");
+    }
+
+    #[test]
+    fn only_endpoints_elsewhere_make_a_silent_drop() {
+        let service = Service { internal_local: true, ..service() };
+        let flags = |endpoints: &[(&str, &str)]| {
+            desired(&service, [slice(endpoints)].iter(), &[])[0].frontends[0].flags
+        };
+        let local = Frontend::FLAG_LOCAL_POLICY;
+        assert_eq!(flags(&[]), local, "nobody serves: rejected");
+        assert_eq!(flags(&[("1.1.1.1", "")]), local, "nobody serves: rejected");
+        assert_eq!(flags(&[("1.1.1.1", "rs")]), local | Frontend::FLAG_SERVED_ELSEWHERE);
+        assert_eq!(flags(&[("1.1.1.1", "rs"), ("1.1.1.2", "rsl")]), local, "served here");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod echo;
+
 use std::{collections::BTreeSet, fs, net::Ipv4Addr, sync::Arc};
 
 use kube::runtime::watcher::Event;

@@ -10,8 +10,10 @@ pub(crate) const SYN: u8 = 0x02;
 pub(crate) const RST: u8 = 0x04;
 pub(crate) const ACK: u8 = 0x10;
 
+pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
+pub(crate) const ICMPV6: u8 = 58;
 
 /// An Ethernet frame with one packet in it.
 #[derive(Clone, Debug)]
@@ -20,15 +22,20 @@ pub(crate) struct Frame {
     destination: SocketAddr,
     protocol: u8,
     flags: u8,
+    numbers: (u32, u32),
+    window: u16,
     payload: Vec<u8>,
     ttl: u8,
     link_destination: [u8; 6],
     link_source: [u8; 6],
     vlan: Option<u16>,
+    id: u16,
     fragment: u16,
     options: Vec<u8>,
     checksum: Checksum,
     length: Option<usize>,
+    /// An ICMP message, its checksum left out, in place of ports and payload.
+    message: Option<Vec<u8>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -51,16 +58,20 @@ pub(crate) fn tcp(source: &str, destination: &str) -> Frame {
         destination: address(destination),
         protocol: TCP,
         flags: ACK,
+        numbers: (1, 2),
+        window: 0xffff,
         payload: b"weir!".to_vec(),
         ttl: 64,
         // The zero address is the loopback device's, which test runs happen on: "for this machine".
         link_destination: [0; 6],
         link_source: [2, 0, 0, 0, 0, 1],
         vlan: None,
+        id: 0x1234,
         fragment: 0,
         options: Vec::new(),
         checksum: Checksum::Full,
         length: None,
+        message: None,
     }
 }
 
@@ -69,9 +80,52 @@ pub(crate) fn udp(source: &str, destination: &str) -> Frame {
     Frame { protocol: UDP, flags: 0, ..tcp(source, destination) }
 }
 
+/// Type, code and the word behind the checksum of an ICMP message.
+pub(crate) type Kind = (u8, u8, u32);
+
+/// An ICMP message from an address, to the sender of the packet that it quotes.
+pub(crate) fn icmp(source: &str, (kind, code, word): Kind, quoted: &Frame) -> Frame {
+    let source = SocketAddr::new(source.parse().expect("an address"), 0);
+    let mut message = vec![kind, code, 0, 0];
+    message.extend(word.to_be_bytes());
+    message.extend(&quoted.bytes()[14..]);
+    Frame {
+        source,
+        protocol: if source.is_ipv4() { ICMP } else { ICMPV6 },
+        message: Some(message),
+        ..tcp(&quoted.destination.to_string(), &quoted.source.to_string())
+    }
+}
+
 impl Frame {
+    /// Cuts the quote of an ICMP message to so many bytes.
+    pub(crate) fn quoting(mut self, length: usize) -> Self {
+        self.message.as_mut().expect("an ICMP message").truncate(8 + length);
+        self
+    }
+
+    /// Sends an ICMP message to somebody else.
+    pub(crate) fn sent_to(self, ip: &str) -> Self {
+        Self { destination: SocketAddr::new(ip.parse().expect("an address"), 0), ..self }
+    }
+
     pub(crate) fn flags(self, flags: u8) -> Self {
         Self { flags, ..self }
+    }
+
+    /// TCP's sequence and acknowledgement number.
+    pub(crate) fn numbers(self, sequence: u32, acknowledgement: u32) -> Self {
+        Self { numbers: (sequence, acknowledgement), ..self }
+    }
+
+    /// TCP's window.
+    pub(crate) fn window(self, window: u16) -> Self {
+        Self { window, ..self }
+    }
+
+    /// The identification of IPv4.
+    pub(crate) fn id(self, id: u16) -> Self {
+        Self { id, ..self }
     }
 
     pub(crate) fn protocol(self, protocol: u8) -> Self {
@@ -130,7 +184,7 @@ impl Frame {
                 let words = 5 + self.options.len() / 4;
                 let mut header = vec![0x40 | words as u8, 0];
                 header.extend(((words * 4 + transport.len()) as u16).to_be_bytes());
-                header.extend([0x12, 0x34]);
+                header.extend(self.id.to_be_bytes());
                 header.extend(self.fragment.to_be_bytes());
                 header.extend([self.ttl, self.protocol, 0, 0]);
                 header.extend(source.octets());
@@ -155,6 +209,13 @@ impl Frame {
     }
 
     fn transport(&self) -> Vec<u8> {
+        if let Some(message) = &self.message {
+            let mut bytes = message.clone();
+            let pseudo = if self.protocol == ICMP { 0 } else { self.pseudo_sum(bytes.len()) };
+            let checksum = !sum(&bytes, pseudo);
+            bytes[2..4].copy_from_slice(&checksum.to_be_bytes());
+            return bytes;
+        }
         let mut bytes = Vec::new();
         bytes.extend(self.source.port().to_be_bytes());
         bytes.extend(self.destination.port().to_be_bytes());
@@ -162,7 +223,10 @@ impl Frame {
             bytes.extend(((8 + self.payload.len()) as u16).to_be_bytes());
             6
         } else {
-            bytes.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0xff, 0xff]);
+            bytes.extend(self.numbers.0.to_be_bytes());
+            bytes.extend(self.numbers.1.to_be_bytes());
+            bytes.extend([0x50, self.flags]);
+            bytes.extend(self.window.to_be_bytes());
             16
         };
         bytes.extend([0, 0]);

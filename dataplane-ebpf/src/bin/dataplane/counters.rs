@@ -11,6 +11,9 @@ pub enum Verdict {
     Pass,
     /// It ends here; the reason is counted.
     Drop(DropReason),
+    /// It ends here, and the reason is counted. Its buffer, with an answer to its sender in it, goes back by the link that
+    /// it came by.
+    Answer(DropReason),
     /// Straight into the pod behind this link.
     ToPod(u32),
     /// Out by this interface, with the link addresses that it has.

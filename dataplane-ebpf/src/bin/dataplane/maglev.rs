@@ -8,7 +8,7 @@ use crate::maps::{Family, MAGLEV};
 #[inline(always)]
 pub fn backend<A: Family>(frontend: &Frontend, slot: u32) -> Result<(u32, &'static Backend<A>), DropReason> {
     if frontend.backends == 0 {
-        return Err(if frontend.flags & Frontend::FLAG_LOCAL_POLICY == 0 {
+        return Err(if frontend.flags & Frontend::FLAG_SERVED_ELSEWHERE == 0 {
             DropReason::NoBackend
         } else {
             DropReason::NoLocalBackend

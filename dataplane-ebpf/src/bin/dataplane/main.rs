@@ -3,13 +3,15 @@
 //! | program | attached to | sees | does |
 //! |---|---|---|---|
 //! | `xdp_uplink` | XDP, uplink | every frame from outside | NodePorts and other external frontends; what is for other nodes, or comes back from them, leaves from here |
-//! | `tc_uplink` | tcx ingress, uplink | what XDP passed | the same, and what XDP leaves to it; hands packets to local pods |
-//! | `tc_pod` | tcx ingress, host end of a pod link | every packet from a pod | service addresses, answers of local backends, pod to pod |
+//! | `tc_uplink` | tcx ingress, uplink | what XDP passed | the same, and what XDP leaves to it; hands packets to local pods; translates ICMP errors; rejects |
+//! | `tc_pod` | tcx ingress, host end of a pod link | every packet from a pod | service addresses, answers of local backends, pod to pod; translates ICMP errors; rejects |
 //! | `connect4/6`, `sendmsg4/6`, `recvmsg4/6`, `getpeername4/6` | cgroup root | socket calls | the choice once per connection, nothing per packet |
 //!
 //! An entry point reads the headers, asks [`service`] for a verdict, and carries it out. A packet goes through
 //! [`parse`] → [`flow`] (a known connection: one lookup) or [`service`] (a new one: frontend, Maglev, backend, two
-//! entries) → [`rewrite`] → the way out. IPv4 and IPv6 share all of it through [`maps::Family`].
+//! entries) → [`rewrite`] → the way out. An ICMP error about a packet that was rewritten goes the way of its flow
+//! through [`icmp`], and a packet for a service without endpoints becomes the answer that [`reject`] makes of it. IPv4
+//! and IPv6 share all of it through [`maps::Family`].
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", allow(clippy::inline_always, reason = "a call is a BPF subprogram"))]
@@ -18,6 +20,8 @@
 mod counters;
 #[cfg(target_arch = "bpf")]
 mod flow;
+#[cfg(target_arch = "bpf")]
+mod icmp;
 #[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
@@ -28,6 +32,8 @@ mod maglev;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod parse;
+#[cfg(target_arch = "bpf")]
+mod reject;
 #[cfg(target_arch = "bpf")]
 mod rewrite;
 #[cfg(target_arch = "bpf")]

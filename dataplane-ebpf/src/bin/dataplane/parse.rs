@@ -1,12 +1,13 @@
 //! From bytes to a tuple.
 //!
-//! Everything else works on [`Headers`]; only this file and [`crate::rewrite`] know where a field stands. What cannot
-//! be a service's packet (other ethertypes and protocols, fragments, IP options, extension headers, frames for a link
-//! group) is [`Error::NotOurs`] and passes untouched: a rewrite on a guess would be worse than none.
+//! Everything else works on [`Headers`]; only this file, [`crate::rewrite`], [`crate::icmp`] and [`crate::reject`] know
+//! where a field stands. What cannot be a service's packet (other ethertypes and protocols, fragments, IP options,
+//! extension headers, frames for a link group) is [`Error::NotOurs`] and passes untouched: a rewrite on a guess would be
+//! worse than none.
 
-use weir_dataplane_ebpf::{Be16, DropReason, FlowKey, Ip4, Ip6, Protocol};
+use weir_dataplane_ebpf::{Be16, DropReason, FlowKey, Ip4, Ip6, Protocol, checksum};
 
-use crate::{counters::Verdict, log::Loggable, route::Routed};
+use crate::{counters::Verdict, log::Loggable, reject::Reply, route::Routed};
 
 /// Bytes before the network header.
 pub const ETHERNET_LENGTH: usize = 14;
@@ -30,6 +31,11 @@ impl TcpFlags {
     /// What a UDP packet has.
     pub const NONE: Self = Self(0);
 
+    /// The header's seventh word but the window, of a RST without data.
+    pub const RESET: Be16 = Be16::new(0x5000 | Self::RST as u16);
+    /// The same, of one that acknowledges.
+    pub const RESET_AND_ACKNOWLEDGE: Be16 = Be16::new(0x5000 | (Self::RST | Self::ACK) as u16);
+
     /// The first packet of a connection.
     #[inline(always)]
     pub const fn opens(self) -> bool {
@@ -52,6 +58,18 @@ impl TcpFlags {
     #[inline(always)]
     pub const fn finishes(self) -> bool {
         self.0 & Self::FIN != 0
+    }
+
+    /// The packet acknowledges something.
+    #[inline(always)]
+    pub const fn acknowledges(self) -> bool {
+        self.0 & Self::ACK != 0
+    }
+
+    /// What the flags take of the sequence numbers (RFC 9293, 3.4).
+    #[inline(always)]
+    pub const fn sequence_length(self) -> u32 {
+        (self.0 & Self::SYN != 0) as u32 + (self.0 & Self::FIN != 0) as u32
     }
 
     /// The connection ends at once.
@@ -166,6 +184,12 @@ impl Frame {
         self.start + length <= self.end
     }
 
+    /// The same bytes without the first `length`.
+    #[inline(always)]
+    pub const fn after(self, length: usize) -> Self {
+        Self { start: self.start + length, end: self.end }
+    }
+
     /// Reads a field; the caller has asked [`Frame::holds`].
     #[inline(always)]
     pub fn read<T: Copy>(self, offset: usize) -> T {
@@ -183,7 +207,7 @@ impl Frame {
 }
 
 /// Where a family's headers are, and how the fields before the ports are read.
-pub trait Layout: Loggable + Routed {
+pub trait Layout: Loggable + Routed + Reply {
     /// Bytes of the network header.
     const NETWORK_LENGTH: usize;
     /// Offset of the ports in the frame.
@@ -192,8 +216,11 @@ pub trait Layout: Loggable + Routed {
     const ADDRESSES: usize;
     /// Offset of the time to live.
     const TTL: usize;
-    /// Offset of the network header's checksum, if it has one.
+    /// Offset of the network header's checksum, if it has one. A family without it has the addresses in the checksums
+    /// of all its transports, ICMP among them.
     const NETWORK_CHECKSUM: Option<usize>;
+    /// The family's ICMP.
+    const ICMP: Protocol;
 
     /// Reads an address. Word by word: a copy of 16 unaligned bytes would be done byte by byte.
     fn read_address(frame: Frame, offset: usize) -> Self;
@@ -201,6 +228,8 @@ pub trait Layout: Loggable + Routed {
     fn write_address(self, frame: Frame, offset: usize);
     /// Reads protocol and length, or says that the packet is not ours. The frame holds the network header.
     fn network(frame: Frame) -> Result<(Protocol, u32), Error>;
+    /// Whether an ICMP message of this type quotes the packet that caused it.
+    fn is_error(icmp_type: u8) -> bool;
 }
 
 impl Layout for Ip4 {
@@ -208,6 +237,7 @@ impl Layout for Ip4 {
     const ADDRESSES: usize = ETHERNET_LENGTH + 12;
     const TTL: usize = ETHERNET_LENGTH + 8;
     const NETWORK_CHECKSUM: Option<usize> = Some(ETHERNET_LENGTH + 10);
+    const ICMP: Protocol = Protocol::ICMP;
 
     #[inline(always)]
     fn read_address(frame: Frame, offset: usize) -> Self {
@@ -229,6 +259,12 @@ impl Layout for Ip4 {
         }
         Ok((frame.read(ETHERNET_LENGTH + 9), u32::from(frame.read::<Be16>(ETHERNET_LENGTH + 2).get())))
     }
+
+    /// Destination unreachable, time exceeded, parameter problem (RFC 792; source quench is gone by RFC 6633).
+    #[inline(always)]
+    fn is_error(icmp_type: u8) -> bool {
+        matches!(icmp_type, 3 | 11 | 12)
+    }
 }
 
 impl Layout for Ip6 {
@@ -236,6 +272,7 @@ impl Layout for Ip6 {
     const ADDRESSES: usize = ETHERNET_LENGTH + 8;
     const TTL: usize = ETHERNET_LENGTH + 7;
     const NETWORK_CHECKSUM: Option<usize> = None;
+    const ICMP: Protocol = Protocol::ICMPV6;
 
     #[inline(always)]
     fn read_address(frame: Frame, offset: usize) -> Self {
@@ -257,6 +294,12 @@ impl Layout for Ip6 {
         }
         let payload = u32::from(frame.read::<Be16>(ETHERNET_LENGTH + 4).get());
         Ok((frame.read(ETHERNET_LENGTH + 6), payload + Self::NETWORK_LENGTH as u32))
+    }
+
+    /// Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443).
+    #[inline(always)]
+    fn is_error(icmp_type: u8) -> bool {
+        matches!(icmp_type, 1..=4)
     }
 }
 
@@ -291,6 +334,20 @@ pub fn network<A: Layout>(frame: Frame, frame_length: u32) -> Result<(Protocol, 
     if length > frame_length { Err(Error::Truncated) } else { Ok((protocol, length)) }
 }
 
+/// Reads the tuple; the frame holds the ports.
+#[inline(always)]
+pub fn key<A: Layout, T: Transport>(frame: Frame) -> FlowKey<A> {
+    FlowKey {
+        source: A::read_address(frame, A::ADDRESSES),
+        destination: A::read_address(frame, A::ADDRESSES + size_of::<A>()),
+        source_port: frame.read(A::TRANSPORT),
+        destination_port: frame.read(A::TRANSPORT + 2),
+        protocol: T::PROTOCOL,
+        padding: 0,
+        padding_word: 0,
+    }
+}
+
 /// Reads the rest, once the transport is known.
 #[inline(always)]
 pub fn headers<A: Layout, T: Transport>(frame: Frame, length: u32) -> Result<Headers<A>, Error> {
@@ -298,29 +355,37 @@ pub fn headers<A: Layout, T: Transport>(frame: Frame, length: u32) -> Result<Hea
         return Err(Error::Truncated);
     }
     Ok(Headers {
-        key: FlowKey {
-            source: A::read_address(frame, A::ADDRESSES),
-            destination: A::read_address(frame, A::ADDRESSES + size_of::<A>()),
-            source_port: frame.read(A::TRANSPORT),
-            destination_port: frame.read(A::TRANSPORT + 2),
-            protocol: T::PROTOCOL,
-            padding: 0,
-            padding_word: 0,
-        },
+        key: key::<A, T>(frame),
         length,
         flags: T::flags(frame, A::TRANSPORT),
         ttl: frame.read(A::TTL),
     })
 }
 
+/// The transport checksum after a change of what it covers by `delta`; nothing when there is none. Where zero says so,
+/// a sum that comes out as zero is sent as its complement.
+#[inline(always)]
+pub fn changed_checksum<T: Transport>(old: u16, delta: u16) -> Option<u16> {
+    if T::CHECKSUM_OPTIONAL && old == 0 {
+        return None;
+    }
+    let new = checksum::apply(old, delta);
+    Some(if T::CHECKSUM_OPTIONAL && new == 0 { u16::MAX } else { new })
+}
+
 /// The pseudo header's sum as a sender leaves it in the checksum field for its network card to complete.
 #[inline(always)]
 pub fn unfinished_checksum<A: Layout, T: Transport>(headers: &Headers<A>) -> u16 {
     let payload = headers.length as u16 - A::NETWORK_LENGTH as u16;
-    weir_dataplane_ebpf::checksum::Sum::default()
-        .add_address(&headers.key.source)
-        .add_address(&headers.key.destination)
-        .add_word(Be16::new(u16::from(T::PROTOCOL.0)))
+    pseudo_header(&headers.key, T::PROTOCOL, payload).fold()
+}
+
+/// The sum of the pseudo header (RFC 9293, 3.1; RFC 8200, 8.1): the same for a packet and for an answer of that length.
+#[inline(always)]
+pub fn pseudo_header<A: Layout>(key: &FlowKey<A>, protocol: Protocol, payload: u16) -> checksum::Sum {
+    checksum::Sum::default()
+        .add_address(&key.source)
+        .add_address(&key.destination)
+        .add_word(Be16::new(u16::from(protocol.0)))
         .add_word(Be16::new(payload))
-        .fold()
 }

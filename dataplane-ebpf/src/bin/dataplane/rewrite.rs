@@ -31,6 +31,10 @@ pub trait Hook {
         frame: Frame,
         flow: &Flow<A>,
     ) -> Result<(), DropReason>;
+    /// Refuses a packet whose service has no endpoint.
+    fn refuse<A: Layout, T: Transport>(&self, headers: &Headers<A>) -> Verdict;
+    /// Serves a packet of the family's ICMP, `length` bytes from the network header on.
+    fn serve_icmp<A: Layout>(&self, length: u32) -> Verdict;
 }
 
 /// Sets the deltas from the packet's tuple to the flow's.
@@ -94,20 +98,40 @@ pub fn translate<A: Layout, T: Transport, H: Hook>(
     }
 }
 
-/// Hands an untranslated packet to a pod of this node. The stack gets what has no hop left: it knows how to say so.
+/// Hands a packet that needs no translation, or none any more, to a pod of this node. The stack gets what has no hop
+/// left: it knows how to say so.
 #[inline(always)]
-pub fn deliver<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>, endpoint: &Endpoint) -> Verdict {
-    let frame = hook.frame();
-    if headers.ttl <= 1 || !frame.holds(A::TRANSPORT) {
+pub fn deliver<A: Layout>(frame: Frame, ttl: u8, endpoint: &Endpoint) -> Verdict {
+    if ttl <= 1 || !frame.holds(A::TRANSPORT) {
         return Verdict::Pass;
     }
-    decrement_ttl::<A>(frame, headers.ttl);
+    decrement_ttl::<A>(frame, ttl);
     write_link_addresses(frame, endpoint.pod_mac, endpoint.host_mac);
     Verdict::ToPod(endpoint.ifindex)
 }
 
+/// Sends a packet that is translated already on the flow's way. The stack gets what has no hop left, or no way.
 #[inline(always)]
-fn write_link_addresses(frame: Frame, destination: Mac, source: Mac) {
+pub fn lead<A: Layout>(frame: Frame, ttl: u8, flow: &Flow<A>) -> Verdict {
+    if flow.flags & Flow::<A>::FLAG_TO_POD != 0 {
+        let endpoint =
+            Endpoint { ifindex: flow.ifindex, pod_mac: flow.destination_mac, host_mac: flow.source_mac };
+        return deliver::<A>(frame, ttl, &endpoint);
+    }
+    if ttl <= 1 || flow.ifindex == 0 || !frame.holds(A::TRANSPORT) {
+        return Verdict::Pass;
+    }
+    decrement_ttl::<A>(frame, ttl);
+    if flow.flags & Flow::<A>::FLAG_NEXT_HOP == 0 {
+        return Verdict::ToNeighbour(flow.ifindex);
+    }
+    write_link_addresses(frame, flow.destination_mac, flow.source_mac);
+    Verdict::Out(flow.ifindex)
+}
+
+/// Addresses the frame.
+#[inline(always)]
+pub fn write_link_addresses(frame: Frame, destination: Mac, source: Mac) {
     let (Mac([a, b, c, d, e, f]), Mac([g, h, i, j, k, l])) = (destination, source);
     frame.write(0, [a, b, c, d]);
     frame.write(4, [e, f, g, h]);
@@ -121,8 +145,9 @@ fn decrement_ttl<A: Layout>(frame: Frame, ttl: u8) {
     change_network_checksum::<A>(frame, !Be16::new(0x0100).bits());
 }
 
+/// Changes the network header's checksum, where there is one.
 #[inline(always)]
-fn change_network_checksum<A: Layout>(frame: Frame, delta: u16) {
+pub fn change_network_checksum<A: Layout>(frame: Frame, delta: u16) {
     if let Some(offset) = A::NETWORK_CHECKSUM {
         frame.write(offset, checksum::apply(frame.read(offset), delta));
     }

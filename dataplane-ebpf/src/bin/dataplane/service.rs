@@ -56,6 +56,7 @@ fn serve_family<A: Layout, H: Hook>(hook: &H, frame: Frame, frame_length: u32) -
     match parse::network::<A>(frame, frame_length) {
         Ok((Tcp::PROTOCOL, length)) => serve_transport::<A, Tcp, H>(hook, frame, length),
         Ok((Udp::PROTOCOL, length)) => serve_transport::<A, Udp, H>(hook, frame, length),
+        Ok((protocol, length)) if protocol == A::ICMP => hook.serve_icmp::<A>(length),
         Ok(_) => Verdict::Pass,
         Err(error) => error.verdict(),
     }
@@ -67,8 +68,11 @@ fn serve_transport<A: Layout, T: Transport, H: Hook>(hook: &H, frame: Frame, len
         Ok(headers) => headers,
         Err(error) => return error.verdict(),
     };
-    let verdict = decide::<A, T, H>(hook, &headers);
-    if let Verdict::Drop(reason) = verdict {
+    let verdict = match decide::<A, T, H>(hook, &headers) {
+        Verdict::Drop(DropReason::NoBackend) => hook.refuse::<A, T>(&headers),
+        verdict => verdict,
+    };
+    if let Verdict::Drop(reason) | Verdict::Answer(reason) = verdict {
         log::dropped(&headers.key, hook.ifindex(), reason);
     }
     verdict
@@ -102,7 +106,7 @@ fn pass<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
     }
     // SAFETY: as in `flow::lead_to_pod`.
     match unsafe { A::endpoints().get(&headers.key.destination) } {
-        Some(endpoint) => rewrite::deliver(hook, headers, endpoint),
+        Some(endpoint) => rewrite::deliver::<A>(hook.frame(), headers.ttl, endpoint),
         None => Verdict::Pass,
     }
 }

@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     macros::classifier,
     programs::TcContext,
@@ -12,20 +12,44 @@ use weir_dataplane_ebpf::{DropReason, Flow, Scope, checksum};
 
 use crate::{
     counters::{Verdict, count_drop},
+    icmp,
     parse::{Frame, Headers, Layout, Transport},
+    reject,
     rewrite::Hook,
     service,
 };
 
 /// Bytes that the longest headers we read take: Ethernet, IPv6, TCP.
-const HEADERS_LENGTH: u32 = 14 + 40 + 20;
+const HEADERS_LENGTH: usize = 14 + 40 + 20;
 /// `pkt_type` of a packet that is for this machine.
 const PACKET_HOST: u32 = 0;
 
 /// A socket buffer on its way in.
-struct Ingress<'a> {
+pub struct Ingress<'a> {
     context: &'a TcContext,
     scope: Scope,
+}
+
+impl Ingress<'_> {
+    /// The kernel's context: what subprograms take, whose registers hold no more than a pointer.
+    #[inline(always)]
+    pub fn skb(&self) -> *mut __sk_buff {
+        self.context.skb.skb
+    }
+}
+
+/// The bytes of a socket buffer that are at hand: the first `length`, unless the packet is shorter.
+#[inline(always)]
+pub fn frame(context: &TcContext, length: usize) -> Frame {
+    let frame = Frame::new(context.data(), context.data_end());
+    if frame.holds(length) {
+        return frame;
+    }
+    // The headers may lie in a fragment of the buffer. A packet that is shorter than that is whole afterwards.
+    let all = context.len();
+    let length = length as u32;
+    let _ = context.pull_data(if all < length { all } else { length });
+    Frame::new(context.data(), context.data_end())
 }
 
 impl Hook for Ingress<'_> {
@@ -76,18 +100,32 @@ impl Hook for Ingress<'_> {
         change(addresses, u64::from(BPF_F_PSEUDO_HDR))?;
         if ports == 0 || ports == u16::MAX { Ok(()) } else { change(ports, 0) }
     }
+
+    #[inline(always)]
+    fn refuse<A: Layout, T: Transport>(&self, headers: &Headers<A>) -> Verdict {
+        if reject::answer::<A, T>(self.skb(), headers) {
+            Verdict::Answer(DropReason::NoBackend)
+        } else {
+            Verdict::Drop(DropReason::NoBackend)
+        }
+    }
+
+    #[inline(always)]
+    fn serve_icmp<A: Layout>(&self, length: u32) -> Verdict {
+        icmp::serve::<A>(self, length)
+    }
 }
 
 /// Packets from outside.
 #[classifier]
 pub fn tc_uplink(context: TcContext) -> i32 {
-    carry_out(try_ingress(&Ingress { context: &context, scope: Scope::EXTERNAL }))
+    carry_out(&context, try_ingress(&Ingress { context: &context, scope: Scope::EXTERNAL }))
 }
 
 /// Packets from a pod.
 #[classifier]
 pub fn tc_pod(context: TcContext) -> i32 {
-    carry_out(try_ingress(&Ingress { context: &context, scope: Scope::INTERNAL }))
+    carry_out(&context, try_ingress(&Ingress { context: &context, scope: Scope::INTERNAL }))
 }
 
 #[inline(always)]
@@ -99,21 +137,23 @@ fn try_ingress(ingress: &Ingress<'_>) -> Verdict {
         return Verdict::Pass;
     }
     let length = ingress.context.len();
-    if !ingress.frame().holds(HEADERS_LENGTH as usize) {
-        // The headers may lie in a fragment of the buffer. A packet that is shorter than that is whole afterwards.
-        let _ = ingress.context.pull_data(if length < HEADERS_LENGTH { length } else { HEADERS_LENGTH });
-    }
+    let _ = frame(ingress.context, HEADERS_LENGTH);
     service::serve(ingress, length)
 }
 
 /// `TC_ACT_UNSPEC` leaves the packet to whatever else is attached; the host's own programs keep their say.
 #[inline(always)]
-fn carry_out(verdict: Verdict) -> i32 {
+fn carry_out(context: &TcContext, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop(reason) => {
             count_drop(reason);
             TC_ACT_SHOT
+        }
+        Verdict::Answer(reason) => {
+            count_drop(reason);
+            // SAFETY: the helper takes plain numbers, and the context is the kernel's.
+            unsafe { bpf_redirect((*context.skb.skb).ifindex, 0) as i32 }
         }
         // SAFETY: the helper takes plain numbers.
         Verdict::ToPod(ifindex) => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },

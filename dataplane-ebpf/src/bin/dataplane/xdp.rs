@@ -2,8 +2,8 @@
 //!
 //! A backend on another node gets its packet from here, with this node's address as the source, and its answers come back
 //! through here: neither climbs the stack. A backend of this node gets its packet by way of the stack's first steps and
-//! `tc_uplink`. Flows whose next hop is not known yet, and senders whose checksums are not finished (a veth peer with
-//! transmit offload), are `tc_uplink`'s.
+//! `tc_uplink`. Flows whose next hop is not known yet, senders whose checksums are not finished (a veth peer with
+//! transmit offload), ICMP errors, and packets that get an answer from here are `tc_uplink`'s.
 
 use core::ffi::c_void;
 
@@ -13,7 +13,7 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
-use weir_dataplane_ebpf::{DropReason, Flow, Scope, checksum};
+use weir_dataplane_ebpf::{DropReason, Flow, Scope};
 
 use crate::{
     counters::{Verdict, count_drop},
@@ -64,14 +64,20 @@ impl Hook for Uplink<'_> {
         flow: &Flow<A>,
     ) -> Result<(), DropReason> {
         let offset = A::TRANSPORT + T::CHECKSUM;
-        let old: u16 = frame.read(offset);
-        // Where zero means that there is none, a sum that comes out as zero is sent as its complement.
-        if T::CHECKSUM_OPTIONAL && old == 0 {
-            return Ok(());
+        if let Some(new) = parse::changed_checksum::<T>(frame.read(offset), flow.transport_delta) {
+            frame.write(offset, new);
         }
-        let new = checksum::apply(old, flow.transport_delta);
-        frame.write(offset, if T::CHECKSUM_OPTIONAL && new == 0 { u16::MAX } else { new });
         Ok(())
+    }
+
+    #[inline(always)]
+    fn refuse<A: Layout, T: Transport>(&self, _: &Headers<A>) -> Verdict {
+        Verdict::Pass
+    }
+
+    #[inline(always)]
+    fn serve_icmp<A: Layout>(&self, _: u32) -> Verdict {
+        Verdict::Pass
     }
 }
 
@@ -87,7 +93,7 @@ pub fn xdp_uplink(context: XdpContext) -> u32 {
         Verdict::Out(ifindex) if ifindex == uplink.ifindex() => XDP_TX,
         // SAFETY: the helper takes plain numbers.
         Verdict::Out(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
-        Verdict::Pass | Verdict::ToPod(_) | Verdict::ToNeighbour(_) => XDP_PASS,
+        Verdict::Pass | Verdict::Answer(_) | Verdict::ToPod(_) | Verdict::ToNeighbour(_) => XDP_PASS,
     }
 }
 
