@@ -14,7 +14,6 @@ use node::{
     echo::{PATIENCE, echo_pod, tcp, udp},
 };
 use weir_dataplane::cli::{self, ExplainArgs, Output, View, ViewArgs};
-use weir_tests::Namespace;
 
 fn cluster_ip(n: u8) -> SocketAddr {
     ([10, 96, 0, n], 80).into()
