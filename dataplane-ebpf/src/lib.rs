@@ -20,6 +20,7 @@ pub mod checksum;
 mod config;
 mod counters;
 mod endpoint;
+pub mod filter;
 mod flow;
 mod frontend;
 pub mod hash;

@@ -22,6 +22,7 @@ use weir_dataplane_ebpf::{Ip4, Ip6, NodeConfig, maps::FLOWS};
 
 use crate::{
     config::Config,
+    filter::Bits,
     flows::{self, TickClock},
     kernel::{
         attach::{AttachError, Programs, Targets},
@@ -33,7 +34,7 @@ use crate::{
     node::{self, NodeError},
     paths::Paths,
     plan::model::ServiceKey,
-    reconcile::{Complaint, Reconciler, SyncError},
+    reconcile::{self, Complaint, Reconciler, SyncError},
     watch::{self, Change, NodeFacts, Store},
 };
 
@@ -118,6 +119,8 @@ struct Agent {
     addresses: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     maps: Arc<Maps>,
     clock: TickClock,
+    /// What a pass over the flow tables found in use. One at a time: a pass that is not heard yet says enough.
+    flow_uses: (mpsc::Sender<Bits>, mpsc::Receiver<Bits>),
     store: Store,
     known_node: NodeFacts,
     reconciler: Reconciler,
@@ -155,6 +158,7 @@ impl Agent {
         let maps = Maps::open(&paths)?;
         // Before anything is attached: a program that finds no flags does nothing.
         write_node_config(&maps, config.socket_lb, &[])?;
+        reconcile::prepare_filter(&maps)?;
         programs.attach(&Targets { uplinks: &uplinks, cgroup: cgroup.as_deref() })?;
         node::enable_forwarding(&paths)?;
         node::keep_inside(&netlink, &config).await?;
@@ -170,6 +174,7 @@ impl Agent {
         let mut agent = Self {
             store: Store::new(node_name),
             clock: TickClock::start().map_err(Error::Clock)?,
+            flow_uses: mpsc::channel(1),
             known_node: NodeFacts::default(),
             waiting_since: None,
             retry: None,
@@ -217,6 +222,12 @@ impl Agent {
                 () = async { sleep_until(retry.expect("guarded")).await }, if retry.is_some() => {}
                 _ = passes.tick() => {
                     self.collect_flows();
+                    continue;
+                }
+                Some(uses) = self.flow_uses.1.recv() => {
+                    if let Err(error) = self.reconciler.narrow_filter(uses) {
+                        warn!(%error, "more packets than need be are looked up");
+                    }
                     continue;
                 }
             }
@@ -305,11 +316,13 @@ impl Agent {
             Err(error) => return warn!(%error, "cannot tell the age of flows"),
         };
         let (maps, metrics, paths) = (Arc::clone(&self.maps), self.metrics.clone(), self.paths.clone());
+        let uses = self.flow_uses.0.clone();
         tokio::task::spawn_blocking(move || {
             let started = std::time::Instant::now();
             match flows::pass(&maps, now, rate).and_then(|pass| Ok((pass, maps.drops()?))) {
                 Ok((pass, drops)) => {
                     observe(&metrics.flow_pass, started.elapsed());
+                    let _ = uses.try_send(pass.uses);
                     metrics.flows_removed.inc_by(pass.removed);
                     metrics.set_fill("flows_v4", pass.live[0], FLOWS);
                     metrics.set_fill("flows_v6", pass.live[1], FLOWS);

@@ -13,9 +13,12 @@ use std::{
 
 use weir_dataplane_ebpf::{Backend, Flow, FlowKey, FlowState, Protocol};
 
-use crate::kernel::{
-    maps::{Family, FamilyMaps, Maps, TableError, backend_address},
-    sys::Jiffies,
+use crate::{
+    filter::Bits,
+    kernel::{
+        maps::{Family, FamilyMaps, Maps, TableError, backend_address},
+        sys::Jiffies,
+    },
 };
 
 /// How often the flow tables are read. Lifetimes are exact to this.
@@ -82,12 +85,14 @@ impl TickClock {
 }
 
 /// What a pass found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pass {
     /// Entries that stay.
     pub live: [u32; 2],
     /// Entries that were removed.
     pub removed: u64,
+    /// What packets of the entries that stay go to or come from.
+    pub uses: Bits,
 }
 
 /// Why an entry goes.
@@ -105,15 +110,20 @@ fn is_over<A: Family>(
     }
     // The backend's own direction names it as the source of the packet, the client's as the destination of the rewrite.
     let backend: SocketAddr = if flow.flags & Flow::<A>::FLAG_REPLY == 0 {
-        (flow.destination.ip(), flow.destination_port.get()).into()
+        socket(flow.destination, flow.destination_port)
     } else {
-        (key.source.ip(), key.source_port.get()).into()
+        socket(key.source, key.source_port)
     };
     // A short rest even then: the plan may just have been giving the backend its id.
     idle > CLOSED.as_secs_f64() && backends.get(&backend) != Some(&flow.backend)
 }
 
-fn collect<A: Family>(maps: &FamilyMaps<A>, now: u32, ticks_per_s: f64) -> Result<(u32, u64), TableError> {
+fn collect<A: Family>(
+    maps: &FamilyMaps<A>,
+    now: u32,
+    ticks_per_s: f64,
+    uses: &mut Bits,
+) -> Result<(u32, u64), TableError> {
     let (mut live, mut removed) = (0, 0);
     let mut backends: Option<HashMap<SocketAddr, u32>> = None;
     for batch in maps.flows.batches() {
@@ -136,6 +146,7 @@ fn collect<A: Family>(maps: &FamilyMaps<A>, now: u32, ticks_per_s: f64) -> Resul
                 gone.push(*key);
             } else {
                 live += 1;
+                uses.set(used(key, flow));
             }
         }
         maps.flows.remove(&gone)?;
@@ -146,9 +157,20 @@ fn collect<A: Family>(maps: &FamilyMaps<A>, now: u32, ticks_per_s: f64) -> Resul
 
 /// Removes what is over from both families' tables.
 pub fn pass(maps: &Maps, now: u32, ticks_per_s: f64) -> Result<Pass, TableError> {
-    let v4 = collect(&maps.v4, now, ticks_per_s)?;
-    let v6 = collect(&maps.v6, now, ticks_per_s)?;
-    Ok(Pass { live: [v4.0, v6.0], removed: v4.1 + v6.1 })
+    let mut uses = Bits::default();
+    let v4 = collect(&maps.v4, now, ticks_per_s, &mut uses)?;
+    let v6 = collect(&maps.v6, now, ticks_per_s, &mut uses)?;
+    Ok(Pass { live: [v4.0, v6.0], removed: v4.1 + v6.1, uses })
+}
+
+/// What makes the programs look up packets of this entry: the frontend that they go to, or the backend that they come
+/// from.
+fn used<A: Family>(key: &FlowKey<A>, flow: &Flow<A>) -> SocketAddr {
+    if flow.flags & Flow::<A>::FLAG_REPLY == 0 {
+        socket(key.destination, key.destination_port)
+    } else {
+        socket(key.source, key.source_port)
+    }
 }
 
 /// An address and port of the ABI.

@@ -14,6 +14,7 @@ mod cleanup;
 pub mod cli;
 pub mod cni;
 mod config;
+pub mod filter;
 pub mod flows;
 pub mod kernel;
 mod metrics;

@@ -27,7 +27,8 @@ pub const SOCKET_HOOKS: [&str; 8] =
     ["connect4", "sendmsg4", "recvmsg4", "getpeername4", "connect6", "sendmsg6", "recvmsg6", "getpeername6"];
 
 /// Every map of the object, by its name, which is also the name of its pin.
-pub const MAPS: [&str; 20] = [
+pub const MAPS: [&str; 21] = [
+    "filter",
     "frontends_v4",
     "frontends_v6",
     "backends_v4",

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
+    net::SocketAddr,
     sync::Arc,
     time::Instant,
 };
@@ -10,11 +11,12 @@ use std::{
 use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey};
 
 use crate::{
+    filter::{Bits, Filter},
     kernel::maps::{Family, FamilyMaps, Maps, TableError, backend_address, frontend_address, source_range},
     metrics::Metrics,
     names::NameTable,
     paths::Paths,
-    plan::{Adopted, AdoptedBackend, Batch, Books, Limits, Plan, PortName, Problem, model::ServiceKey},
+    plan::{Adopted, AdoptedBackend, Batch, Books, Limits, Plan, PortName, Problem, Step, model::ServiceKey},
     watch::{Store, Unserved},
 };
 
@@ -57,7 +59,7 @@ pub struct Reconciler {
     maps: Arc<Maps>,
     names: NameTable,
     /// Nothing until the maps have been read, and again after a failed write.
-    books: Option<Books>,
+    books: Option<(Books, Filter)>,
     complaints: HashMap<ServiceKey, BTreeSet<Complaint>>,
     epoch: Instant,
     metrics: Metrics,
@@ -91,9 +93,12 @@ impl Reconciler {
         let now_ms = self.epoch.elapsed().as_millis() as u64;
         let limits = Limits::default();
         let first = self.books.is_none();
-        let mut books = match self.books.take() {
+        let (mut books, mut filter) = match self.books.take() {
             Some(books) => books,
-            None => Books::adopt(limits, adopt(&self.maps, self.names.names())?),
+            None => (
+                Books::adopt(limits, adopt(&self.maps, self.names.names())?),
+                read_filter(&self.maps, now_ms)?,
+            ),
         };
         let mut round = Round::default();
         let mut queue: Vec<ServiceKey> = if first {
@@ -121,11 +126,21 @@ impl Reconciler {
                 round.add(plan);
             }
         }
-        let outcome = round.carry_out(&self.maps, &mut self.names)?;
+        let outcome = round.carry_out(&self.maps, &mut self.names, &mut filter, now_ms)?;
         self.metrics.set_usage(&books.usage(), &limits);
         self.metrics.unserved.set(self.complaints.len() as i64);
-        self.books = Some(books);
+        self.books = Some((books, filter));
         Ok(outcome)
+    }
+
+    /// Clears what is left in the filter of services that are long gone, but for what live flows use. Costs nothing while
+    /// none has gone.
+    pub fn narrow_filter(&mut self, live: Bits) -> Result<(), TableError> {
+        let now_ms = self.epoch.elapsed().as_millis() as u64;
+        let Some((books, filter)) = &mut self.books else { return Ok(()) };
+        let changed = filter.narrow(books.addresses(), live, now_ms);
+        // A bit too many does no harm, and the next removal clears it.
+        self.maps.write_filter(&changed)
     }
 }
 
@@ -169,14 +184,41 @@ impl Round {
             .extend(now.difference(&before).map(|complaint| (key.clone(), complaint.clone())));
     }
 
-    /// Names that are new come before the maps use them, names that are over go after.
-    fn carry_out(self, maps: &Maps, names: &mut NameTable) -> Result<Outcome, SyncError> {
+    /// Names that are new come before the maps use them, names that are over go after; so do bits of the filter.
+    fn carry_out(
+        self,
+        maps: &Maps,
+        names: &mut NameTable,
+        filter: &mut Filter,
+        now_ms: u64,
+    ) -> Result<Outcome, SyncError> {
         let steps = self.batch.into_steps();
         names.update(&self.new_names).map_err(SyncError::Names)?;
+        maps.write_filter(&filter.widen(steps.iter().filter_map(Step::serves)))?;
         maps.execute(&steps)?;
+        if steps.iter().any(Step::ends) {
+            filter.leave_over(now_ms);
+        }
         names.update(&self.old_names).map_err(SyncError::Names)?;
         Ok(Outcome { steps: steps.len(), ..self.outcome })
     }
+}
+
+/// Lets packets of what an earlier agent programmed through the filter, for programs that are about to be attached: that
+/// agent may not have known the filter.
+pub fn prepare_filter(maps: &Maps) -> Result<(), TableError> {
+    let mut adopted = Adopted::default();
+    adopt_family(&maps.v4, &mut adopted)?;
+    adopt_family(&maps.v6, &mut adopted)?;
+    let frontends = adopted.frontends.iter().map(|(it, _)| SocketAddr::new(it.address, it.port));
+    let backends = adopted.backends.iter().map(|backend| backend.address);
+    let mut filter = read_filter(maps, 0)?;
+    maps.write_filter(&filter.widen(frontends.chain(backends)))
+}
+
+fn read_filter(maps: &Maps, now_ms: u64) -> Result<Filter, TableError> {
+    let words = maps.filter.entries()?.into_iter().map(|(_, word)| word).collect();
+    Ok(Filter::adopt(words, now_ms))
 }
 
 /// Reads everything that an earlier agent wrote.

@@ -7,7 +7,7 @@ use packets::{
     frame::{ACK, FIN, RST, SYN, TCP, UDP, tcp, udp},
 };
 use weir_dataplane_ebpf::{
-    Backend, FlowState, Ip4, Ip6, Scope,
+    Backend, FlowState, Ip4, Ip6, Scope, filter,
     maps::{MASQUERADE_PORT_FIRST, MASQUERADE_PORTS},
 };
 
@@ -285,4 +285,15 @@ fn a_backend_elsewhere_is_masqueraded_by_tc() {
             drop: Some("ttl-exceeded"),
         },
     ]);
+}
+
+/// The agent sets bits before it shows frontends. A packet that no bit speaks for costs no look-up, even of its flow.
+#[test]
+fn the_filter_decides_what_is_looked_up() {
+    let mut dataplane = node_port();
+    dataplane.check(&[xdp("with its bit", tcp(CLIENT, NODE).flags(SYN), Some(tcp(CLIENT, POD).flags(SYN)))]);
+    for word in 0..filter::WORDS {
+        dataplane.array::<u64>("filter").set(word, 0, 0).expect("within the bound");
+    }
+    dataplane.check(&[xdp("without", tcp(CLIENT, NODE), None)]);
 }

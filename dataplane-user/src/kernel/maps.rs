@@ -215,6 +215,8 @@ pub struct Maps {
     pub v4: FamilyMaps<Ip4>,
     /// IPv6.
     pub v6: FamilyMaps<Ip6>,
+    /// Which addresses and ports can have to do with a service.
+    pub filter: Table<u32, u64>,
     /// The tables' slots.
     pub maglev: Table<u32, u32>,
     /// The node's own facts.
@@ -321,6 +323,7 @@ impl Maps {
         Ok(Self {
             v4: FamilyMaps::open(paths)?,
             v6: FamilyMaps::open(paths)?,
+            filter: Table::open(&paths.map("filter"))?,
             maglev: Table::open(&paths.map("maglev"))?,
             node_config: Table::open(&paths.map("node_config"))?,
             uplinks: Table::open(&paths.map("uplinks"))?,
@@ -330,6 +333,12 @@ impl Maps {
                 source: error.into(),
             })?,
         })
+    }
+
+    /// Writes elements of the filter.
+    pub fn write_filter(&self, changed: &[(u32, u64)]) -> Result<(), TableError> {
+        let (indexes, words): (Vec<u32>, Vec<u64>) = changed.iter().copied().unzip();
+        self.filter.write(&indexes, &words)
     }
 
     /// Carries out steps in their order; neighbours of one kind share system calls.

@@ -62,6 +62,21 @@ pub enum Step {
 }
 
 impl Step {
+    /// The address and port that packets may come from or go to once the step is carried out, and that the filter must let
+    /// through before.
+    pub fn serves(&self) -> Option<SocketAddr> {
+        match self {
+            Self::WriteBackend { address, .. } => Some(*address),
+            Self::WriteFrontend { address, .. } => Some(SocketAddr::new(address.address, address.port)),
+            _ => None,
+        }
+    }
+
+    /// Whether packets of something may come no more once the step is carried out.
+    pub fn ends(&self) -> bool {
+        matches!(self, Self::RemoveFrontend { .. } | Self::RetireBackend { .. })
+    }
+
     /// Rank of a step's kind. Steps of different services may be carried out together, kind by kind.
     pub fn phase(&self) -> u8 {
         match self {

@@ -17,7 +17,7 @@ use weir_dataplane::{
 };
 use weir_dataplane_ebpf::{
     Address, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, Mac,
-    NodeConfig, Protocol, Scope,
+    NodeConfig, Protocol, Scope, filter,
 };
 
 pub(crate) use frame::Frame;
@@ -83,10 +83,12 @@ macro_rules! family {
             }
 
             fn insert_frontend(dataplane: &mut Dataplane, key: FrontendKey<Self>, value: Frontend) {
+                dataplane.widen_filter(key.address, key.port);
                 dataplane.hash($frontends).insert(key, value, 0).expect("room");
             }
 
             fn set_backend(dataplane: &mut Dataplane, id: u32, value: Backend<Self>) {
+                dataplane.widen_filter(value.address, value.port);
                 dataplane.array($backends).set(id, value, 0).expect("within the bound");
             }
 
@@ -172,6 +174,14 @@ impl Dataplane {
     pub(crate) fn array<V: Pod>(&mut self, name: &str) -> Array<&mut MapData, V> {
         Array::try_from(self.ebpf.map_mut(name).unwrap_or_else(|| panic!("no map {name}")))
             .expect("its layout")
+    }
+
+    /// Lets packets to or from here be looked at, as the agent does before it writes a frontend or a backend.
+    fn widen_filter<A: Family>(&mut self, address: A, port: Be16) {
+        let (word, bit) = filter::position(&address, port);
+        let mut words = self.array::<u64>("filter");
+        let old = words.get(&word, 0).expect("within the bound");
+        words.set(word, old | bit, 0).expect("within the bound");
     }
 
     /// A service port: `backends` as ADDRESS:PORT; `local` says whether they run on this node.

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use weir_dataplane_ebpf::{
     Address, Backend, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, Namespace,
-    NodeConfig, SocketPeer, SocketPeerKey, Uplink,
+    NodeConfig, SocketPeer, SocketPeerKey, Uplink, filter,
     maps::{
         AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, SOCKET_AFFINITY, SOCKET_PEERS,
         SOURCE_RANGES, UPLINKS,
@@ -21,6 +21,8 @@ use crate::{affinity::Choices, source_range::Ranges};
 
 #[map(name = "maglev")]
 pub static MAGLEV: Array<u32> = Array::with_max_entries(MAGLEV_SLOTS, 0);
+#[map(name = "filter")]
+pub static FILTER: Array<u64> = Array::with_max_entries(filter::WORDS, 0);
 #[map(name = "node_config")]
 pub static NODE_CONFIG: Array<NodeConfig> = Array::with_max_entries(1, 0);
 #[map(name = "uplinks")]

@@ -10,6 +10,7 @@ use weir_dataplane_ebpf::{
 use crate::{
     affinity,
     counters::Verdict,
+    filter,
     flow::{self, Arrival},
     kernel::now_jiffies,
     log,
@@ -79,13 +80,16 @@ fn serve_transport<A: Layout, T: Transport, H: Hook>(hook: &H, frame: Frame, len
     verdict
 }
 
-/// A known flow, a service, or neither.
+/// A known flow, a service, or neither. Most packets of a node are neither, and know it from the filter alone.
 #[inline(always)]
 fn decide<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
+    let key = &headers.key;
+    if !filter::concerns(key) {
+        return pass(hook, headers);
+    }
     if let Some(verdict) = flow::follow::<A, T, H>(hook, headers) {
         return verdict;
     }
-    let key = &headers.key;
     let frontend_key = FrontendKey {
         address: key.destination,
         port: key.destination_port,

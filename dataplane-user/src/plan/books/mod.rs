@@ -102,6 +102,12 @@ impl Books {
         }
     }
 
+    /// What packets to or from can be a service's: all frontends and backends, by address and port.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        let frontends = self.frontends.keys().map(|it| SocketAddr::new(it.address, it.port));
+        frontends.chain(self.backends.keys().copied())
+    }
+
     /// Ids of backends that are in use, by family, for those who ask whether a flow's backend still is.
     pub fn backend(&self, address: SocketAddr) -> Option<u32> {
         self.backends.get(&address).map(|backend| backend.id)
