@@ -2,7 +2,7 @@
 
 use crate::{Be16, Mac, Protocol, family_layout, layout};
 
-/// Key of `flows_v4` and `flows_v6`: the packet's tuple as it arrives.
+/// Key of `flows_v4`, `flows_v6`, `opening_v4` and `opening_v6`: the packet's tuple as it arrives.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey<A> {
@@ -28,7 +28,7 @@ pub struct FlowKey<A> {
 pub struct FlowState(pub u8);
 
 impl FlowState {
-    /// Packets one way only: a SYN, or a first datagram.
+    /// Packets one way only: a SYN, or a first datagram. Such entries stand in `opening_v4` and `opening_v6`.
     pub const OPENING: Self = Self(0);
     /// Both directions were seen.
     pub const ESTABLISHED: Self = Self(1);
@@ -38,7 +38,7 @@ impl FlowState {
     pub const CLOSED: Self = Self(3);
 }
 
-/// Value of `flows_v4` and `flows_v6`: the whole rewrite of one direction.
+/// Value of the same maps: the whole rewrite of one direction.
 ///
 /// An established packet costs one lookup: new tuple, checksum deltas and the way out all stand here. No entry
 /// refers to its other half, so that losing one half misroutes nothing: the half that is left, or the

@@ -6,8 +6,10 @@ pub const FRONTENDS: u32 = 65_536;
 pub const BACKENDS: u32 = 65_536;
 /// Slots of all services' Maglev tables together, 4 bytes each.
 pub const MAGLEV_SLOTS: u32 = 1 << 21;
-/// Flow entries, by family; a connection takes two.
+/// Flow entries, by family; a connection takes two. Without room a new connection stays among the opening ones.
 pub const FLOWS: u32 = 262_144;
+/// Entries of flows that only one side has spoken of, by family (least recently used go first).
+pub const OPENING_FLOWS: u32 = 65_536;
 /// Pod links of this node, by family.
 pub const ENDPOINTS: u32 = 1_024;
 /// Links to the outside.

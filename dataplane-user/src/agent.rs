@@ -18,7 +18,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use weir_dataplane_ebpf::{Ip4, Ip6, NodeConfig, maps::FLOWS};
+use weir_dataplane_ebpf::{
+    Ip4, Ip6, NodeConfig,
+    maps::{FLOWS, OPENING_FLOWS},
+};
 
 use crate::{
     config::Config,
@@ -326,6 +329,8 @@ impl Agent {
                     metrics.flows_removed.inc_by(pass.removed);
                     metrics.set_fill("flows_v4", pass.live[0], FLOWS);
                     metrics.set_fill("flows_v6", pass.live[1], FLOWS);
+                    metrics.set_fill("opening_v4", pass.opening[0], OPENING_FLOWS);
+                    metrics.set_fill("opening_v6", pass.opening[1], OPENING_FLOWS);
                     metrics.set_drops(&drops);
                 }
                 Err(error) => warn!(%error, run_dir = %paths.run_dir().display(), "cannot look after flows"),

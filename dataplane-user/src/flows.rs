@@ -1,7 +1,7 @@
 //! Which flow entries are over, and their removal.
 //!
-//! The programs never evict: a live connection is not thrown out to make room for a flood of new ones. So what is over
-//! must go from here: read in batches, judged by protocol and state, and looked at once more before it is removed, so
+//! The programs never evict an established flow: a live connection is not thrown out to make room for a flood of new ones.
+//! So what is over must go from here: read in batches, judged by protocol and state, and looked at once more before it is removed, so
 //! that a packet which came meanwhile saves its flow. Both halves of a flow are kept alive by either (the programs see
 //! to that); each is judged alone, and the one that is left repairs the other.
 
@@ -16,7 +16,7 @@ use weir_dataplane_ebpf::{Backend, Flow, FlowKey, FlowState, Protocol};
 use crate::{
     filter::Bits,
     kernel::{
-        maps::{Family, FamilyMaps, Maps, TableError, backend_address},
+        maps::{Family, FamilyMaps, Maps, Table, TableError, backend_address},
         sys::Jiffies,
     },
 };
@@ -87,8 +87,10 @@ impl TickClock {
 /// What a pass found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pass {
-    /// Entries that stay.
+    /// Entries that stay, of established flows.
     pub live: [u32; 2],
+    /// Entries that stay, of opening ones.
+    pub opening: [u32; 2],
     /// Entries that were removed.
     pub removed: u64,
     /// What packets of the entries that stay go to or come from.
@@ -120,13 +122,14 @@ fn is_over<A: Family>(
 
 fn collect<A: Family>(
     maps: &FamilyMaps<A>,
+    table: &Table<FlowKey<A>, Flow<A>>,
     now: u32,
     ticks_per_s: f64,
     uses: &mut Bits,
 ) -> Result<(u32, u64), TableError> {
     let (mut live, mut removed) = (0, 0);
     let mut backends: Option<HashMap<SocketAddr, u32>> = None;
-    for batch in maps.flows.batches() {
+    for batch in table.batches() {
         let batch = batch?;
         if batch.is_empty() {
             continue;
@@ -142,14 +145,14 @@ fn collect<A: Family>(
         let mut gone = Vec::new();
         for (key, flow) in &batch {
             // Once more, now: the batch is some milliseconds old.
-            if over(key, flow) && maps.flows.get(key)?.is_some_and(|flow| over(key, &flow)) {
+            if over(key, flow) && table.get(key)?.is_some_and(|flow| over(key, &flow)) {
                 gone.push(*key);
             } else {
                 live += 1;
                 uses.set(used(key, flow));
             }
         }
-        maps.flows.remove(&gone)?;
+        table.remove(&gone)?;
         removed += gone.len() as u64;
     }
     Ok((live, removed))
@@ -158,9 +161,17 @@ fn collect<A: Family>(
 /// Removes what is over from both families' tables.
 pub fn pass(maps: &Maps, now: u32, ticks_per_s: f64) -> Result<Pass, TableError> {
     let mut uses = Bits::default();
-    let v4 = collect(&maps.v4, now, ticks_per_s, &mut uses)?;
-    let v6 = collect(&maps.v6, now, ticks_per_s, &mut uses)?;
-    Ok(Pass { live: [v4.0, v6.0], removed: v4.1 + v6.1, uses })
+    let (v4, v6) = (&maps.v4, &maps.v6);
+    let live_v4 = collect(v4, &v4.flows, now, ticks_per_s, &mut uses)?;
+    let live_v6 = collect(v6, &v6.flows, now, ticks_per_s, &mut uses)?;
+    let opening_v4 = collect(v4, &v4.opening, now, ticks_per_s, &mut uses)?;
+    let opening_v6 = collect(v6, &v6.opening, now, ticks_per_s, &mut uses)?;
+    Ok(Pass {
+        live: [live_v4.0, live_v6.0],
+        opening: [opening_v4.0, opening_v6.0],
+        removed: live_v4.1 + live_v6.1 + opening_v4.1 + opening_v6.1,
+        uses,
+    })
 }
 
 /// What makes the programs look up packets of this entry: the frontend that they go to, or the backend that they come

@@ -27,7 +27,7 @@ pub const SOCKET_HOOKS: [&str; 8] =
     ["connect4", "sendmsg4", "recvmsg4", "getpeername4", "connect6", "sendmsg6", "recvmsg6", "getpeername6"];
 
 /// Every map of the object, by its name, which is also the name of its pin.
-pub const MAPS: [&str; 21] = [
+pub const MAPS: [&str; 23] = [
     "filter",
     "frontends_v4",
     "frontends_v6",
@@ -36,6 +36,8 @@ pub const MAPS: [&str; 21] = [
     "maglev",
     "flows_v4",
     "flows_v6",
+    "opening_v4",
+    "opening_v6",
     "endpoints_v4",
     "endpoints_v6",
     "socket_peers_v4",

@@ -139,9 +139,9 @@ fn report<A: Family>(
         protocol,
         ..FlowKey::default()
     };
-    let request = maps.flows.get(&key)?;
+    let request = maps.flow(&key)?;
     let reply_key = request.map_or_else(|| key.reversed(), |flow| flow.reply_key(protocol));
-    let reply = maps.flows.get(&reply_key)?;
+    let reply = maps.flow(&reply_key)?;
     let clock = Clock::measure();
     let flows = FlowReport {
         request: request.map(|flow| reader.flow_row(&key, &flow, &clock)),

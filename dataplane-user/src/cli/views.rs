@@ -227,11 +227,12 @@ impl Reader {
     fn flows(&self, output: Output) -> Result<String, CliError> {
         let clock = Clock::measure();
         let mut rows = Vec::new();
-        for (key, flow) in self.maps.v4.flows.entries()? {
-            rows.push(self.flow_row(&key, &flow, &clock));
+        let (v4, v6) = (&self.maps.v4, &self.maps.v6);
+        for (key, flow) in v4.flows.entries()?.iter().chain(&v4.opening.entries()?) {
+            rows.push(self.flow_row(key, flow, &clock));
         }
-        for (key, flow) in self.maps.v6.flows.entries()? {
-            rows.push(self.flow_row(&key, &flow, &clock));
+        for (key, flow) in v6.flows.entries()?.iter().chain(&v6.opening.entries()?) {
+            rows.push(self.flow_row(key, flow, &clock));
         }
         rows.sort_by_key(|row| (row.source, row.destination));
         Ok(match output {
@@ -324,6 +325,8 @@ impl Reader {
             MapRow { map: "backends_v6", entries: active_v6, bound: v6.backends.bound() },
             hash!("flows_v4", v4.flows),
             hash!("flows_v6", v6.flows),
+            hash!("opening_v4", v4.opening),
+            hash!("opening_v6", v6.opening),
             hash!("endpoints_v4", v4.endpoints),
             hash!("endpoints_v6", v6.endpoints),
             hash!("socket_peers_v4", v4.socket_peers),

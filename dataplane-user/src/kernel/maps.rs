@@ -194,8 +194,10 @@ pub struct FamilyMaps<A> {
     pub frontends: Table<FrontendKey<A>, Frontend>,
     /// Backends by id.
     pub backends: Table<u32, Backend<A>>,
-    /// Flows by tuple.
+    /// Flows that both sides have spoken of, by tuple.
     pub flows: Table<FlowKey<A>, Flow<A>>,
+    /// All other flows.
+    pub opening: Table<FlowKey<A>, Flow<A>>,
     /// Pod links by address.
     pub endpoints: Table<A, Endpoint>,
     /// What translated sockets asked for.
@@ -233,12 +235,18 @@ impl<A: Family> FamilyMaps<A> {
             frontends: Table::open(&path("frontends"))?,
             backends: Table::open(&path("backends"))?,
             flows: Table::open(&path("flows"))?,
+            opening: Table::open(&path("opening"))?,
             endpoints: Table::open(&path("endpoints"))?,
             socket_peers: Table::open(&path("socket_peers"))?,
             affinity: Table::open(&path("affinity"))?,
             socket_affinity: Table::open(&path("socket_affinity"))?,
             source_ranges: Table::open(&path("source_ranges"))?,
         })
+    }
+
+    /// The entry of a tuple, whether its flow is established or opening.
+    pub fn flow(&self, key: &FlowKey<A>) -> Result<Option<Flow<A>>, TableError> {
+        Ok(self.flows.get(key)?.or(self.opening.get(key)?))
     }
 
     /// Carries out the steps of this family, all of one kind.

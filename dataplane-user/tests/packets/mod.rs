@@ -73,7 +73,7 @@ pub(crate) trait Family: Address + Pod {
 }
 
 macro_rules! family {
-    ($address:ty, $variant:ident, $frontends:literal, $backends:literal, $endpoints:literal, $flows:literal) => {
+    ($address:ty, $variant:ident, $frontends:literal, $backends:literal, $endpoints:literal, $flows:literal, $opening:literal) => {
         impl Family for $address {
             fn parse(ip: IpAddr) -> Self {
                 match ip {
@@ -97,23 +97,30 @@ macro_rules! family {
             }
 
             fn flow(dataplane: &mut Dataplane, key: &FlowKey<Self>) -> Option<Flow<Self>> {
-                dataplane.hash($flows).get(key, 0).ok()
+                let established = dataplane.hash($flows).get(key, 0).ok();
+                established.or_else(|| dataplane.hash($opening).get(key, 0).ok())
             }
 
             fn remove_flow(dataplane: &mut Dataplane, key: &FlowKey<Self>) {
-                dataplane.hash::<_, Flow<Self>>($flows).remove(key).expect("it is there");
+                let established = dataplane.hash::<_, Flow<Self>>($flows).remove(key);
+                let opening = dataplane.hash::<_, Flow<Self>>($opening).remove(key);
+                established.or(opening).expect("it is there");
             }
 
             fn flows(dataplane: &mut Dataplane) -> Vec<FlowKey<Self>> {
-                let table = dataplane.hash::<_, Flow<Self>>($flows);
-                table.keys().map(|key| key.expect("nobody else writes")).collect()
+                let keys = |table: HashMap<&mut MapData, FlowKey<Self>, Flow<Self>>| {
+                    table.keys().map(|key| key.expect("nobody else writes")).collect::<Vec<_>>()
+                };
+                let mut all = keys(dataplane.hash($flows));
+                all.extend(keys(dataplane.hash($opening)));
+                all
             }
         }
     };
 }
 
-family!(Ip4, V4, "frontends_v4", "backends_v4", "endpoints_v4", "flows_v4");
-family!(Ip6, V6, "frontends_v6", "backends_v6", "endpoints_v6", "flows_v6");
+family!(Ip4, V4, "frontends_v4", "backends_v4", "endpoints_v4", "flows_v4", "opening_v4");
+family!(Ip6, V6, "frontends_v6", "backends_v6", "endpoints_v6", "flows_v6", "opening_v6");
 
 fn socket(text: &str) -> SocketAddr {
     text.parse().unwrap_or_else(|_| panic!("`{text}` is no ADDRESS:PORT"))
@@ -132,7 +139,7 @@ impl Dataplane {
         Self::with_flows(1024)
     }
 
-    /// With a bound on flow entries.
+    /// With a bound on entries of established flows.
     pub(crate) fn with_flows(flows: u32) -> Self {
         Self::with_options(flows, false)
     }

@@ -34,9 +34,11 @@ pub fn follow<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) 
         return Some(Verdict::Pass);
     }
     if !holds(headers, flow) {
+        // What the packet opens anew starts among the opening flows, which are asked after this table.
+        let _ = A::flows().remove(&headers.key);
         return None;
     }
-    touch::<A, T, H>(hook, headers, flow);
+    touch::<A, H>(hook, headers, flow);
     Some(rewrite::translate::<A, T, H>(hook, headers, flow))
 }
 
@@ -54,6 +56,12 @@ fn holds<A: Layout>(headers: &Headers<A>, flow: &Flow<A>) -> bool {
     if headers.flags.opens() && flow.state.0 >= FlowState::CLOSING.0 {
         return false;
     }
+    has_backend(flow)
+}
+
+/// Whether the backend of a flow serves. Its answers need not ask.
+#[inline(always)]
+pub fn has_backend<A: Family>(flow: &Flow<A>) -> bool {
     if flow.flags & Flow::<A>::FLAG_REPLY != 0 {
         return true;
     }
@@ -66,7 +74,7 @@ fn holds<A: Layout>(headers: &Headers<A>, flow: &Flow<A>) -> bool {
 }
 
 #[inline(always)]
-fn touch<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>, flow: &mut Flow<A>) {
+fn touch<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>, flow: &mut Flow<A>) {
     flow.packets += 1;
     flow.bytes += u64::from(headers.length);
     let now = now_jiffies();
@@ -76,8 +84,7 @@ fn touch<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>, flow:
         flow.last_seen_jiffies = now;
     }
     let upkeep = (last ^ now) >= UPKEEP_JIFFIES;
-    let opening = flow.state.0 == FlowState::OPENING.0 && establishes(T::PROTOCOL, flow.flags);
-    if upkeep || opening || !headers.flags.carries_on() {
+    if upkeep || !headers.flags.carries_on() {
         tend(&headers.key, flow, headers.flags, &Arrival::of(hook));
     }
 }
@@ -85,7 +92,7 @@ fn touch<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>, flow:
 /// Whether a packet in this direction can show that both sides speak. A server's SYN-ACK to a forged source must not,
 /// so for TCP it is the client's next packet; for UDP it is the answer.
 #[inline(always)]
-fn establishes(protocol: Protocol, flags: u8) -> bool {
+pub fn establishes(protocol: Protocol, flags: u8) -> bool {
     (protocol == Protocol::TCP) == (flags & Flow::<Protocol>::FLAG_REPLY == 0)
 }
 
@@ -123,7 +130,7 @@ fn tend<A: Layout>(key: &FlowKey<A>, flow: &mut Flow<A>, flags: TcpFlags, arriva
     let other_key = flow.reply_key(key.protocol);
     let Some(other) = A::flows().get_ptr_mut(&other_key) else {
         let mut other = opposite(key, flow, arrival.way_back);
-        let state = next_state(key.protocol, flow, flags, flow.state);
+        let state = next_state(flow, flags, flow.state);
         flow.state = state;
         other.state = state;
         // Full or made by another CPU meanwhile: the next upkeep tries again.
@@ -133,7 +140,7 @@ fn tend<A: Layout>(key: &FlowKey<A>, flow: &mut Flow<A>, flags: TcpFlags, arriva
     // SAFETY: as in `follow`.
     let other = unsafe { &mut *other };
     other.last_seen_jiffies = flow.last_seen_jiffies;
-    let state = next_state(key.protocol, flow, flags, other.state);
+    let state = next_state(flow, flags, other.state);
     flow.state = state;
     // A FIN closes its own direction only; everything else is true of both.
     if state.0 != FlowState::CLOSING.0 {
@@ -143,14 +150,11 @@ fn tend<A: Layout>(key: &FlowKey<A>, flow: &mut Flow<A>, flags: TcpFlags, arriva
 
 /// The state after a packet with these flags.
 #[inline(always)]
-fn next_state<A>(protocol: Protocol, flow: &Flow<A>, flags: TcpFlags, other: FlowState) -> FlowState {
+fn next_state<A>(flow: &Flow<A>, flags: TcpFlags, other: FlowState) -> FlowState {
     if flags.resets() {
         FlowState::CLOSED
     } else if flags.finishes() {
         if other.0 >= FlowState::CLOSING.0 { FlowState::CLOSED } else { FlowState::CLOSING }
-    } else if flow.state.0 == FlowState::OPENING.0 && flags.carries_on() && establishes(protocol, flow.flags)
-    {
-        FlowState::ESTABLISHED
     } else {
         flow.state
     }

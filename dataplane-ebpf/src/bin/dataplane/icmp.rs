@@ -22,6 +22,7 @@ use weir_dataplane_ebpf::{Be16, Flow, FlowKey, checksum};
 
 use crate::{
     counters::Verdict,
+    opening,
     parse::{self, ETHERNET_LENGTH, Frame, Layout, Tcp, Transport, Udp},
     rewrite::{self, Hook as _},
     tc::{self, Ingress},
@@ -84,8 +85,7 @@ fn restore_quote<A: Layout, T: Transport>(
     length: u32,
 ) -> Option<&'static Flow<A>> {
     let key = parse::key::<A, T>(quote).reversed();
-    // SAFETY: as in `flow::follow`.
-    let flow = unsafe { A::flows().get(key) }?;
+    let flow = find(&key)?;
     let destination = A::read_address(frame, A::ADDRESSES + size_of::<A>());
     if destination != key.destination {
         return None;
@@ -98,6 +98,18 @@ fn restore_quote<A: Layout, T: Transport>(
     let offset = A::TRANSPORT + CHECKSUM;
     frame.write(offset, checksum::apply(frame.read(offset), change.fold()));
     Some(flow)
+}
+
+/// The entry of a tuple, whether its flow is established or opening.
+#[inline(always)]
+fn find<A: Layout>(key: &FlowKey<A>) -> Option<&'static Flow<A>> {
+    // SAFETY: as in `flow::follow`.
+    if let Some(flow) = unsafe { A::flows().get(key) } {
+        return Some(flow);
+    }
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let draft = unsafe { &mut *A::draft()? };
+    opening::find(key, &mut draft.flow).then_some(&draft.flow)
 }
 
 /// Restores the quoted packet; returns what the error's checksum changes by. The entry's own deltas fit, since the

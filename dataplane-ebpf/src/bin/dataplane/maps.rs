@@ -1,8 +1,9 @@
 //! Every map, declared once, and which of them belongs to which address family.
 //!
 //! Flows are a preallocated hash without eviction: the agent removes what is over, and a live connection is never
-//! thrown out to make room for a flood of new ones. Only what can be lost forgets the least recently used: `socket_peers`,
-//! which `getpeername` and `recvmsg` ask, and the choices of session affinity, which a new connection asks.
+//! thrown out to make room for a flood of new ones. Only what can be lost forgets the least recently used: flows that one
+//! side alone has spoken of, `socket_peers`, which `getpeername` and `recvmsg` ask, and the choices of session affinity,
+//! which a new connection asks.
 
 use aya_ebpf::{
     macros::map,
@@ -12,8 +13,8 @@ use weir_dataplane_ebpf::{
     Address, Backend, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, Namespace,
     NodeConfig, SocketPeer, SocketPeerKey, Uplink, filter,
     maps::{
-        AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, SOCKET_AFFINITY, SOCKET_PEERS,
-        SOURCE_RANGES, UPLINKS,
+        AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, OPENING_FLOWS, SOCKET_AFFINITY,
+        SOCKET_PEERS, SOURCE_RANGES, UPLINKS,
     },
 };
 
@@ -46,8 +47,10 @@ pub trait Family: Address {
     fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend>;
     /// Backends by id.
     fn backends() -> &'static Array<Backend<Self>>;
-    /// Flow entries by tuple.
+    /// Flow entries by tuple, of flows that both sides have spoken of.
     fn flows() -> &'static HashMap<FlowKey<Self>, Flow<Self>>;
+    /// The same of all other flows.
+    fn opening() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
     /// Pod links of this node by pod address.
     fn endpoints() -> &'static HashMap<Self, Endpoint>;
     /// What translated sockets asked for.
@@ -67,7 +70,7 @@ pub trait Family: Address {
 }
 
 macro_rules! family {
-    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $draft:literal) => {
+    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $opening:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $draft:literal) => {
         mod $module {
             use super::*;
 
@@ -79,6 +82,9 @@ macro_rules! family {
             #[map(name = $flows)]
             pub(super) static FLOWS_MAP: HashMap<FlowKey<$address>, Flow<$address>> =
                 HashMap::with_max_entries(FLOWS, 0);
+            #[map(name = $opening)]
+            pub(super) static OPENING_MAP: LruHashMap<FlowKey<$address>, Flow<$address>> =
+                LruHashMap::with_max_entries(OPENING_FLOWS, 0);
             #[map(name = $endpoints)]
             pub(super) static ENDPOINTS_MAP: HashMap<$address, Endpoint> =
                 HashMap::with_max_entries(ENDPOINTS, 0);
@@ -111,6 +117,11 @@ macro_rules! family {
             #[inline(always)]
             fn flows() -> &'static HashMap<FlowKey<Self>, Flow<Self>> {
                 &$module::FLOWS_MAP
+            }
+
+            #[inline(always)]
+            fn opening() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+                &$module::OPENING_MAP
             }
 
             #[inline(always)]
@@ -164,6 +175,7 @@ family!(
     "frontends_v4",
     "backends_v4",
     "flows_v4",
+    "opening_v4",
     "endpoints_v4",
     "socket_peers_v4",
     "affinity_v4",
@@ -179,6 +191,7 @@ family!(
     "frontends_v6",
     "backends_v6",
     "flows_v6",
+    "opening_v6",
     "endpoints_v6",
     "socket_peers_v6",
     "affinity_v6",

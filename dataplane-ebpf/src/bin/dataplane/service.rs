@@ -2,8 +2,8 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use weir_dataplane_ebpf::{
-    AffinityKey, Backend, Be16, DropReason, Flow, FlowKey, FlowState, Frontend, FrontendKey, Ip4, Ip6,
-    Protocol, Scope, hash,
+    AffinityKey, Backend, Be16, DropReason, Flow, FlowKey, FlowState, Frontend, FrontendKey, Ip4, Ip6, Scope,
+    hash,
     maps::{MASQUERADE_PORT_FIRST, MASQUERADE_PORTS, MASQUERADE_TRIES},
 };
 
@@ -15,6 +15,7 @@ use crate::{
     kernel::now_jiffies,
     log,
     maps::{Draft, Family, NODE_CONFIG, UPLINKS_MAP},
+    opening,
     parse::{self, Frame, Headers, Kind, Layout, Tcp, TcpFlags, Transport, Udp},
     rewrite::{self, Hook},
     route, source_range,
@@ -29,11 +30,13 @@ enum Opened {
     Serve,
     /// A program that can redirect must do it.
     Leave,
+    /// No flow, and no service has the address.
+    Nobody,
     /// Refused.
     Drop(DropReason),
 }
 
-/// What [`open`] must know of the place.
+/// What [`start`] must know of the place.
 struct Origin {
     arrival: Arrival,
     scope: Scope,
@@ -90,16 +93,24 @@ fn decide<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) -> V
     if let Some(verdict) = flow::follow::<A, T, H>(hook, headers) {
         return verdict;
     }
-    let frontend_key = FrontendKey {
-        address: key.destination,
-        port: key.destination_port,
-        protocol: key.protocol,
+    if hook.unfinished::<A, T>(headers) {
+        return Verdict::Pass;
+    }
+    let origin = Origin {
+        arrival: Arrival::of(hook),
         scope: hook.scope(),
+        has_stack: H::HAS_STACK,
+        length: headers.length,
+        flags: headers.flags,
     };
-    // SAFETY: the agent replaces a frontend whole, and the old value stays readable for this program's run.
-    match unsafe { A::frontends().get(&frontend_key) } {
-        Some(frontend) if !headers.flags.accepts() => start::<A, T, H>(hook, headers, frontend),
-        _ => pass(hook, headers),
+    let Some(draft) = A::draft() else { return Verdict::Pass };
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let draft = unsafe { &mut *draft };
+    match start(key, &origin, draft) {
+        Opened::Serve => rewrite::translate::<A, T, H>(hook, headers, &draft.flow),
+        Opened::Leave => Verdict::Pass,
+        Opened::Nobody => pass(hook, headers),
+        Opened::Drop(reason) => Verdict::Drop(reason),
     }
 }
 
@@ -116,31 +127,56 @@ fn pass<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
     }
 }
 
-/// The first packet of a flow, or one whose entry was lost.
-#[inline(always)]
-fn start<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>, frontend: &Frontend) -> Verdict {
-    if hook.unfinished::<A, T>(headers) {
-        return Verdict::Pass;
+/// A packet of a flow that is opening, the first packet of one, or one whose entry was lost.
+#[inline(never)]
+fn start<A: Layout>(key: &FlowKey<A>, origin: &Origin, draft: &mut Draft<A>) -> Opened {
+    if opening::find(key, &mut draft.flow) && flow::has_backend(&draft.flow) {
+        return go_on(key, origin, draft);
     }
-    let origin = Origin {
-        arrival: Arrival::of(hook),
-        scope: hook.scope(),
-        has_stack: H::HAS_STACK,
-        length: headers.length,
-        flags: headers.flags,
+    let frontend_key = FrontendKey {
+        address: key.destination,
+        port: key.destination_port,
+        protocol: key.protocol,
+        scope: origin.scope,
     };
-    let Some(draft) = A::draft() else { return Verdict::Pass };
-    // SAFETY: the draft is this CPU's own, see `Draft`.
-    let draft = unsafe { &mut *draft };
-    match open(&headers.key, frontend, &origin, draft) {
-        Opened::Serve => rewrite::translate::<A, T, H>(hook, headers, &draft.flow),
-        Opened::Leave => Verdict::Pass,
-        Opened::Drop(reason) => Verdict::Drop(reason),
+    // SAFETY: the agent replaces a frontend whole, and the old value stays readable for this program's run.
+    match unsafe { A::frontends().get(&frontend_key) } {
+        Some(frontend) if !origin.flags.accepts() => open(key, frontend, origin, draft),
+        _ => Opened::Nobody,
+    }
+}
+
+/// A flow that is opening: establishes it if this packet shows that both sides speak.
+#[inline(always)]
+fn go_on<A: Layout>(key: &FlowKey<A>, origin: &Origin, draft: &mut Draft<A>) -> Opened {
+    let flow = &mut draft.flow;
+    let known_way = origin.has_stack || flow.ifindex == 0 || flow.flags & Flow::<A>::FLAG_NEXT_HOP != 0;
+    if !known_way
+        && (flow.flags & Flow::<A>::FLAG_TO_POD != 0
+            || !route::find_next_hop(origin.arrival.context, flow, origin.arrival.ifindex))
+    {
+        return Opened::Leave;
+    }
+    let flags = origin.flags;
+    if flow::establishes(key.protocol, flow.flags) && !flags.opens() && !flags.resets() {
+        flow.packets += 1;
+        flow.bytes += u64::from(origin.length);
+        let state = if flags.finishes() { FlowState::CLOSING } else { FlowState::ESTABLISHED };
+        opening::establish(key, state, draft, origin.arrival.way_back);
+        return Opened::Serve;
+    }
+    opening::count(key, origin.length);
+    let answers = flow.flags & Flow::<A>::FLAG_REPLY != 0;
+    // The answer's entry may have been pushed out meanwhile.
+    if answers || !matches!(reserve_answer(key, origin, draft), Answer::Taken) {
+        Opened::Serve
+    } else {
+        Opened::Drop(DropReason::PortsExhausted)
     }
 }
 
 /// Chooses a backend and makes both entries, the answer's first: no packet can be answered before its answer is known.
-#[inline(never)]
+#[inline(always)]
 fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, origin: &Origin, draft: &mut Draft<A>) -> Opened {
     if !source_range::admits(frontend, key.source) {
         return Opened::Drop(DropReason::SourceRange);
@@ -170,7 +206,7 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, origin: &Origin, draft
         last_seen_jiffies: now_jiffies(),
         service: frontend.service,
         backend: id,
-        state: first_state(key.protocol, origin.flags),
+        state: FlowState::OPENING,
         flags: if frontend.affinity_timeout_s == 0 { 0 } else { Flow::<A>::FLAG_AFFINITY },
         ..Flow::default()
     };
@@ -190,29 +226,39 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, origin: &Origin, draft
     }
     let mut attempt = 0;
     while attempt < MASQUERADE_TRIES {
-        rewrite::set_deltas(key, flow);
-        match reserve_answer(key, flow, &mut draft.answer, origin.arrival.way_back) {
-            Answer::Reserved => {
-                // Without room for this half the packet is still served, and so is the next one: Maglev finds the
-                // same backend, and the answer's entry is there.
-                let _ = A::flows().insert(key, &*flow, u64::from(BPF_ANY));
-                if frontend.affinity_timeout_s != 0 {
-                    affinity::record(A::affinity(), &client, id);
-                }
-                return Opened::Serve;
-            }
+        rewrite::set_deltas(key, &mut draft.flow);
+        let standing = match reserve_answer(key, origin, draft) {
+            Answer::Reserved => FlowState::OPENING,
+            Answer::Stands(state) => state,
             Answer::Full => return Opened::Drop(DropReason::FlowTableFull),
-            Answer::Taken => {}
+            Answer::Taken => {
+                attempt += 1;
+                draft.flow.source_port = masquerade_port(key, attempt);
+                continue;
+            }
+        };
+        // Without room for this half the packet is still served, and so is the next one: Maglev finds the same backend,
+        // and the answer's entry is there.
+        if standing.0 == FlowState::OPENING.0 {
+            let _ = A::opening().insert(key, &draft.flow, u64::from(BPF_ANY));
+        } else {
+            draft.flow.state = standing;
+            let _ = A::flows().insert(key, &draft.flow, u64::from(BPF_ANY));
         }
-        attempt += 1;
-        flow.source_port = masquerade_port(key, attempt);
+        if frontend.affinity_timeout_s != 0 {
+            affinity::record(A::affinity(), &client, id);
+        }
+        return Opened::Serve;
     }
     Opened::Drop(DropReason::PortsExhausted)
 }
 
 /// What became of the attempt to make the answer's entry.
 enum Answer {
+    /// It is among the opening ones.
     Reserved,
+    /// It is among the established ones, in this state.
+    Stands(FlowState),
     /// Another flow of the same client and backend has this tuple.
     Taken,
     Full,
@@ -221,48 +267,39 @@ enum Answer {
 /// Makes the answer's entry, or finds that it stands already. Two frontends may lead one client port to one backend;
 /// then the tuple of the answer would be the same for both, and the second flow must take another port.
 #[inline(always)]
-fn reserve_answer<A: Layout>(
-    key: &FlowKey<A>,
-    flow: &Flow<A>,
-    answer: &mut Flow<A>,
-    way_back: u32,
-) -> Answer {
-    *answer = flow::opposite(key, flow, way_back);
-    let answer_key = flow.reply_key(key.protocol);
-    match A::flows().insert(&answer_key, &*answer, u64::from(BPF_NOEXIST)) {
-        Ok(()) => return Answer::Reserved,
-        Err(EXISTS) => {}
-        Err(_) => return Answer::Full,
-    }
+fn reserve_answer<A: Layout>(key: &FlowKey<A>, origin: &Origin, draft: &mut Draft<A>) -> Answer {
+    let answer_key = draft.flow.reply_key(key.protocol);
     // SAFETY: as in `flow::follow`.
-    let ours = unsafe { A::flows().get(&answer_key) }.is_none_or(|standing| {
-        standing.state.0 == FlowState::CLOSED.0
-            || (standing.source == answer.source
-                && standing.destination == answer.destination
-                && standing.source_port == answer.source_port
-                && standing.destination_port == answer.destination_port)
-    });
-    if !ours {
-        return Answer::Taken;
+    if let Some(standing) = unsafe { A::flows().get(&answer_key) } {
+        let over = standing.state.0 == FlowState::CLOSED.0;
+        if !over && !answers(standing, key) {
+            return Answer::Taken;
+        }
+        if !over && !origin.flags.opens() {
+            return Answer::Stands(standing.state);
+        }
+        // Of the connection before.
+        let _ = A::flows().remove(&answer_key);
     }
-    match A::flows().insert(&answer_key, &*answer, u64::from(BPF_ANY)) {
+    // SAFETY: an entry stays mapped memory; should it become another flow's meanwhile, that has another tuple.
+    if let Some(standing) = unsafe { A::opening().get(&answer_key) } {
+        return if answers(standing, key) { Answer::Reserved } else { Answer::Taken };
+    }
+    draft.answer = flow::opposite(key, &draft.flow, origin.arrival.way_back);
+    match A::opening().insert(&answer_key, &draft.answer, u64::from(BPF_NOEXIST)) {
         Ok(()) => Answer::Reserved,
+        Err(EXISTS) => Answer::Taken,
         Err(_) => Answer::Full,
     }
 }
 
-/// The life of a flow starts where its first packet seen is: an entry that was lost is not a new connection.
+/// Whether an entry for answers leads back to this tuple.
 #[inline(always)]
-fn first_state(protocol: Protocol, flags: TcpFlags) -> FlowState {
-    if flags.resets() {
-        FlowState::CLOSED
-    } else if flags.finishes() {
-        FlowState::CLOSING
-    } else if protocol == Protocol::TCP && flags.carries_on() {
-        FlowState::ESTABLISHED
-    } else {
-        FlowState::OPENING
-    }
+fn answers<A: Layout>(standing: &Flow<A>, key: &FlowKey<A>) -> bool {
+    standing.source == key.destination
+        && standing.destination == key.source
+        && standing.source_port == key.destination_port
+        && standing.destination_port == key.source_port
 }
 
 /// The port that a tuple takes at this attempt; the same tuple tries the same ports, so that it finds its answer's entry.

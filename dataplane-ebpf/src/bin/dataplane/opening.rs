@@ -1,0 +1,58 @@
+//! Flows of which only one side has spoken: in a table of their own, which forgets the least recently used.
+//!
+//! Anybody can send a million first packets. Here they only push each other out, while established flows stand in a table
+//! that throws nothing out and that nothing enters before both sides have spoken: the client's second packet for TCP, since
+//! a server answers a forged source too; the answer for UDP. What is pushed out loses little: Maglev finds the same backend
+//! again for the client's next packet.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use weir_dataplane_ebpf::{Flow, FlowKey, FlowState};
+
+use crate::{
+    flow,
+    kernel::now_jiffies,
+    maps::{Draft, Family},
+};
+
+/// Copies the entry of a tuple. False: there is none.
+#[inline(always)]
+pub fn find<A: Family>(key: &FlowKey<A>, copy: &mut Flow<A>) -> bool {
+    let Some(entry) = A::opening().get_ptr_mut(key) else { return false };
+    // SAFETY: an entry stays mapped memory. It may be thrown out and become another flow's while it is copied; if the key
+    // still leads to it afterwards, it was this flow's all the time.
+    unsafe { *copy = *entry };
+    A::opening().get_ptr_mut(key) == Some(entry)
+}
+
+/// Counts a packet. Should the entry be another flow's by now, then that has one too many.
+#[inline(always)]
+pub fn count<A: Family>(key: &FlowKey<A>, length: u32) {
+    if let Some(entry) = A::opening().get_ptr_mut(key) {
+        // SAFETY: an entry stays mapped memory, and any value of these fields is valid.
+        let entry = unsafe { &mut *entry };
+        entry.packets += 1;
+        entry.bytes += u64::from(length);
+        entry.last_seen_jiffies = now_jiffies();
+    }
+}
+
+/// Moves both halves of the draft's flow to the established ones, the other half first. Without room there they stay, and
+/// are served from here.
+#[inline(always)]
+pub fn establish<A: Family>(key: &FlowKey<A>, state: FlowState, draft: &mut Draft<A>, way_back: u32) {
+    let other_key = draft.flow.reply_key(key.protocol);
+    if !find(&other_key, &mut draft.answer) {
+        draft.answer = flow::opposite(key, &draft.flow, way_back);
+    }
+    // A FIN closes its own direction only.
+    draft.answer.state = FlowState::ESTABLISHED;
+    draft.flow.state = state;
+    draft.flow.last_seen_jiffies = now_jiffies();
+    if A::flows().insert(&other_key, &draft.answer, u64::from(BPF_NOEXIST)).is_err()
+        || A::flows().insert(key, &draft.flow, u64::from(BPF_ANY)).is_err()
+    {
+        return;
+    }
+    let _ = A::opening().remove(&other_key);
+    let _ = A::opening().remove(key);
+}
