@@ -13,7 +13,7 @@ use tracing::debug;
 
 use crate::kernel::sys;
 
-/// The object as `build.rs` made it.
+/// The object as the build script made it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir-dataplane-programs"));
 
 /// XDP on uplinks.

@@ -7,7 +7,7 @@ use aya::{
 };
 use weir_dataplane_ebpf::bench::{FRAME_LENGTH, Load};
 
-/// The object as `build.rs` made it.
+/// The object as the build script made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir-bench-programs"));
 
 /// Where a program is attached; a driver can call only its own kind.

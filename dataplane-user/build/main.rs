@@ -6,6 +6,8 @@
 //! `-Z build-std` must be allowed. Nothing else of the workspace's toolchain choice is touched: the child cargo has its own
 //! target directory (cargo holds a lock on the other) and an environment without the parent's overrides.
 
+mod btf;
+
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -37,7 +39,7 @@ fn main() {
     for path in ["Cargo.toml", "src"] {
         println!("cargo::rerun-if-changed={}", root.join(path).display());
     }
-    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-env-changed=PATH");
     if let Err(problem) = build(&root, &out) {
         println!("cargo::error={problem}");
@@ -73,8 +75,10 @@ fn build(root: &Path, out: &Path) -> Result<(), String> {
     }
     for binary in BINARIES {
         let object = target_dir.join(TARGET).join("release").join(binary);
-        fs::copy(&object, out.join(binary))
-            .map_err(|error| format!("cannot copy {}: {error}", object.display()))?;
+        let bytes =
+            fs::read(&object).map_err(|error| format!("cannot read {}: {error}", object.display()))?;
+        let bytes = btf::sanitize(bytes).map_err(|error| format!("{}: {error}", object.display()))?;
+        fs::write(out.join(binary), bytes).map_err(|error| format!("cannot write {binary}: {error}"))?;
     }
     Ok(())
 }
