@@ -11,6 +11,15 @@ macro_rules! drop_reasons {
         }
 
         impl DropReason {
+            /// The reason that an index stands for.
+            #[inline(always)]
+            pub const fn from_index(index: u32) -> Option<Self> {
+                match index {
+                    $(index if index == Self::$variant as u32 => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+
             /// The name that metrics, logs and `weir dataplane drops` show.
             #[inline(always)]
             pub const fn name(self) -> &'static str {

@@ -19,6 +19,7 @@ pub mod bench;
 pub mod checksum;
 mod config;
 mod counters;
+pub mod crc32c;
 mod endpoint;
 pub mod filter;
 mod flow;

@@ -251,7 +251,7 @@ fn what_is_not_about_a_flow_passes_untouched() {
         up("about a first fragment", icmp(ROUTER, TIME_EXCEEDED, &answer.clone().fragment(0x2000))),
         up("about a later fragment", icmp(ROUTER, TIME_EXCEEDED, &answer.clone().fragment(0x0010))),
         up("about options", icmp(ROUTER, TIME_EXCEEDED, &answer.clone().options(&[1, 1, 1, 0]))),
-        up("about SCTP", icmp(ROUTER, TIME_EXCEEDED, &answer.clone().protocol(132))),
+        up("about DCCP", icmp(ROUTER, TIME_EXCEEDED, &answer.clone().protocol(33))),
         up("a fragment itself", icmp(ROUTER, TIME_EXCEEDED, &answer).fragment(0x2000)),
         up("too short a quote", icmp(ROUTER, TIME_EXCEEDED, &answer).quoting(27)),
         up("no quote", icmp(ROUTER, TIME_EXCEEDED, &answer).quoting(0)),

@@ -3,8 +3,8 @@
 mod packets;
 
 use packets::{
-    Dataplane, HOST_MAC, POD_MAC, Program, Row, Verdict,
-    frame::{ACK, FIN, RST, SYN, TCP, UDP, tcp, udp},
+    Dataplane, Family, HOST_MAC, POD_MAC, Program, Row, Verdict,
+    frame::{ABORT, ACK, DATA, FIN, INIT, INIT_ACK, RST, SCTP, SYN, TCP, UDP, sctp, tcp, udp},
 };
 use weir_dataplane_ebpf::{
     Backend, FlowState, Ip4, Ip6, Scope, filter,
@@ -70,13 +70,67 @@ fn ipv6_takes_the_same_path() {
     ]);
 }
 
+/// The checksum covers the ports and not the addresses, and follows both ways.
+#[test]
+fn sctp_takes_the_same_path() {
+    fn check<A: Family>(node: &str, client: &str, other: &str, pod: &str, same_port: &str) {
+        let mut dataplane = Dataplane::new();
+        dataplane.service::<A>(Scope::EXTERNAL, SCTP, node, &[pod], true);
+        dataplane.service::<A>(Scope::EXTERNAL, SCTP, same_port, &[pod], true);
+        let state = |dataplane: &mut Dataplane| {
+            dataplane.flow::<A>(SCTP, client, node).expect("the client's half").state
+        };
+        let answer = |description, input, output| Row {
+            program: Program::TcPod,
+            verdict: Verdict::Redirect,
+            ..xdp(description, input, Some(output))
+        };
+        dataplane.check(&[
+            xdp("INIT", sctp(client, node, INIT), Some(sctp(client, pod, INIT))),
+            answer("INIT ACK", sctp(pod, client, INIT_ACK), sctp(node, client, INIT_ACK).ttl(63)),
+        ]);
+        assert_eq!(state(&mut dataplane), FlowState::OPENING, "an answer proves no client");
+        dataplane.check(&[
+            xdp("data", sctp(client, node, DATA), Some(sctp(client, pod, DATA))),
+            xdp(
+                "much data",
+                sctp(client, node, DATA).payload(&[7; 1_400]),
+                Some(sctp(client, pod, DATA).payload(&[7; 1_400])),
+            ),
+            xdp(
+                "a checksum that is left to a card stays so",
+                sctp(client, node, DATA).unfinished_checksum(),
+                Some(sctp(client, pod, DATA).unfinished_checksum()),
+            ),
+            xdp("a port that stays", sctp(other, same_port, INIT), Some(sctp(other, pod, INIT))),
+        ]);
+        assert_eq!(state(&mut dataplane), FlowState::ESTABLISHED);
+        dataplane.check(&[xdp("ABORT", sctp(client, node, ABORT), Some(sctp(client, pod, ABORT)))]);
+        assert_eq!(state(&mut dataplane), FlowState::CLOSED);
+        dataplane.check(&[dropped(
+            "half a header",
+            sctp(client, node, DATA).payload(&[]).cut(14 + 20 + 14),
+            "truncated",
+        )]);
+    }
+    check::<Ip4>(NODE, CLIENT, "192.168.0.8:40000", POD, "192.168.0.3:8080");
+    check::<Ip6>(
+        "[fd00::1]:30080",
+        "[fd00::9]:40000",
+        "[fd00::8]:40000",
+        "[fd00:244::5]:8080",
+        "[fd00::3]:8080",
+    );
+}
+
 #[test]
 fn what_is_not_ours_passes_untouched() {
     node_port().check(&[
         xdp("another port of the node", tcp(CLIENT, "192.168.0.1:22"), None),
         xdp("another address", tcp(CLIENT, "192.168.0.2:30080"), None),
         xdp("ICMP", tcp(CLIENT, NODE).protocol(1), None),
-        xdp("SCTP", tcp(CLIENT, NODE).protocol(132), None),
+        xdp("SCTP of another service", sctp(CLIENT, NODE, INIT), None),
+        xdp("DCCP", tcp(CLIENT, NODE).protocol(33), None),
         xdp("IP options", tcp(CLIENT, NODE).options(&[1, 1, 1, 0]), None),
         xdp("the first fragment", udp(CLIENT, NODE).fragment(0x2000), None),
         xdp("a later fragment", udp(CLIENT, NODE).fragment(0x0010), None),

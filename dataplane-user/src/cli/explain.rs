@@ -107,6 +107,7 @@ pub fn explain(args: &ExplainArgs) -> Result<String, CliError> {
     let protocol = match args.protocol.as_str() {
         "tcp" => Protocol::TCP,
         "udp" => Protocol::UDP,
+        "sctp" => Protocol::SCTP,
         other => return Err(CliError::Protocol(other.to_owned())),
     };
     if args.source.is_ipv4() != args.destination.is_ipv4() {

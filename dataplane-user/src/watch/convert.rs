@@ -169,6 +169,7 @@ fn protocol(text: Option<&str>, port: i32, unserved: &mut Vec<Unserved>) -> Opti
     match text.unwrap_or("TCP") {
         "TCP" => Some(Protocol::TCP),
         "UDP" => Some(Protocol::UDP),
+        "SCTP" => Some(Protocol::SCTP),
         other => {
             unserved.push(Unserved::Protocol { port, protocol: other.to_owned() });
             None
@@ -233,7 +234,7 @@ mod tests {
         let (service, unserved) = read(&json!({
             "type": "LoadBalancer", "clusterIP": "10.96.0.1", "externalIPs": ["nonsense", "192.0.2.7"],
             "loadBalancerSourceRanges": ["10.0.0.0/33"], "sessionAffinity": "ClientIP",
-            "ports": [{"port": 80, "nodePort": 30080}, {"port": 99, "protocol": "SCTP", "name": "s"}, {"port": 0, "name": "z"}],
+            "ports": [{"port": 80, "nodePort": 30080}, {"port": 99, "protocol": "DCCP", "name": "s"}, {"port": 0, "name": "z"}],
         }));
         let service = service.unwrap();
         assert_eq!(
@@ -243,7 +244,7 @@ mod tests {
         assert_eq!(
             unserved,
             [
-                Unserved::Protocol { port: 99, protocol: "SCTP".into() },
+                Unserved::Protocol { port: 99, protocol: "DCCP".into() },
                 Unserved::Address { field: "spec.externalIPs", value: "nonsense".into() },
                 Unserved::Port { field: "spec.ports.port", value: 0 },
                 Unserved::Range { field: "spec.loadBalancerSourceRanges", value: "10.0.0.0/33".into() },

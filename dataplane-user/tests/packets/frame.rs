@@ -14,6 +14,13 @@ pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 pub(crate) const ICMPV6: u8 = 58;
+pub(crate) const SCTP: u8 = 132;
+
+/// Types of SCTP's chunks.
+pub(crate) const DATA: u8 = 0;
+pub(crate) const INIT: u8 = 1;
+pub(crate) const INIT_ACK: u8 = 2;
+pub(crate) const ABORT: u8 = 6;
 
 /// An Ethernet frame with one packet in it.
 #[derive(Clone, Debug)]
@@ -78,6 +85,11 @@ pub(crate) fn tcp(source: &str, destination: &str) -> Frame {
 /// A UDP datagram.
 pub(crate) fn udp(source: &str, destination: &str) -> Frame {
     Frame { protocol: UDP, flags: 0, ..tcp(source, destination) }
+}
+
+/// An SCTP packet with one chunk of this type.
+pub(crate) fn sctp(source: &str, destination: &str, chunk: u8) -> Frame {
+    Frame { protocol: SCTP, flags: chunk, ..tcp(source, destination) }
 }
 
 /// Type, code and the word behind the checksum of an ICMP message.
@@ -219,6 +231,9 @@ impl Frame {
         let mut bytes = Vec::new();
         bytes.extend(self.source.port().to_be_bytes());
         bytes.extend(self.destination.port().to_be_bytes());
+        if self.protocol == SCTP {
+            return self.finish_sctp(bytes);
+        }
         let offset = if self.protocol == UDP {
             bytes.extend(((8 + self.payload.len()) as u16).to_be_bytes());
             6
@@ -242,6 +257,20 @@ impl Frame {
             },
         };
         bytes[offset..offset + 2].copy_from_slice(&checksum.to_be_bytes());
+        bytes
+    }
+
+    /// Verification tag, checksum, and the chunk. A card that is to complete the checksum finds zero.
+    fn finish_sctp(&self, mut bytes: Vec<u8>) -> Vec<u8> {
+        bytes.extend(self.numbers.0.to_be_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend([self.flags, 0]);
+        bytes.extend(((4 + self.payload.len()) as u16).to_be_bytes());
+        bytes.extend(&self.payload);
+        if matches!(self.checksum, Checksum::Full) {
+            let checksum = crc32c(&bytes);
+            bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+        }
         bytes
     }
 
@@ -269,4 +298,16 @@ pub(crate) fn sum(bytes: &[u8], start: u16) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     sum as u16
+}
+
+/// The whole sum of RFC 9260, bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+        }
+    }
+    !crc
 }

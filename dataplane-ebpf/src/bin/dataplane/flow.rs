@@ -13,7 +13,8 @@ use crate::{
     affinity,
     counters::Verdict,
     kernel::now_jiffies,
-    maps::Family,
+    maps::{Draft, Family, Packet},
+    outline::Outlined,
     parse::{Headers, Layout, TcpFlags, Transport},
     rewrite::{self, Hook},
     route,
@@ -25,7 +26,7 @@ const UPKEEP_JIFFIES: u32 = 256;
 
 /// Serves a packet whose tuple has an entry. `None`: there is none that still holds, and the packet opens a flow.
 #[inline(always)]
-pub fn follow<A: Layout, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) -> Option<Verdict> {
+pub fn follow<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) -> Option<Verdict> {
     let flow = A::flows().get_ptr_mut(&headers.key)?;
     // SAFETY: a preallocated entry stays mapped memory. Another CPU may write to it; the fields that the rewrite reads
     // are written before the entry is published, and a lost count or time does no harm.
@@ -74,7 +75,7 @@ pub fn has_backend<A: Family>(flow: &Flow<A>) -> bool {
 }
 
 #[inline(always)]
-fn touch<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>, flow: &mut Flow<A>) {
+fn touch<A: Outlined, H: Hook>(hook: &H, headers: &Headers<A>, flow: &mut Flow<A>) {
     flow.packets += 1;
     flow.bytes += u64::from(headers.length);
     let now = now_jiffies();
@@ -85,67 +86,64 @@ fn touch<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>, flow: &mut Flow<A>)
     }
     let upkeep = (last ^ now) >= UPKEEP_JIFFIES;
     if upkeep || !headers.flags.carries_on() {
-        tend(&headers.key, flow, headers.flags, &Arrival::of(hook));
+        present(hook, headers);
+        hook.tend::<A>();
     }
+}
+
+/// Puts the packet into this CPU's draft, for the parts that read it there.
+#[inline(always)]
+pub fn present<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>) -> Option<&'static mut Draft<A>> {
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let draft = unsafe { &mut *A::draft()? };
+    let (ifindex, scope) = (hook.ifindex(), hook.scope());
+    let way_back = if scope.0 == Scope::EXTERNAL.0 { ifindex } else { 0 };
+    draft.key = headers.key;
+    draft.packet = Packet { ifindex, way_back, length: headers.length, flags: headers.flags, scope };
+    Some(draft)
 }
 
 /// Whether a packet in this direction can show that both sides speak. A server's SYN-ACK to a forged source must not,
-/// so for TCP it is the client's next packet; for UDP it is the answer.
+/// so for TCP and SCTP it is the client's next packet; for UDP it is the answer.
 #[inline(always)]
 pub fn establishes(protocol: Protocol, flags: u8) -> bool {
-    (protocol == Protocol::TCP) == (flags & Flow::<Protocol>::FLAG_REPLY == 0)
-}
-
-/// How a packet came in.
-pub struct Arrival {
-    /// The running program's context.
-    pub context: *mut c_void,
-    /// The interface.
-    pub ifindex: u32,
-    /// The interface that answers leave by: the same, unless that is a pod's.
-    pub way_back: u32,
-}
-
-impl Arrival {
-    /// At this hook.
-    #[inline(always)]
-    pub fn of<H: Hook>(hook: &H) -> Self {
-        let ifindex = hook.ifindex();
-        let way_back = if hook.scope().0 == Scope::EXTERNAL.0 { ifindex } else { 0 };
-        Self { context: hook.context(), ifindex, way_back }
-    }
+    (protocol != Protocol::UDP) == (flags & Flow::<Protocol>::FLAG_REPLY == 0)
 }
 
 /// Moves both halves on in their protocol's life, repairs the other one, and renews the client's session affinity. Rare,
 /// so that it stays out of the way of the packets that only pass.
-#[inline(never)]
-fn tend<A: Layout>(key: &FlowKey<A>, flow: &mut Flow<A>, flags: TcpFlags, arrival: &Arrival) {
+#[inline(always)]
+pub fn tend<A: Layout>(context: *mut c_void) -> Option<()> {
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let Draft { key, packet, answer: other, .. } = unsafe { &mut *A::draft()? };
+    // SAFETY: as in `follow`.
+    let flow = unsafe { &mut *A::flows().get_ptr_mut(&*key)? };
     if flow.ifindex != 0 {
         // Neighbours move and routes change.
-        find_way(flow, arrival.context, arrival.ifindex);
+        find_way(flow, context, packet.ifindex);
     }
     if flow.flags & Flow::<A>::FLAG_AFFINITY != 0 {
         affinity::renew(key, flow);
     }
     let other_key = flow.reply_key(key.protocol);
-    let Some(other) = A::flows().get_ptr_mut(&other_key) else {
-        let mut other = opposite(key, flow, arrival.way_back);
-        let state = next_state(flow, flags, flow.state);
+    let Some(standing) = A::flows().get_ptr_mut(&other_key) else {
+        *other = opposite(key, flow, packet.way_back);
+        let state = next_state(flow, packet.flags, flow.state);
         flow.state = state;
         other.state = state;
         // Full or made by another CPU meanwhile: the next upkeep tries again.
-        let _ = A::flows().insert(other_key, other, u64::from(BPF_NOEXIST));
-        return;
+        return A::flows().insert(&other_key, &*other, u64::from(BPF_NOEXIST)).ok();
     };
     // SAFETY: as in `follow`.
-    let other = unsafe { &mut *other };
-    other.last_seen_jiffies = flow.last_seen_jiffies;
-    let state = next_state(flow, flags, other.state);
+    let standing = unsafe { &mut *standing };
+    standing.last_seen_jiffies = flow.last_seen_jiffies;
+    let state = next_state(flow, packet.flags, standing.state);
     flow.state = state;
     // A FIN closes its own direction only; everything else is true of both.
     if state.0 != FlowState::CLOSING.0 {
-        other.state = state;
+        standing.state = state;
     }
+    Some(())
 }
 
 /// The state after a packet with these flags.

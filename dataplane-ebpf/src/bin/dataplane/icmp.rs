@@ -22,8 +22,10 @@ use weir_dataplane_ebpf::{Be16, Flow, FlowKey, checksum};
 
 use crate::{
     counters::Verdict,
+    maps::Draft,
     opening,
-    parse::{self, ETHERNET_LENGTH, Frame, Layout, Tcp, Transport, Udp},
+    outline::Outlined,
+    parse::{self, ETHERNET_LENGTH, Frame, Layout, Sctp, Tcp, Transport, Udp},
     rewrite::{self, Hook as _},
     tc::{self, Ingress},
 };
@@ -33,18 +35,24 @@ pub const HEADER_LENGTH: usize = 8;
 /// Offset of the checksum in them.
 pub const CHECKSUM: usize = 2;
 /// Bytes of the quoted packet's transport header that every error has (RFC 792): the ports, and UDP's checksum. TCP's
-/// is in longer quotes only.
+/// is in longer quotes only, and SCTP's proves nothing in any.
 pub const QUOTED_LENGTH: usize = 8;
 
 /// Serves an ICMP packet of `length` bytes.
 #[inline(always)]
-pub fn serve<A: Layout>(ingress: &Ingress<'_>, length: u32) -> Verdict {
-    let Some(flow) = restore::<A>(ingress.skb(), length) else { return Verdict::Pass };
+pub fn serve<A: Outlined>(ingress: &Ingress<'_>, length: u32) -> Verdict {
+    let Some(draft) = A::draft() else { return Verdict::Pass };
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let draft = unsafe { &mut *draft };
+    draft.packet.length = length;
+    if !A::restore(ingress.skb()) {
+        return Verdict::Pass;
+    }
     let frame = ingress.frame();
     if !frame.holds(A::TRANSPORT) {
         return Verdict::Pass;
     }
-    let ttl = frame.read(A::TTL);
+    let (ttl, flow) = (frame.read(A::TTL), &draft.flow);
     if flow.ifindex != 0 {
         return rewrite::lead(frame, ttl, flow);
     }
@@ -55,10 +63,12 @@ pub fn serve<A: Layout>(ingress: &Ingress<'_>, length: u32) -> Verdict {
     }
 }
 
-/// Makes the error one about the packet as it was sent; returns the entry that says so. A subprogram, so that the
-/// programs' own stack and registers stay what the other packets need.
-#[inline(never)]
-fn restore<A: Layout>(skb: *mut __sk_buff, length: u32) -> Option<&'static Flow<A>> {
+/// Makes the error in the draft one about the packet as it was sent; the entry that says so is in the draft afterwards.
+#[inline(always)]
+pub fn restore<A: Layout>(skb: *mut __sk_buff) -> Option<()> {
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let draft = unsafe { &mut *A::draft()? };
+    let length = draft.packet.length;
     let quote_at = A::NETWORK_LENGTH + HEADER_LENGTH;
     let frame = tc::frame(&TcContext::new(skb), quote_at + A::TRANSPORT + Tcp::LENGTH);
     let quote = frame.after(quote_at);
@@ -70,8 +80,9 @@ fn restore<A: Layout>(skb: *mut __sk_buff, length: u32) -> Option<&'static Flow<
         return None;
     }
     match A::network(quote).ok()? {
-        (Tcp::PROTOCOL, _) => restore_quote::<A, Tcp>(frame, quote, length),
-        (Udp::PROTOCOL, _) => restore_quote::<A, Udp>(frame, quote, length),
+        (Tcp::PROTOCOL, _) => restore_quote::<A, Tcp>(frame, quote, draft),
+        (Udp::PROTOCOL, _) => restore_quote::<A, Udp>(frame, quote, draft),
+        (Sctp::PROTOCOL, _) => restore_quote::<A, Sctp>(frame, quote, draft),
         _ => None,
     }
 }
@@ -79,13 +90,10 @@ fn restore<A: Layout>(skb: *mut __sk_buff, length: u32) -> Option<&'static Flow<
 /// The same, once the quoted transport is known. `quote` is the frame from where it would begin if the quoted packet
 /// were alone in it, so that both have their fields at the same offsets.
 #[inline(always)]
-fn restore_quote<A: Layout, T: Transport>(
-    frame: Frame,
-    quote: Frame,
-    length: u32,
-) -> Option<&'static Flow<A>> {
+fn restore_quote<A: Layout, T: Transport>(frame: Frame, quote: Frame, draft: &mut Draft<A>) -> Option<()> {
     let key = parse::key::<A, T>(quote).reversed();
-    let flow = find(&key)?;
+    find(&key, &mut draft.flow)?;
+    let (flow, length) = (&draft.flow, draft.packet.length);
     let destination = A::read_address(frame, A::ADDRESSES + size_of::<A>());
     if destination != key.destination {
         return None;
@@ -97,19 +105,18 @@ fn restore_quote<A: Layout, T: Transport>(
     }
     let offset = A::TRANSPORT + CHECKSUM;
     frame.write(offset, checksum::apply(frame.read(offset), change.fold()));
-    Some(flow)
+    Some(())
 }
 
-/// The entry of a tuple, whether its flow is established or opening.
+/// Copies the entry of a tuple, whether its flow is established or opening.
 #[inline(always)]
-fn find<A: Layout>(key: &FlowKey<A>) -> Option<&'static Flow<A>> {
+fn find<A: Layout>(key: &FlowKey<A>, copy: &mut Flow<A>) -> Option<()> {
     // SAFETY: as in `flow::follow`.
     if let Some(flow) = unsafe { A::flows().get(key) } {
-        return Some(flow);
+        *copy = *flow;
+        return Some(());
     }
-    // SAFETY: the draft is this CPU's own, see `Draft`.
-    let draft = unsafe { &mut *A::draft()? };
-    opening::find(key, &mut draft.flow).then_some(&draft.flow)
+    opening::find(key, copy).then_some(())
 }
 
 /// Restores the quoted packet; returns what the error's checksum changes by. The entry's own deltas fit, since the
@@ -126,6 +133,10 @@ fn change_quote<A: Layout, T: Transport>(quote: Frame, flow: &Flow<A>, length: u
         let new = checksum::apply(old, flow.network_delta);
         quote.write(offset, new);
         change = change.replace_word(Be16::from_bits(old), Be16::from_bits(new));
+    }
+    if T::CHECKSUM_IS_CRC {
+        // Over all of a packet of which the quote has a part: nobody can check it, and nobody does.
+        return change;
     }
     let offset = A::TRANSPORT + T::CHECKSUM;
     let end = A::NETWORK_LENGTH + HEADER_LENGTH + offset + 2;

@@ -8,7 +8,7 @@
 //! | `connect4/6`, `sendmsg4/6`, `recvmsg4/6`, `getpeername4/6` | cgroup root | socket calls | the choice once per connection, nothing per packet |
 //!
 //! An entry point reads the headers, asks [`service`] for a verdict, and carries it out. A packet goes through
-//! [`parse`] → [`filter`] (can it be a service's at all?) → [`flow`] (a known connection: one lookup) or [`service`] (a new one: frontend, Maglev, backend, two
+//! [`parse`] → [`filter`] (can it be a service's at all?) → [`flow`] (a known connection: one lookup) or [`start`] (a new one: frontend, Maglev, backend, two
 //! entries) → [`rewrite`] → the way out. An ICMP error about a packet that was rewritten goes the way of its flow
 //! through [`icmp`], and a packet for a service without endpoints becomes the answer that [`reject`] makes of it. IPv4
 //! and IPv6 share all of it through [`maps::Family`].
@@ -37,6 +37,8 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod opening;
 #[cfg(target_arch = "bpf")]
+mod outline;
+#[cfg(target_arch = "bpf")]
 mod parse;
 #[cfg(target_arch = "bpf")]
 mod reject;
@@ -50,6 +52,8 @@ mod service;
 mod socket;
 #[cfg(target_arch = "bpf")]
 mod source_range;
+#[cfg(target_arch = "bpf")]
+mod start;
 #[cfg(target_arch = "bpf")]
 mod tc;
 #[cfg(target_arch = "bpf")]

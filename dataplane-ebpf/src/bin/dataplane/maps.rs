@@ -11,14 +11,14 @@ use aya_ebpf::{
 };
 use weir_dataplane_ebpf::{
     Address, Backend, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, Namespace,
-    NodeConfig, SocketPeer, SocketPeerKey, Uplink, filter,
+    NodeConfig, Scope, SocketPeer, SocketPeerKey, Uplink, filter,
     maps::{
         AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, OPENING_FLOWS, SOCKET_AFFINITY,
         SOCKET_PEERS, SOURCE_RANGES, UPLINKS,
     },
 };
 
-use crate::{affinity::Choices, source_range::Ranges};
+use crate::{affinity::Choices, parse::TcpFlags, source_range::Ranges};
 
 #[map(name = "maglev")]
 pub static MAGLEV: Array<u32> = Array::with_max_entries(MAGLEV_SLOTS, 0);
@@ -31,10 +31,30 @@ pub static UPLINKS_MAP: HashMap<u32, Uplink> = HashMap::with_max_entries(UPLINKS
 #[map(name = "drops")]
 pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROP_REASONS.len() as u32, 0);
 
+/// What the start of a flow must know of the packet, beside its tuple.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Packet {
+    /// The interface that it came in by.
+    pub ifindex: u32,
+    /// The interface that answers leave by: the same, unless that is a pod's.
+    pub way_back: u32,
+    /// Bytes from the network header on.
+    pub length: u32,
+    /// TCP's flags, or what says the same.
+    pub flags: TcpFlags,
+    /// From where it came.
+    pub scope: Scope,
+}
+
 /// Where a new flow is put together: two entries are more than a program's stack has room for. Each CPU has its own, and
 /// packet programs do not interrupt each other.
 #[repr(C)]
 pub struct Draft<A> {
+    /// The packet's tuple.
+    pub key: FlowKey<A>,
+    /// The packet.
+    pub packet: Packet,
     /// The client's direction.
     pub flow: Flow<A>,
     /// The backend's.

@@ -90,8 +90,11 @@ pub trait Transport {
     const CHECKSUM: usize;
     /// Whether a checksum of zero means that there is none (RFC 768).
     const CHECKSUM_OPTIONAL: bool;
+    /// Whether the checksum is a CRC32c over the transport alone, in place of an Internet checksum that has the addresses
+    /// in it too.
+    const CHECKSUM_IS_CRC: bool = false;
 
-    /// TCP's flags; the frame holds the header at `offset`.
+    /// TCP's flags, or what says the same; the frame holds the header at `offset`.
     fn flags(frame: Frame, offset: usize) -> TcpFlags;
 }
 
@@ -99,6 +102,8 @@ pub trait Transport {
 pub struct Tcp;
 /// UDP (RFC 768).
 pub struct Udp;
+/// SCTP (RFC 9260), with the head of its first chunk.
+pub struct Sctp;
 
 impl Transport for Tcp {
     const PROTOCOL: Protocol = Protocol::TCP;
@@ -124,13 +129,38 @@ impl Transport for Udp {
     }
 }
 
+impl Transport for Sctp {
+    const PROTOCOL: Protocol = Protocol::SCTP;
+    const LENGTH: usize = 16;
+    const CHECKSUM: usize = 8;
+    const CHECKSUM_OPTIONAL: bool = false;
+    const CHECKSUM_IS_CRC: bool = true;
+
+    /// The first chunk's type: those that begin or end an association stand alone or at the front of their packet.
+    #[inline(always)]
+    fn flags(frame: Frame, offset: usize) -> TcpFlags {
+        const INIT: u8 = 1;
+        const INIT_ACK: u8 = 2;
+        const ABORT: u8 = 6;
+        const SHUTDOWN: u8 = 7;
+        const SHUTDOWN_COMPLETE: u8 = 14;
+        TcpFlags(match frame.read::<u8>(offset + 12) {
+            INIT => TcpFlags::SYN,
+            INIT_ACK => TcpFlags::SYN | TcpFlags::ACK,
+            ABORT | SHUTDOWN_COMPLETE => TcpFlags::RST,
+            SHUTDOWN => TcpFlags::FIN | TcpFlags::ACK,
+            _ => TcpFlags::ACK,
+        })
+    }
+}
+
 /// What the programs must know of a packet.
 pub struct Headers<A> {
     /// The tuple as it stands in the packet.
     pub key: FlowKey<A>,
     /// Bytes from the network header on.
     pub length: u32,
-    /// TCP's flags.
+    /// TCP's flags, or what says the same.
     pub flags: TcpFlags,
     /// Time to live, or hop limit.
     pub ttl: u8,

@@ -19,9 +19,12 @@ use aya_ebpf::{
 use weir_dataplane_ebpf::{Address, Be16, Be32, FlowKey, Ip4, Ip6, Mac, Protocol, checksum};
 
 use crate::{
-    icmp,
+    flow, icmp,
+    maps::{Draft, Packet},
+    outline::Outlined,
     parse::{self, ETHERNET_LENGTH, Frame, Headers, Layout, Tcp, TcpFlags, Transport, Udp},
-    rewrite, tc,
+    rewrite,
+    tc::{self, Ingress},
 };
 
 /// Time to live of an answer.
@@ -100,17 +103,18 @@ fn write_addresses<A: Layout>(frame: Frame, key: &FlowKey<A>) {
 
 /// Replaces a packet with the answer to it, ready for the link that it came by. False when it gets none.
 #[inline(always)]
-pub fn answer<A: Layout, T: Transport>(skb: *mut __sk_buff, headers: &Headers<A>) -> bool {
-    if T::PROTOCOL == Protocol::TCP {
-        reset(skb, &headers.key, headers.length, headers.flags).is_some()
-    } else {
-        port_unreachable(skb, &headers.key).is_some()
+pub fn answer<A: Outlined, T: Transport>(ingress: &Ingress<'_>, headers: &Headers<A>) -> bool {
+    if flow::present(ingress, headers).is_none() {
+        return false;
     }
+    if T::PROTOCOL == Protocol::TCP { A::reset(ingress.skb()) } else { A::port_unreachable(ingress.skb()) }
 }
 
 /// What a closed port answers (RFC 9293, 3.10.7.1).
-#[inline(never)]
-fn reset<A: Layout>(skb: *mut __sk_buff, key: &FlowKey<A>, length: u32, flags: TcpFlags) -> Option<()> {
+#[inline(always)]
+pub fn reset<A: Layout>(skb: *mut __sk_buff) -> Option<()> {
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let Draft { key, packet: Packet { length, flags, .. }, .. } = unsafe { &*A::draft()? };
     if flags.resets() || !key.source.is_one_host() {
         return None;
     }
@@ -148,8 +152,10 @@ fn reset<A: Layout>(skb: *mut __sk_buff, key: &FlowKey<A>, length: u32, flags: T
 
 /// "Port unreachable", with the network header and the first bytes behind it in the quote: what a host needs to find
 /// the socket (RFC 792). RFC 4443 would like more of the packet, for people to look at.
-#[inline(never)]
-fn port_unreachable<A: Layout>(skb: *mut __sk_buff, key: &FlowKey<A>) -> Option<()> {
+#[inline(always)]
+pub fn port_unreachable<A: Layout>(skb: *mut __sk_buff) -> Option<()> {
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let key = unsafe { &(*A::draft()?).key };
     // The quote moves by its own length, so that it may be copied from front to back.
     const { assert!(icmp::HEADER_LENGTH == icmp::QUOTED_LENGTH) };
     if !key.source.is_one_host() {

@@ -2,11 +2,13 @@
 
 use core::ffi::c_void;
 
-use weir_dataplane_ebpf::{Be16, DropReason, Endpoint, Flow, FlowKey, Mac, Scope, checksum};
+use weir_dataplane_ebpf::{Be16, DropReason, Endpoint, Flow, FlowKey, Mac, Scope, checksum, crc32c};
 
 use crate::{
     counters::Verdict,
+    outline::Outlined,
     parse::{Frame, Headers, Layout, Transport},
+    start::Started,
 };
 
 /// Where a program is attached, and what it can do there.
@@ -31,10 +33,14 @@ pub trait Hook {
         frame: Frame,
         flow: &Flow<A>,
     ) -> Result<(), DropReason>;
+    /// Serves the packet in this CPU's draft, which belongs to no established flow.
+    fn start<A: Outlined>(&self) -> Started;
+    /// Looks after the flow of the packet in this CPU's draft.
+    fn tend<A: Outlined>(&self);
     /// Refuses a packet whose service has no endpoint.
-    fn refuse<A: Layout, T: Transport>(&self, headers: &Headers<A>) -> Verdict;
+    fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>) -> Verdict;
     /// Serves a packet of the family's ICMP, `length` bytes from the network header on.
-    fn serve_icmp<A: Layout>(&self, length: u32) -> Verdict;
+    fn serve_icmp<A: Outlined>(&self, length: u32) -> Verdict;
 }
 
 /// Sets the deltas from the packet's tuple to the flow's.
@@ -84,7 +90,9 @@ pub fn translate<A: Layout, T: Transport, H: Hook>(
             write_link_addresses(frame, flow.destination_mac, flow.source_mac);
         }
     }
-    if let Err(reason) = hook.change_transport_checksum::<A, T>(frame, flow) {
+    if T::CHECKSUM_IS_CRC {
+        change_crc::<A, T>(frame, headers, flow);
+    } else if let Err(reason) = hook.change_transport_checksum::<A, T>(frame, flow) {
         return Verdict::Drop(reason);
     }
     if !leaves {
@@ -96,6 +104,31 @@ pub fn translate<A: Layout, T: Transport, H: Hook>(
     } else {
         Verdict::ToNeighbour(flow.ifindex)
     }
+}
+
+/// Changes a checksum that covers the ports but not the addresses. A sender that leaves it to its network card leaves zero.
+#[inline(always)]
+fn change_crc<A: Layout, T: Transport>(frame: Frame, headers: &Headers<A>, flow: &Flow<A>) {
+    let key = &headers.key;
+    if key.source_port == flow.source_port && key.destination_port == flow.destination_port {
+        return;
+    }
+    let words =
+        |source: Be16, destination: Be16| u32::from(source.bits()) | u32::from(destination.bits()) << 16;
+    let change =
+        words(key.source_port, key.destination_port) ^ words(flow.source_port, flow.destination_port);
+    let old: u32 = frame.read(A::TRANSPORT + T::CHECKSUM);
+    if old != 0 {
+        let length = headers.length as u16 - A::NETWORK_LENGTH as u16;
+        frame.write(A::TRANSPORT + T::CHECKSUM, crc32c_changed(old, change, u32::from(length)));
+    }
+}
+
+/// A global function, which the verifier walks once and for all: hundreds of steps that are the same for every caller.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn crc32c_changed(checksum: u32, change: u32, length: u32) -> u32 {
+    crc32c::apply(checksum, change, length as u16)
 }
 
 /// Hands a packet that needs no translation, or none any more, to a pod of this node. The stack gets what has no hop

@@ -13,10 +13,12 @@ use weir_dataplane_ebpf::{DropReason, Flow, Scope, checksum};
 use crate::{
     counters::{Verdict, count_drop},
     icmp,
+    outline::Outlined,
     parse::{Frame, Headers, Layout, Transport},
     reject,
     rewrite::Hook,
     service,
+    start::Started,
 };
 
 /// Bytes that the longest headers we read take: Ethernet, IPv6, TCP.
@@ -102,8 +104,18 @@ impl Hook for Ingress<'_> {
     }
 
     #[inline(always)]
-    fn refuse<A: Layout, T: Transport>(&self, headers: &Headers<A>) -> Verdict {
-        if reject::answer::<A, T>(self.skb(), headers) {
+    fn start<A: Outlined>(&self) -> Started {
+        A::start_at_tc(self.skb())
+    }
+
+    #[inline(always)]
+    fn tend<A: Outlined>(&self) {
+        A::tend_at_tc(self.skb());
+    }
+
+    #[inline(always)]
+    fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>) -> Verdict {
+        if reject::answer::<A, T>(self, headers) {
             Verdict::Answer(DropReason::NoBackend)
         } else {
             Verdict::Drop(DropReason::NoBackend)
@@ -111,7 +123,7 @@ impl Hook for Ingress<'_> {
     }
 
     #[inline(always)]
-    fn serve_icmp<A: Layout>(&self, length: u32) -> Verdict {
+    fn serve_icmp<A: Outlined>(&self, length: u32) -> Verdict {
         icmp::serve::<A>(self, length)
     }
 }

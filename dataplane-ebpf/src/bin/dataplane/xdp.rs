@@ -17,9 +17,11 @@ use weir_dataplane_ebpf::{DropReason, Flow, Scope};
 
 use crate::{
     counters::{Verdict, count_drop},
+    outline::Outlined,
     parse::{self, Frame, Headers, Layout, Transport},
     rewrite::Hook,
     service,
+    start::Started,
 };
 
 /// A frame on an uplink.
@@ -52,6 +54,9 @@ impl Hook for Uplink<'_> {
     /// looks unfinished by chance, and is served by `tc_uplink` just as well.
     #[inline(always)]
     fn unfinished<A: Layout, T: Transport>(&self, headers: &Headers<A>) -> bool {
+        if T::CHECKSUM_IS_CRC {
+            return false;
+        }
         let offset = A::TRANSPORT + T::CHECKSUM;
         let frame = self.frame();
         frame.holds(offset + 2) && frame.read::<u16>(offset) == parse::unfinished_checksum::<A, T>(headers)
@@ -71,12 +76,22 @@ impl Hook for Uplink<'_> {
     }
 
     #[inline(always)]
-    fn refuse<A: Layout, T: Transport>(&self, _: &Headers<A>) -> Verdict {
+    fn start<A: Outlined>(&self) -> Started {
+        A::start_at_xdp(self.0.ctx)
+    }
+
+    #[inline(always)]
+    fn tend<A: Outlined>(&self) {
+        A::tend_at_xdp(self.0.ctx);
+    }
+
+    #[inline(always)]
+    fn refuse<A: Outlined, T: Transport>(&self, _: &Headers<A>) -> Verdict {
         Verdict::Pass
     }
 
     #[inline(always)]
-    fn serve_icmp<A: Layout>(&self, _: u32) -> Verdict {
+    fn serve_icmp<A: Outlined>(&self, _: u32) -> Verdict {
         Verdict::Pass
     }
 }

@@ -1,0 +1,118 @@
+//! The parts of the path that are global functions to the verifier.
+//!
+//! It walks each of them once for a program, and not again for every state in which a packet may get there: without them
+//! the programs are larger than it accepts. Such a function takes the kernel's context and returns a number; what else it
+//! must know stands in this CPU's [`crate::maps::Draft`], and what it has to say does too.
+
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use weir_dataplane_ebpf::{Ip4, Ip6};
+
+use crate::{
+    flow, icmp,
+    parse::Layout,
+    reject,
+    start::{self, Started},
+};
+
+/// The global functions of an address family, for each kind of context.
+pub trait Outlined: Layout {
+    /// See [`start::start`].
+    fn start_at_xdp(context: *mut xdp_md) -> Started;
+    /// See [`start::start`].
+    fn start_at_tc(context: *mut __sk_buff) -> Started;
+    /// See [`flow::tend`].
+    fn tend_at_xdp(context: *mut xdp_md);
+    /// See [`flow::tend`].
+    fn tend_at_tc(context: *mut __sk_buff);
+    /// See [`icmp::restore`].
+    fn restore(context: *mut __sk_buff) -> bool;
+    /// See [`reject::reset`].
+    fn reset(context: *mut __sk_buff) -> bool;
+    /// See [`reject::port_unreachable`].
+    fn port_unreachable(context: *mut __sk_buff) -> bool;
+}
+
+macro_rules! outlined {
+    ($address:ty: $start_xdp:ident, $start_tc:ident, $tend_xdp:ident, $tend_tc:ident, $restore:ident, $reset:ident, $unreachable:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $start_xdp(context: *mut xdp_md) -> u32 {
+            start::start::<$address>(context.cast(), false).to_number()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $start_tc(context: *mut __sk_buff) -> u32 {
+            start::start::<$address>(context.cast(), true).to_number()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $tend_xdp(context: *mut xdp_md) -> u32 {
+            u32::from(flow::tend::<$address>(context.cast()).is_some())
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $tend_tc(context: *mut __sk_buff) -> u32 {
+            u32::from(flow::tend::<$address>(context.cast()).is_some())
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $restore(context: *mut __sk_buff) -> u32 {
+            u32::from(icmp::restore::<$address>(context).is_some())
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $reset(context: *mut __sk_buff) -> u32 {
+            u32::from(reject::reset::<$address>(context).is_some())
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $unreachable(context: *mut __sk_buff) -> u32 {
+            u32::from(reject::port_unreachable::<$address>(context).is_some())
+        }
+
+        impl Outlined for $address {
+            #[inline(always)]
+            fn start_at_xdp(context: *mut xdp_md) -> Started {
+                Started::from_number($start_xdp(context))
+            }
+
+            #[inline(always)]
+            fn start_at_tc(context: *mut __sk_buff) -> Started {
+                Started::from_number($start_tc(context))
+            }
+
+            #[inline(always)]
+            fn tend_at_xdp(context: *mut xdp_md) {
+                $tend_xdp(context);
+            }
+
+            #[inline(always)]
+            fn tend_at_tc(context: *mut __sk_buff) {
+                $tend_tc(context);
+            }
+
+            #[inline(always)]
+            fn restore(context: *mut __sk_buff) -> bool {
+                $restore(context) != 0
+            }
+
+            #[inline(always)]
+            fn reset(context: *mut __sk_buff) -> bool {
+                $reset(context) != 0
+            }
+
+            #[inline(always)]
+            fn port_unreachable(context: *mut __sk_buff) -> bool {
+                $unreachable(context) != 0
+            }
+        }
+    };
+}
+outlined!(Ip4: start_at_xdp_v4, start_at_tc_v4, tend_at_xdp_v4, tend_at_tc_v4, restore_v4, reset_v4, port_unreachable_v4);
+outlined!(Ip6: start_at_xdp_v6, start_at_tc_v6, tend_at_xdp_v6, tend_at_tc_v6, restore_v6, reset_v6, port_unreachable_v6);
