@@ -19,6 +19,7 @@ mod outcome;
 mod regions;
 mod source_ranges;
 mod step;
+mod topology;
 
 pub use batch::Batch;
 pub use books::{Adopted, AdoptedBackend, Books, GRACE_MS};

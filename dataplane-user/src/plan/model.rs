@@ -95,6 +95,13 @@ pub struct Slice {
     pub ports: Vec<SlicePort>,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// Zones that its endpoints' hints name, in the order of the bits of [`Endpoint::zones`].
+    pub zones: Vec<Box<str>>,
+}
+
+impl Slice {
+    /// Zones of one slice that are told apart.
+    pub const MOST_ZONES: usize = u64::BITS as usize;
 }
 
 /// One port of an `EndpointSlice`.
@@ -122,6 +129,17 @@ pub struct Endpoint {
     pub terminating: bool,
     /// It runs on this node.
     pub local: bool,
+    /// `hints.forZones`: the zones whose clients should use it, one bit for each of [`Slice::zones`]. No bit, no hint.
+    pub zones: u64,
+}
+
+/// What the plan must know of its own node.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Node {
+    /// Addresses that `NodePort`s are served on, and by which this node is a client.
+    pub addresses: Vec<IpAddr>,
+    /// Its `topology.kubernetes.io/zone`, if it is in one.
+    pub zone: Option<Box<str>>,
 }
 
 /// An address and port that clients may talk to, in one scope: the key of a frontend in either family.

@@ -11,7 +11,7 @@ use weir_dataplane_ebpf::{Frontend, Protocol};
 use super::{
     Adopted, AdoptedBackend, Batch, Books, GRACE_MS, Limits, Plan, PortName, Problem, Step,
     desired::{DesiredPort, desired},
-    model::{Endpoint, FrontendAddress, Service, ServiceKey, ServicePort, Slice, SlicePort},
+    model::{Endpoint, FrontendAddress, Node, Service, ServiceKey, ServicePort, Slice, SlicePort},
 };
 use crate::cidr::Cidr;
 
@@ -183,12 +183,15 @@ fn ports_for(n: u8, endpoints: &[u8], ranges: &[&str]) -> Vec<DesiredPort> {
         serving: *n < 100,
         terminating: false,
         local: n.is_multiple_of(2),
+        zones: 0,
     };
     let slice = Slice {
         ports: vec![SlicePort { name: "".into(), protocol: Protocol::TCP, port: 8080 }],
         endpoints: endpoints.iter().map(endpoint).collect(),
+        zones: Vec::new(),
     };
-    desired(&service, [slice].iter(), &[IpAddr::from([192, 168, 0, 1])])
+    let node = Node { addresses: vec![IpAddr::from([192, 168, 0, 1])], zone: None };
+    desired(&service, [slice].iter(), &node)
 }
 
 #[test]

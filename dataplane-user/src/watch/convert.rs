@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::{
     core::v1::{Node, Service},
-    discovery::v1::EndpointSlice,
+    discovery::v1::{Endpoint, EndpointSlice},
 };
 use weir_dataplane_ebpf::Protocol;
 
@@ -17,6 +17,8 @@ use crate::{
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// `sessionAffinity`'s default timeout, from the API's documentation.
 const DEFAULT_AFFINITY_S: i32 = 10_800;
+/// The Node's label that says where it is.
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// A wish of an object that the dataplane does not fulfil.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
@@ -60,6 +62,8 @@ pub enum Unserved {
 pub struct NodeFacts {
     /// Ranges that pods of this node get their addresses from.
     pub pod_cidrs: Vec<Cidr>,
+    /// The zone that it is in, if it is in one.
+    pub zone: Option<Box<str>>,
 }
 
 impl From<&Node> for NodeFacts {
@@ -75,7 +79,9 @@ impl From<&Node> for NodeFacts {
                 Err(error) => tracing::warn!(%error, "the Node's podCIDR is not a range"),
             }
         }
-        Self { pod_cidrs }
+        let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE));
+        // An empty value is what a label without one has.
+        Self { pod_cidrs, zone: zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into()) }
     }
 }
 
@@ -186,6 +192,7 @@ pub(super) fn slice(object: &EndpointSlice, node: &str) -> model::Slice {
             port: u16::try_from(port.port?).ok().filter(|port| *port > 0)?,
         })
     });
+    let mut zones = Vec::new();
     let endpoints = object.endpoints.iter().filter_map(|endpoint| {
         // More than one address means the same pod (the API's documentation); kube-proxy takes the first, too.
         let address: Option<IpAddr> = endpoint.addresses.first().and_then(|address| address.parse().ok());
@@ -199,10 +206,28 @@ pub(super) fn slice(object: &EndpointSlice, node: &str) -> model::Slice {
                 serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
                 terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
                 local: endpoint.node_name.as_deref() == Some(node),
+                zones: hints(endpoint, &mut zones),
             }
         })
     });
-    model::Slice { ports: ports.collect(), endpoints: endpoints.collect() }
+    let endpoints = endpoints.collect();
+    model::Slice { ports: ports.collect(), endpoints, zones }
+}
+
+/// Bits of the zones that an endpoint's hints name; `zones` gives each its bit. An endpoint whose hints do not fit has
+/// none, and so its service is served without regard to zones.
+fn hints(endpoint: &Endpoint, zones: &mut Vec<Box<str>>) -> u64 {
+    let named = endpoint.hints.as_ref().and_then(|hints| hints.for_zones.as_deref()).unwrap_or_default();
+    let bit = |name: &str| {
+        let known = zones.iter().position(|zone| **zone == *name);
+        let bit = known.unwrap_or_else(|| {
+            zones.push(name.into());
+            zones.len() - 1
+        });
+        (bit < model::Slice::MOST_ZONES).then(|| 1_u64 << bit)
+    };
+    let bits: Option<Vec<u64>> = named.iter().map(|zone| zone.name.as_str()).map(bit).collect();
+    bits.unwrap_or_default().into_iter().fold(0, |all, bit| all | bit)
 }
 
 #[cfg(test)]
@@ -274,6 +299,39 @@ mod tests {
         );
         assert_eq!(ranges(json!(["10.0.0.0/8", "nonsense"])), (some(&["10.0.0.0/8"]), 1));
         assert_eq!(ranges(json!(["nonsense"])), (some(&[]), 1), "a mistake opens nothing");
+    }
+
+    #[test]
+    fn hints_and_the_zone_they_are_for() {
+        let zone = |labels: serde_json::Value| {
+            let node: Node = serde_json::from_value(json!({"metadata": {"labels": labels}})).unwrap();
+            NodeFacts::from(&node).zone
+        };
+        assert_eq!(zone(json!({"topology.kubernetes.io/zone": "z1"})).as_deref(), Some("z1"));
+        assert_eq!(zone(json!({"topology.kubernetes.io/zone": ""})), None);
+        assert_eq!(zone(json!({})), None);
+
+        let hinted = |zones: &[String]| {
+            let zones: Vec<_> = zones.iter().map(|name| json!({"name": name})).collect();
+            json!({"addresses": ["10.244.0.2"], "hints": {"forZones": zones}})
+        };
+        let read = |endpoints: Vec<serde_json::Value>| {
+            let object = json!({"metadata": {}, "addressType": "IPv4", "endpoints": endpoints});
+            slice(&serde_json::from_value(object).unwrap(), "here")
+        };
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let few = read(vec![
+            hinted(&names(&["z1"])),
+            hinted(&names(&["z2", "z1"])),
+            json!({"addresses": ["10.244.0.3"], "hints": {}}),
+            json!({"addresses": ["10.244.0.4"]}),
+        ]);
+        assert_eq!(few.endpoints.iter().map(|e| e.zones).collect::<Vec<_>>(), [1, 3, 0, 0]);
+        assert_eq!(few.zones, ["z1".into(), "z2".into()]);
+        let many = (0..=model::Slice::MOST_ZONES).map(|n| hinted(&[format!("z{n}")])).collect();
+        let many = read(many);
+        assert_eq!(many.endpoints.last().map(|e| e.zones), Some(0), "no hint instead of a wrong one");
+        assert!(many.endpoints.iter().rev().skip(1).all(|e| e.zones != 0));
     }
 
     #[test]

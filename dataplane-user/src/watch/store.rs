@@ -42,7 +42,8 @@ pub struct Store {
     services: HashMap<ServiceKey, ServiceState>,
     /// Which Service a slice is about: a slice that is deleted or changes sides names only itself.
     slice_owners: HashMap<(Box<str>, Box<str>), ServiceKey>,
-    node_addresses: Vec<IpAddr>,
+    /// This node as services see it: its addresses as netlink says, its zone as its object does.
+    place: model::Node,
     node: NodeFacts,
     dirty: BTreeSet<ServiceKey>,
     reading_services: Reading,
@@ -57,7 +58,7 @@ impl Store {
             node_name: node_name.into(),
             services: HashMap::new(),
             slice_owners: HashMap::new(),
-            node_addresses: Vec::new(),
+            place: model::Node::default(),
             node: NodeFacts::default(),
             dirty: BTreeSet::new(),
             reading_services: Reading::default(),
@@ -79,6 +80,7 @@ impl Store {
             Change::Node(Event::Apply(node) | Event::InitApply(node)) => {
                 self.node = NodeFacts::from(&node);
                 self.node_read = true;
+                self.set_zone();
             }
             // A node that is not registered yet still serves; so does one whose object was just deleted.
             Change::Node(Event::InitDone) => self.node_read = true,
@@ -97,14 +99,24 @@ impl Store {
     pub fn set_node_addresses(&mut self, mut addresses: Vec<IpAddr>) {
         addresses.sort();
         addresses.dedup();
-        if addresses != self.node_addresses {
-            self.node_addresses = addresses;
+        if addresses != self.place.addresses {
+            self.place.addresses = addresses;
             let concerned = self.services.iter().filter(|(_, state)| {
                 state.service.as_ref().is_some_and(|service| {
                     service.source_ranges.is_some()
                         || service.ports.iter().any(|port| port.node_port.is_some())
                 })
             });
+            self.dirty.extend(concerned.map(|(key, _)| key.clone()));
+        }
+    }
+
+    /// Takes over the zone that the Node's object says. Only services with hints care.
+    fn set_zone(&mut self) {
+        if self.place.zone != self.node.zone {
+            self.place.zone.clone_from(&self.node.zone);
+            let hinted = |state: &ServiceState| state.slices.values().any(|slice| !slice.zones.is_empty());
+            let concerned = self.services.iter().filter(|(_, state)| hinted(state));
             self.dirty.extend(concerned.map(|(key, _)| key.clone()));
         }
     }
@@ -128,7 +140,7 @@ impl Store {
     pub fn desired(&self, key: &ServiceKey) -> Vec<DesiredPort> {
         let Some(state) = self.services.get(key) else { return Vec::new() };
         let Some(service) = &state.service else { return Vec::new() };
-        desired(service, state.slices.values(), &self.node_addresses)
+        desired(service, state.slices.values(), &self.place)
     }
 
     fn apply_service(&mut self, event: Event<Service>) {
@@ -312,6 +324,39 @@ mod tests {
         store.apply(Change::Service(Event::InitApply(service("a"))));
         store.apply(Change::Service(Event::InitDone));
         assert!(dirty(&mut store).is_empty());
+    }
+
+    #[test]
+    fn the_nodes_zone_concerns_services_with_hints() {
+        let hinted = |zones: [&str; 2]| {
+            let mut object = slice("a-1", "a", "10.0.0.1");
+            let endpoint = |address: &str, zone: &str| {
+                serde_json::from_value(
+                    json!({"addresses": [address], "hints": {"forZones": [{"name": zone}]}}),
+                )
+            };
+            object.endpoints =
+                vec![endpoint("10.0.0.1", zones[0]).unwrap(), endpoint("10.0.0.2", zones[1]).unwrap()];
+            object
+        };
+        let node = |zone: &str| -> Change {
+            let labels = json!({"topology.kubernetes.io/zone": zone});
+            let node = json!({"metadata": {"name": "here", "labels": labels}});
+            Change::Node(Event::Apply(serde_json::from_value(node).unwrap()))
+        };
+        let mut store = Store::new("here");
+        for name in ["a", "b"] {
+            store.apply(Change::Service(Event::Apply(service(name))));
+        }
+        store.apply(Change::Slice(Event::Apply(hinted(["z1", "z2"]))));
+        store.apply(Change::Slice(Event::Apply(slice("b-1", "b", "10.0.0.9"))));
+        assert_eq!((dirty(&mut store), serving(&store, "a")), (vec!["n/a".into(), "n/b".into()], 2));
+        store.apply(node("z2"));
+        assert_eq!((dirty(&mut store), serving(&store, "a")), (vec!["n/a".into()], 1));
+        store.apply(node("z2"));
+        assert!(dirty(&mut store).is_empty());
+        store.apply(Change::Slice(Event::Apply(hinted(["z1", "z1"]))));
+        assert_eq!((dirty(&mut store), serving(&store, "a")), (vec!["n/a".into()], 2));
     }
 
     #[test]
