@@ -105,7 +105,7 @@ impl Dataplane {
     }
 }
 
-/// A complaint about a Service on its way to becoming an Event.
+/// A complaint about a Service or Pod on its way to becoming an Event.
 type Complaints = mpsc::Sender<(ObjectReference, String)>;
 
 /// Everything that the one task owns.
@@ -322,13 +322,13 @@ impl Agent {
 
     fn complain(&self, complaints: Vec<(ServiceKey, Complaint)>) {
         for (key, complaint) in complaints {
-            warn!(service = %key, %complaint, "not served as asked");
+            warn!(object = %key, %complaint, "not served as asked");
             let reference = ObjectReference {
                 api_version: Some("v1".into()),
-                kind: Some("Service".into()),
+                kind: Some(key.kind.name().into()),
                 namespace: Some(key.namespace.to_string()),
                 name: Some(key.name.to_string()),
-                uid: self.store.get(&key).and_then(|state| state.uid.as_deref().map(Into::into)),
+                uid: self.store.uid(&key).map(Into::into),
                 ..ObjectReference::default()
             };
             // Full: the log has it.
@@ -343,7 +343,7 @@ fn spawn_events(client: kube::Client, node_name: &str) -> Complaints {
     let reporter = Reporter { controller: "weir-dataplane".into(), instance: Some(node_name.to_owned()) };
     let recorder = Recorder::new(client, reporter);
     tokio::spawn(async move {
-        while let Some((service, note)) = queue.recv().await {
+        while let Some((object, note)) = queue.recv().await {
             let event = Event {
                 type_: EventType::Warning,
                 reason: "NotServed".into(),
@@ -351,7 +351,7 @@ fn spawn_events(client: kube::Client, node_name: &str) -> Complaints {
                 action: "Program".into(),
                 secondary: None,
             };
-            if let Err(error) = recorder.publish(&event, &service).await {
+            if let Err(error) = recorder.publish(&event, &object).await {
                 debug!(%error, "an Event could not be written");
             }
         }

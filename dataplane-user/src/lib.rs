@@ -2,7 +2,7 @@
 //! and says what it did and why.
 //!
 //! ```text
-//! Services, EndpointSlices, Node ─watch─▶ Store ─▶ plan (pure) ─▶ maps ─▶ programs (dataplane-ebpf)
+//! Services, EndpointSlices, Node, Pods ─watch─▶ Store ─▶ plan (pure) ─▶ maps ─▶ programs (dataplane-ebpf)
 //! container runtime ─▶ cni ─▶ pod link + tc_pod          maps ─▶ cli: services, flows, explain
 //! ```
 //! Everything that serves is pinned below the run directory ([`paths`]): the agent may end, be killed, or be replaced

@@ -38,7 +38,7 @@ pub struct Metrics {
     pub(crate) sync_failures: Counter,
     /// Map writes.
     pub(crate) steps: Counter,
-    /// Services with something that is not served.
+    /// Services and Pods with something that is not served.
     pub(crate) unserved: Gauge,
     /// Flow entries that garbage collection removed.
     pub(crate) flows_removed: Counter,
@@ -76,7 +76,11 @@ impl Metrics {
             ),
             sync_failures: registered(r, "sync_failures", "Rounds that failed and were tried again"),
             steps: registered(r, "map_writes", "Steps carried out"),
-            unserved: registered(r, "unserved_services", "Services with something that is not served"),
+            unserved: registered(
+                r,
+                "unserved_services",
+                "Services and Pods with something that is not served",
+            ),
             flows_removed: registered(r, "flows_removed", "Flow entries that were over"),
             flow_pass: durations(r, "flow_pass", "One pass over the flow tables"),
             entries: registered(r, "map_entries", "Entries in use"),

@@ -29,7 +29,7 @@ pub enum SyncError {
     Names(#[source] io::Error),
 }
 
-/// Something of a Service that is not served as asked.
+/// Something of a Service or Pod that is not served as asked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Complaint {
     /// The plan could not.
@@ -152,7 +152,7 @@ impl Round {
         key: &ServiceKey,
         problems: &[Problem],
     ) {
-        let unserved = store.get(key).map(|state| state.unserved.as_slice()).unwrap_or_default();
+        let unserved = store.unserved(key);
         let now: BTreeSet<Complaint> = problems
             .iter()
             .cloned()

@@ -35,7 +35,7 @@ pub struct DesiredPort {
     pub source_ranges: BTreeSet<Cidr>,
     /// Session affinity's timeout in seconds, 0 without.
     pub affinity_timeout_s: u32,
-    serving: Serving,
+    pub(super) serving: Serving,
 }
 
 /// One frontend.
@@ -51,9 +51,17 @@ pub struct DesiredFrontend {
 
 /// The choice that clients have, by family (IPv4 first) and by whether only this node's backends count.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-struct Serving([[Vec<SocketAddr>; 2]; 2]);
+pub(super) struct Serving([[Vec<SocketAddr>; 2]; 2]);
 
 impl Serving {
+    /// These, all of this node; sorted and without duplicates.
+    pub(super) fn of(backends: &BTreeSet<SocketAddr>) -> Self {
+        let of_family = |ipv4: bool| -> Vec<SocketAddr> {
+            backends.iter().copied().filter(|backend| backend.is_ipv4() == ipv4).collect()
+        };
+        Self([true, false].map(|ipv4| [of_family(ipv4), of_family(ipv4)]))
+    }
+
     fn get(&self, ipv4: bool, local_only: bool) -> &[SocketAddr] {
         &self.0[usize::from(!ipv4)][usize::from(local_only)]
     }

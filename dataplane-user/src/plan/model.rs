@@ -8,9 +8,30 @@ use weir_dataplane_ebpf::{Protocol, Scope};
 
 use crate::cidr::Cidr;
 
-/// A Service's name.
+/// Whose frontends they are. A Service comes before a Pod: where both want an address, the Service has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum OwnerKind {
+    /// A Service.
+    Service,
+    /// A Pod with host ports.
+    Pod,
+}
+
+impl OwnerKind {
+    /// The kind's name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::Pod => "Pod",
+        }
+    }
+}
+
+/// The name of what is served: a Service, or a Pod whose host ports are served like one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey {
+    /// What it is.
+    pub kind: OwnerKind,
     /// Its namespace.
     pub namespace: Box<str>,
     /// Its name.
@@ -18,15 +39,22 @@ pub struct ServiceKey {
 }
 
 impl ServiceKey {
-    /// `namespace/name`.
+    /// A Service.
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self { kind: OwnerKind::Service, namespace: namespace.into(), name: name.into() }
+    }
+
+    /// A Pod.
+    pub fn pod(namespace: &str, name: &str) -> Self {
+        Self { kind: OwnerKind::Pod, namespace: namespace.into(), name: name.into() }
     }
 }
 
+/// `namespace/name` of a Service, `pod/namespace/name` of a Pod.
 impl fmt::Display for ServiceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        let kind = if self.kind == OwnerKind::Pod { "pod/" } else { "" };
+        write!(f, "{kind}{}/{}", self.namespace, self.name)
     }
 }
 
@@ -86,6 +114,28 @@ pub struct ServicePort {
     pub port: u16,
     /// The port on node addresses, if it has one.
     pub node_port: Option<u16>,
+}
+
+/// A Pod of this node that wants ports of the node.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct HostPorts {
+    /// Its addresses, one per family.
+    pub addresses: Vec<IpAddr>,
+    /// The ports.
+    pub ports: Vec<HostPort>,
+}
+
+/// One port of a container that is a port of the node as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostPort {
+    /// `hostIP`: the address that it is served on; nothing for all of the node's.
+    pub address: Option<IpAddr>,
+    /// The port on that address.
+    pub port: u16,
+    /// TCP or UDP, by its IANA number.
+    pub protocol: u8,
+    /// The container's port.
+    pub container_port: u16,
 }
 
 /// An `EndpointSlice` of a Service.

@@ -11,7 +11,11 @@ use weir_dataplane_ebpf::{Frontend, Protocol};
 use super::{
     Adopted, AdoptedBackend, Batch, Books, GRACE_MS, Limits, Plan, PortName, Problem, Step,
     desired::{DesiredPort, desired},
-    model::{Endpoint, FrontendAddress, Node, Service, ServiceKey, ServicePort, Slice, SlicePort},
+    host_ports::host_ports,
+    model::{
+        Endpoint, FrontendAddress, HostPort, HostPorts, Node, Service, ServiceKey, ServicePort, Slice,
+        SlicePort,
+    },
 };
 use crate::cidr::Cidr;
 
@@ -335,6 +339,44 @@ fn the_first_owner_keeps_an_address_and_the_second_gets_it_afterwards() {
         world.apply(&step);
     }
     world.expect(&BTreeMap::from([(key(2), second)]));
+}
+
+#[test]
+fn a_service_takes_its_node_port_from_a_pod_and_gives_it_back() {
+    let pod = |n: u8| ServiceKey::pod("default", &format!("p{n}"));
+    let wanted = |n: u8| {
+        let port = HostPort { address: None, port: 30_001, protocol: Protocol::TCP.0, container_port: 80 };
+        let pod = HostPorts { addresses: vec![IpAddr::from([10, 244, 0, n])], ports: vec![port] };
+        host_ports(&pod, &Node { addresses: vec![IpAddr::from([192, 168, 0, 1])], zone: None })
+    };
+    let mut books = Books::new(LIMITS);
+    let mut world = World::default();
+    world.run(&books.plan(&pod(1), &wanted(1), 0));
+    let second = books.plan(&pod(2), &wanted(2), 0);
+    let owners: Vec<String> = second.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(owners.len(), 2, "the first pod keeps it, for clients outside and inside");
+    assert!(
+        owners[0].starts_with("tcp://192.168.0.1:30001 is served by pod/default/p1 already"),
+        "{owners:?}"
+    );
+    world.run(&second);
+
+    let service = books.plan(&key(1), &ports(1, &[1]), 1);
+    assert_eq!((service.problems.as_slice(), &service.again), (&[][..], &[pod(1)].into()));
+    world.run(&service);
+    let evicted = books.plan(&pod(1), &wanted(1), 1);
+    let taken = |problem: &Problem| matches!(problem, Problem::Taken { owner, .. } if *owner == key(1));
+    assert!(evicted.problems.iter().all(taken) && evicted.problems.len() == 2, "{:?}", evicted.problems);
+    world.run(&evicted);
+    let name = |n: u8| world.frontends.keys().filter(|a| a.port == 30_000 + u16::from(n)).count();
+    assert_eq!(name(1), 2, "no write of the pod takes the Service's frontends away");
+
+    let gone = books.plan(&key(1), &[], 2);
+    assert_eq!(gone.again, [pod(1), pod(2)].into());
+    world.run(&gone);
+    world.run(&books.plan(&pod(1), &wanted(1), 2));
+    world.run(&books.plan(&pod(2), &[], 2));
+    world.expect(&BTreeMap::from([(pod(1), wanted(1))]));
 }
 
 #[test]

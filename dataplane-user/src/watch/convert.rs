@@ -39,6 +39,16 @@ pub enum Unserved {
         /// What stands there.
         value: String,
     },
+    /// An address that no client could reach.
+    #[error("{field} {address} is {kind}; give one that they can reach")]
+    Unreachable {
+        /// Where it stands.
+        field: &'static str,
+        /// What stands there.
+        address: IpAddr,
+        /// What is wrong with it.
+        kind: &'static str,
+    },
     /// A port number out of range.
     #[error("{field} {value} is not a port; ports are 1 to 65535")]
     Port {
@@ -127,20 +137,13 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
     let ports = spec.ports.as_deref().unwrap_or_default();
     let ports = ports.iter().filter_map(|port| {
         let protocol = protocol(port.protocol.as_deref(), port.port, &mut unserved)?;
-        let number = |field, value: i32, unserved: &mut Vec<Unserved>| {
-            let number = u16::try_from(value).ok().filter(|port| *port > 0);
-            if number.is_none() {
-                unserved.push(Unserved::Port { field, value });
-            }
-            number
-        };
         let node_port =
             port.node_port.filter(|value| *value != 0 && matches!(kind, "NodePort" | "LoadBalancer"));
         Some(ServicePort {
             name: port.name.as_deref().unwrap_or_default().into(),
             protocol,
-            port: number("spec.ports.port", port.port, &mut unserved)?,
-            node_port: node_port.and_then(|value| number("spec.ports.nodePort", value, &mut unserved)),
+            port: port_number("spec.ports.port", port.port, &mut unserved)?,
+            node_port: node_port.and_then(|value| port_number("spec.ports.nodePort", value, &mut unserved)),
         })
     });
     let ports = ports.collect();
@@ -171,7 +174,36 @@ fn range(text: &str, unserved: &mut Vec<Unserved>) -> Option<Cidr> {
     }
 }
 
-fn protocol(text: Option<&str>, port: i32, unserved: &mut Vec<Unserved>) -> Option<Protocol> {
+/// Whether clients can reach a service at an address that `field` names.
+pub(super) fn usable(field: &'static str, address: IpAddr) -> Result<IpAddr, Unserved> {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let kind = if address.is_loopback() {
+        "a loopback address, which means another machine to each client"
+    } else if link_local {
+        "a link-local address, which ends at the next router"
+    } else if address.is_multicast() {
+        "a multicast address, which no single machine answers from"
+    } else if address.is_unspecified() {
+        "the unspecified address, which nobody can send to"
+    } else {
+        return Ok(address);
+    };
+    Err(Unserved::Unreachable { field, address, kind })
+}
+
+/// A port number.
+pub(super) fn port_number(field: &'static str, value: i32, unserved: &mut Vec<Unserved>) -> Option<u16> {
+    let number = u16::try_from(value).ok().filter(|port| *port > 0);
+    if number.is_none() {
+        unserved.push(Unserved::Port { field, value });
+    }
+    number
+}
+
+pub(super) fn protocol(text: Option<&str>, port: i32, unserved: &mut Vec<Unserved>) -> Option<Protocol> {
     match text.unwrap_or("TCP") {
         "TCP" => Some(Protocol::TCP),
         "UDP" => Some(Protocol::UDP),

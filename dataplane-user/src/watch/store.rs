@@ -8,10 +8,11 @@ use std::{
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::{ResourceExt as _, runtime::watcher::Event};
 
-use super::{Change, NodeFacts, Unserved, convert, key};
+use super::{Change, NodeFacts, Unserved, convert, key, pods::Pods};
 use crate::plan::{
     desired::{DesiredPort, desired},
-    model::{self, ServiceKey, Slice},
+    host_ports::host_ports,
+    model::{self, OwnerKind, ServiceKey, Slice},
 };
 
 /// Names the Service that a slice is about.
@@ -19,13 +20,11 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// One Service with its slices.
 #[derive(Debug, Default)]
-pub struct ServiceState {
+struct ServiceState {
     service: Option<model::Service>,
     slices: BTreeMap<Box<str>, Slice>,
-    /// The object's own id, which Events about it carry.
-    pub uid: Option<Box<str>>,
-    /// What of the object is not served.
-    pub unserved: Vec<Unserved>,
+    uid: Option<Box<str>>,
+    unserved: Vec<Unserved>,
 }
 
 /// Whether a watch has been read once, and what a later full read has shown so far.
@@ -42,6 +41,7 @@ pub struct Store {
     services: HashMap<ServiceKey, ServiceState>,
     /// Which Service a slice is about: a slice that is deleted or changes sides names only itself.
     slice_owners: HashMap<(Box<str>, Box<str>), ServiceKey>,
+    pods: Pods,
     /// This node as services see it: its addresses as netlink says, its zone as its object does.
     place: model::Node,
     node: NodeFacts,
@@ -58,6 +58,7 @@ impl Store {
             node_name: node_name.into(),
             services: HashMap::new(),
             slice_owners: HashMap::new(),
+            pods: Pods::default(),
             place: model::Node::default(),
             node: NodeFacts::default(),
             dirty: BTreeSet::new(),
@@ -69,7 +70,7 @@ impl Store {
 
     /// Whether every watch has been read once. Before that an absent object means nothing.
     pub fn is_complete(&self) -> bool {
-        self.reading_services.complete && self.reading_slices.complete && self.node_read
+        self.reading_services.complete && self.reading_slices.complete && self.pods.complete && self.node_read
     }
 
     /// Takes in one event.
@@ -85,6 +86,7 @@ impl Store {
             // A node that is not registered yet still serves; so does one whose object was just deleted.
             Change::Node(Event::InitDone) => self.node_read = true,
             Change::Node(Event::Init | Event::Delete(_)) => {}
+            Change::Pod(event) => self.dirty.extend(self.pods.apply(event)),
             Change::Failed(error) => tracing::warn!(%error, "a watch broke; what is programmed stays"),
         }
     }
@@ -95,7 +97,7 @@ impl Store {
     }
 
     /// Sets the addresses that `NodePort`s are served on, and by which this node is a client. Only services with a
-    /// `NodePort` or with source ranges care.
+    /// `NodePort` or with source ranges care, and Pods with host ports.
     pub fn set_node_addresses(&mut self, mut addresses: Vec<IpAddr>) {
         addresses.sort();
         addresses.dedup();
@@ -108,6 +110,7 @@ impl Store {
                 })
             });
             self.dirty.extend(concerned.map(|(key, _)| key.clone()));
+            self.dirty.extend(self.pods.keys().cloned());
         }
     }
 
@@ -126,18 +129,37 @@ impl Store {
         std::mem::take(&mut self.dirty)
     }
 
-    /// Every service.
+    /// Every Service, and every Pod with host ports.
     pub fn keys(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.services().chain(self.pods.keys())
+    }
+
+    fn services(&self) -> impl Iterator<Item = &ServiceKey> {
         self.services.iter().filter(|(_, state)| state.service.is_some()).map(|(key, _)| key)
     }
 
-    /// What is known of one service.
-    pub fn get(&self, key: &ServiceKey) -> Option<&ServiceState> {
-        self.services.get(key)
+    /// The object's own id, which Events about it carry.
+    pub fn uid(&self, key: &ServiceKey) -> Option<&str> {
+        match key.kind {
+            OwnerKind::Service => self.services.get(key)?.uid.as_deref(),
+            OwnerKind::Pod => self.pods.get(key)?.uid.as_deref(),
+        }
+    }
+
+    /// What of the object is not served.
+    pub fn unserved(&self, key: &ServiceKey) -> &[Unserved] {
+        let unserved = match key.kind {
+            OwnerKind::Service => self.services.get(key).map(|state| &state.unserved),
+            OwnerKind::Pod => self.pods.get(key).map(|state| &state.unserved),
+        };
+        unserved.map_or(&[], Vec::as_slice)
     }
 
     /// How a service should look; no ports when there is none, or none of ours.
     pub fn desired(&self, key: &ServiceKey) -> Vec<DesiredPort> {
+        if key.kind == OwnerKind::Pod {
+            return self.pods.get(key).map_or_else(Vec::new, |pod| host_ports(&pod.ports, &self.place));
+        }
         let Some(state) = self.services.get(key) else { return Vec::new() };
         let Some(service) = &state.service else { return Vec::new() };
         desired(service, state.slices.values(), &self.place)
@@ -154,7 +176,7 @@ impl Store {
             Event::Init => self.reading_services.seen.clear(),
             Event::InitDone => {
                 let seen = std::mem::take(&mut self.reading_services.seen);
-                let gone: Vec<_> = self.keys().filter(|key| !seen.contains(key)).cloned().collect();
+                let gone: Vec<_> = self.services().filter(|key| !seen.contains(key)).cloned().collect();
                 for key in &gone {
                     self.remove_service(key);
                 }
@@ -280,6 +302,8 @@ mod tests {
         store.apply(Change::Slice(Event::InitDone));
         assert!(!store.is_complete());
         store.apply(Change::Node(Event::InitDone));
+        assert!(!store.is_complete());
+        store.apply(Change::Pod(Event::InitDone));
         assert!(store.is_complete());
     }
 
@@ -324,6 +348,30 @@ mod tests {
         store.apply(Change::Service(Event::InitApply(service("a"))));
         store.apply(Change::Service(Event::InitDone));
         assert!(dirty(&mut store).is_empty());
+    }
+
+    #[test]
+    fn a_pod_with_a_host_port_is_served_beside_a_service_of_its_name() {
+        let mut store = Store::new("here");
+        store.set_node_addresses(vec![[192, 168, 0, 1].into()]);
+        let pod = |phase: &str| {
+            let object = json!({
+                "metadata": {"name": "a", "namespace": "n", "uid": "of-pod"},
+                "spec": {"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 8080}]}]},
+                "status": {"phase": phase, "podIP": "10.0.0.1"},
+            });
+            Change::Pod(Event::Apply(serde_json::from_value(object).unwrap()))
+        };
+        store.apply(pod("Running"));
+        store.apply(Change::Service(Event::Apply(service("a"))));
+        assert_eq!(dirty(&mut store), ["n/a", "pod/n/a"]);
+        let key = ServiceKey::pod("n", "a");
+        assert_eq!((store.keys().count(), store.uid(&key)), (2, Some("of-pod")));
+        assert_eq!(store.desired(&key)[0].frontends.len(), 2);
+        store.set_node_addresses(Vec::new());
+        assert_eq!(dirty(&mut store), ["n/a", "pod/n/a"]);
+        store.apply(pod("Failed"));
+        assert_eq!((dirty(&mut store), store.keys().count()), (vec!["pod/n/a".into()], 1));
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub(crate) struct TestNode {
     pub(crate) socket_lb: bool,
     uplinks: Vec<String>,
     pub(crate) store: Store,
+    /// What the last round had to say, as the Events about it begin: `object: complaint`.
+    pub(crate) complaints: Vec<String>,
     agent: Option<(Programs, Reconciler)>,
 }
 
@@ -63,7 +65,17 @@ impl TestNode {
         let mut store = Store::new("here");
         store.set_node_addresses(vec![NODE_ADDRESS.into()]);
         let uplinks = vec!["up0".to_owned()];
-        let mut node = Self { namespace, client, cgroup, run_dir, socket_lb, uplinks, store, agent: None };
+        let mut node = Self {
+            namespace,
+            client,
+            cgroup,
+            run_dir,
+            socket_lb,
+            uplinks,
+            store,
+            complaints: Vec::new(),
+            agent: None,
+        };
         node.start();
         node
     }
@@ -119,11 +131,14 @@ impl TestNode {
         self.agent = None;
     }
 
-    /// One round of the reconciler.
-    pub(crate) fn sync(&mut self) {
+    /// One round of the reconciler. Returns its complaints.
+    pub(crate) fn sync(&mut self) -> Vec<String> {
         let dirty: BTreeSet<ServiceKey> = self.store.take_dirty();
         let (_, reconciler) = self.agent.as_mut().expect("an agent runs");
-        reconciler.sync(&self.store, dirty).unwrap_or_else(|error| panic!("{error}"));
+        let outcome = reconciler.sync(&self.store, dirty).unwrap_or_else(|error| panic!("{error}"));
+        let complaints = outcome.complaints.iter();
+        self.complaints = complaints.map(|(key, complaint)| format!("{key}: {complaint}")).collect();
+        self.complaints.clone()
     }
 
     /// A Service with TCP and UDP port 80 on 10.96.0.`n`, `NodePort` 30000 + `n`, and endpoints of this node on port 8080.

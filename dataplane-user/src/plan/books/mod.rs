@@ -19,7 +19,7 @@ use super::{
     desired::DesiredPort,
     ids::Ids,
     limits::{Limits, Usage},
-    model::{FrontendAddress, PortName, ServiceKey},
+    model::{FrontendAddress, OwnerKind, PortName, ServiceKey},
     outcome::{Plan, Problem},
     regions::Regions,
     source_ranges::SourceRanges,
@@ -198,7 +198,9 @@ impl Books {
         for frontend in &port.frontends {
             let address = frontend.address;
             let ipv4 = address.address.is_ipv4();
-            if let Some(owner) = self.other_owner(key, address) {
+            if let Some(owner) = self.other_owner(key, address)
+                && !self.yields(&owner, key, address, plan)
+            {
                 self.waiting.entry(address).or_default().insert(key.clone());
                 plan.problems.push(Problem::Taken { frontend: address, owner });
                 continue;
@@ -237,6 +239,24 @@ impl Books {
         if left_out > 0 {
             plan.problems.push(Problem::FrontendsFull { left_out, bound: self.limits.frontends });
         }
+    }
+
+    /// Takes a frontend away from a Pod that a Service wants; the Pod is planned again and told.
+    fn yields(
+        &mut self,
+        owner: &ServiceKey,
+        to: &ServiceKey,
+        frontend: FrontendAddress,
+        plan: &mut Plan,
+    ) -> bool {
+        let yields = (owner.kind, to.kind) == (OwnerKind::Pod, OwnerKind::Service);
+        if yields {
+            if let Some(programmed) = self.services.get_mut(owner) {
+                programmed.frontends.retain(|address| *address != frontend);
+            }
+            plan.again.insert(owner.clone());
+        }
+        yields
     }
 
     /// Another service that has this frontend.
