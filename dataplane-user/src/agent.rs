@@ -23,6 +23,7 @@ use weir_dataplane_ebpf::{Ip4, Ip6, NodeConfig, maps::FLOWS};
 use crate::{
     config::Config,
     flows::{self, TickClock},
+    health_checks::{Health, HealthChecks},
     kernel::{
         attach::{AttachError, Programs, Targets},
         maps::{Maps, TableError},
@@ -43,6 +44,8 @@ const ROUND: usize = 4_096;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Longest wait between rounds that fail, and between attempts to place what had no room.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// Rounds that fail for so long make health checks fail: kube-proxy's bound.
+const UNHEALTHY_AFTER: Duration = Duration::from_mins(1);
 /// Events that wait to be written; beyond it they are only logged.
 const EVENT_QUEUE: usize = 256;
 
@@ -121,7 +124,11 @@ struct Agent {
     store: Store,
     known_node: NodeFacts,
     reconciler: Reconciler,
+    health: Health,
+    health_checks: HealthChecks,
     events: Complaints,
+    /// Since when rounds have failed.
+    failing_since: Option<Instant>,
     /// When the oldest change that is not in the kernel yet arrived.
     waiting_since: Option<Instant>,
     retry: Option<(Instant, Duration)>,
@@ -167,7 +174,11 @@ impl Agent {
         tokio::spawn(connection);
         let maps = Arc::new(maps);
         let reconciler = Reconciler::new(&paths, Arc::clone(&maps), metrics.clone())?;
+        let health = Health::default();
         let mut agent = Self {
+            health_checks: HealthChecks::new(health.clone()),
+            health,
+            failing_since: None,
             store: Store::new(node_name),
             clock: TickClock::start().map_err(Error::Clock)?,
             known_node: NodeFacts::default(),
@@ -217,6 +228,7 @@ impl Agent {
                 () = async { sleep_until(retry.expect("guarded")).await }, if retry.is_some() => {}
                 _ = passes.tick() => {
                     self.collect_flows();
+                    self.health_checks.retry();
                     continue;
                 }
             }
@@ -248,6 +260,11 @@ impl Agent {
             return;
         }
         let started = Instant::now();
+        let concerned: Vec<ServiceKey> = if self.reconciler.starts_over() {
+            self.store.keys().cloned().collect()
+        } else {
+            dirty.iter().cloned().collect()
+        };
         match self.reconciler.sync(&self.store, dirty) {
             Ok(outcome) => {
                 observe(&self.metrics.sync, started.elapsed());
@@ -260,6 +277,9 @@ impl Agent {
                     "maps are up to date"
                 );
                 self.complain(outcome.complaints);
+                self.serve_health_checks(&concerned);
+                self.failing_since = None;
+                self.health.set(true);
                 self.retry = None;
                 self.blocked.extend(outcome.blocked);
                 if !self.blocked.is_empty() {
@@ -268,9 +288,20 @@ impl Agent {
             }
             Err(error) => {
                 warn!(%error, "what is programmed stays; trying again");
+                let since = *self.failing_since.get_or_insert_with(Instant::now);
+                self.health.set(since.elapsed() < UNHEALTHY_AFTER);
                 self.retry_later();
             }
         }
+    }
+
+    /// After the maps: a load balancer that hears of an endpoint finds it served.
+    fn serve_health_checks(&mut self, concerned: &[ServiceKey]) {
+        let mut errors = self.health_checks.set_addresses(self.store.node_addresses());
+        for key in concerned {
+            errors.extend(self.health_checks.set(key, self.store.health_check(key)));
+        }
+        self.complain(errors.into_iter().map(|(key, error)| (key, Complaint::HealthCheck(error))).collect());
     }
 
     fn retry_later(&mut self) {

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod cni;
 mod config;
 pub mod flows;
+pub mod health_checks;
 pub mod kernel;
 mod metrics;
 pub mod names;

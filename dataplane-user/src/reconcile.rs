@@ -10,6 +10,7 @@ use std::{
 use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey};
 
 use crate::{
+    health_checks::HealthCheckError,
     kernel::maps::{Family, FamilyMaps, Maps, TableError, backend_address, frontend_address, source_range},
     metrics::Metrics,
     names::NameTable,
@@ -38,6 +39,9 @@ pub enum Complaint {
     /// The dataplane does not do that.
     #[error(transparent)]
     Unserved(Unserved),
+    /// Load balancers cannot ask for it.
+    #[error(transparent)]
+    HealthCheck(HealthCheckError),
 }
 
 /// What a round has to say.

@@ -11,6 +11,7 @@
 mod batch;
 mod books;
 pub mod desired;
+mod health_check;
 pub mod host_ports;
 mod ids;
 mod limits;
@@ -24,6 +25,7 @@ mod topology;
 
 pub use batch::Batch;
 pub use books::{Adopted, AdoptedBackend, Books, GRACE_MS};
+pub use health_check::{HealthCheck, health_check};
 pub use limits::{Limits, Usage};
 pub use model::PortName;
 pub use outcome::{Plan, Problem};

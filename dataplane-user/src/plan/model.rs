@@ -97,6 +97,8 @@ pub struct Service {
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
+    /// `healthCheckNodePort`, of a load balancer with that policy.
+    pub health_check_port: Option<u16>,
     /// `publishNotReadyAddresses`.
     pub publish_not_ready: bool,
     /// `sessionAffinity: ClientIP` with this timeout, 0 without.

@@ -147,6 +147,11 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
         })
     });
     let ports = ports.collect();
+    let external_local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let asked =
+        spec.health_check_node_port.filter(|port| *port != 0 && kind == "LoadBalancer" && external_local);
+    let health_check_port =
+        asked.and_then(|port| port_number("spec.healthCheckNodePort", port, &mut unserved));
     let service = model::Service {
         cluster_ips,
         external_ips,
@@ -154,7 +159,8 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
         source_ranges,
         ports,
         internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
-        external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+        external_local,
+        health_check_port,
         publish_not_ready: spec.publish_not_ready_addresses == Some(true),
         affinity_timeout_s,
     };
@@ -306,6 +312,22 @@ mod tests {
                 Unserved::Range { field: "spec.loadBalancerSourceRanges", value: "10.0.0.0/33".into() },
             ]
         );
+    }
+
+    #[test]
+    fn a_load_balancer_with_policy_local_has_a_health_check() {
+        let port = |kind: &str, policy: &str, port: i32| {
+            let spec = json!({
+                "type": kind, "clusterIP": "10.96.0.1", "externalTrafficPolicy": policy, "healthCheckNodePort": port,
+            });
+            let (service, unserved) = read(&spec);
+            (service.unwrap().health_check_port, unserved.len())
+        };
+        assert_eq!(port("LoadBalancer", "Local", 32_000), (Some(32_000), 0));
+        assert_eq!(port("LoadBalancer", "Local", 0), (None, 0));
+        assert_eq!(port("LoadBalancer", "Local", 70_000), (None, 1));
+        assert_eq!(port("LoadBalancer", "Cluster", 32_000), (None, 0));
+        assert_eq!(port("NodePort", "Local", 32_000), (None, 0));
     }
 
     #[test]

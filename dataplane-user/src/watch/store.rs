@@ -10,7 +10,9 @@ use kube::{ResourceExt as _, runtime::watcher::Event};
 
 use super::{Change, NodeFacts, Unserved, convert, key, pods::Pods};
 use crate::plan::{
+    HealthCheck,
     desired::{DesiredPort, desired},
+    health_check,
     host_ports::host_ports,
     model::{self, OwnerKind, ServiceKey, Slice},
 };
@@ -96,8 +98,8 @@ impl Store {
         &self.node
     }
 
-    /// Sets the addresses that `NodePort`s are served on, and by which this node is a client. Only services with a
-    /// `NodePort` or with source ranges care, and Pods with host ports.
+    /// Sets the addresses that `NodePort`s are served on, and by which this node is a client. Only services with
+    /// a `NodePort`, source ranges or a health check care, and Pods with host ports.
     pub fn set_node_addresses(&mut self, mut addresses: Vec<IpAddr>) {
         addresses.sort();
         addresses.dedup();
@@ -106,6 +108,7 @@ impl Store {
             let concerned = self.services.iter().filter(|(_, state)| {
                 state.service.as_ref().is_some_and(|service| {
                     service.source_ranges.is_some()
+                        || service.health_check_port.is_some()
                         || service.ports.iter().any(|port| port.node_port.is_some())
                 })
             });
@@ -153,6 +156,17 @@ impl Store {
             OwnerKind::Pod => self.pods.get(key).map(|state| &state.unserved),
         };
         unserved.map_or(&[], Vec::as_slice)
+    }
+
+    /// The health check that a service wants, if it wants one.
+    pub fn health_check(&self, key: &ServiceKey) -> Option<HealthCheck> {
+        let state = self.services.get(key).filter(|_| key.kind == OwnerKind::Service)?;
+        health_check(state.service.as_ref()?, state.slices.values())
+    }
+
+    /// Addresses that `NodePort`s are served on.
+    pub fn node_addresses(&self) -> &[IpAddr] {
+        &self.place.addresses
     }
 
     /// How a service should look; no ports when there is none, or none of ours.
