@@ -35,6 +35,7 @@ use crate::{
     paths::Paths,
     plan::model::ServiceKey,
     reconcile::{Complaint, Reconciler, SyncError},
+    sockets::{Progress, Reaper},
     watch::{self, Change, NodeFacts, Store},
 };
 
@@ -124,6 +125,7 @@ struct Agent {
     store: Store,
     known_node: NodeFacts,
     reconciler: Reconciler,
+    reaper: Reaper,
     health: Health,
     health_checks: HealthChecks,
     events: Complaints,
@@ -176,6 +178,7 @@ impl Agent {
         let reconciler = Reconciler::new(&paths, Arc::clone(&maps), metrics.clone())?;
         let health = Health::default();
         let mut agent = Self {
+            reaper: Reaper::new(Arc::clone(&maps), paths.clone()),
             health_checks: HealthChecks::new(health.clone()),
             health,
             failing_since: None,
@@ -226,6 +229,13 @@ impl Agent {
                     self.read_addresses().await?;
                 }
                 () = async { sleep_until(retry.expect("guarded")).await }, if retry.is_some() => {}
+                progress = self.reaper.progress() => {
+                    match progress {
+                        Progress::Judge(peers) => self.reaper.destroy(self.reconciler.stale(&self.store, peers)),
+                        Progress::Destroyed(count) => drop(self.metrics.sockets_destroyed.inc_by(count)),
+                    }
+                    continue;
+                }
                 _ = passes.tick() => {
                     self.collect_flows();
                     self.health_checks.retry();
@@ -276,6 +286,9 @@ impl Agent {
                     took_us = started.elapsed().as_micros() as u64,
                     "maps are up to date"
                 );
+                if outcome.steps > 0 && self.config.socket_lb {
+                    self.reaper.changed();
+                }
                 self.complain(outcome.complaints);
                 self.serve_health_checks(&concerned);
                 self.failing_since = None;

@@ -25,6 +25,7 @@ pub mod paths;
 pub mod plan;
 pub mod programs;
 pub mod reconcile;
+pub mod sockets;
 mod sysctl;
 pub mod watch;
 

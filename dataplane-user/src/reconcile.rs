@@ -1,13 +1,14 @@
 //! From the store to the maps: plans, carries out, and starts again from the maps when a write fails.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
+    net::SocketAddr,
     sync::Arc,
     time::Instant,
 };
 
-use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey};
+use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey, Protocol};
 
 use crate::{
     health_checks::HealthCheckError,
@@ -16,6 +17,7 @@ use crate::{
     names::NameTable,
     paths::Paths,
     plan::{Adopted, AdoptedBackend, Batch, Books, Limits, Plan, PortName, Problem, model::ServiceKey},
+    sockets::Peer,
     watch::{Store, Unserved},
 };
 
@@ -89,6 +91,27 @@ impl Reconciler {
             self.metrics.sync_failures.inc();
         }
         result
+    }
+
+    /// Which of these sockets talk to a backend that is gone: for UDP from the service that they asked for, as kube-proxy
+    /// forgets its flows; for TCP, whose connections may drain, from everywhere.
+    pub fn stale(&self, store: &Store, peers: Vec<Peer>) -> Vec<Peer> {
+        let Some(books) = &self.books else { return Vec::new() };
+        let mut serving = HashMap::<u32, HashSet<SocketAddr>>::new();
+        let stale = peers.into_iter().filter(|peer| {
+            if peer.protocol == Protocol::TCP {
+                return books.backend(peer.backend).is_none();
+            }
+            let of_service = serving.entry(peer.service).or_insert_with(|| {
+                let Some(name) = books.name(peer.service) else { return HashSet::new() };
+                let ports = store.desired(&name.service).into_iter();
+                let port = ports.filter(|port| port.protocol.0 == name.protocol && port.label() == name.port);
+                let backends = port.flat_map(|port| port.backends);
+                backends.filter(|(_, listed)| listed.serving).map(|(address, _)| address).collect()
+            });
+            !of_service.contains(&peer.backend)
+        });
+        stale.collect()
     }
 
     fn try_sync(&mut self, store: &Store, dirty: BTreeSet<ServiceKey>) -> Result<Outcome, SyncError> {

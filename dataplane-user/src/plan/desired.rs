@@ -26,9 +26,8 @@ pub struct DesiredPort {
     pub protocol: Protocol,
     /// The port's number on service addresses.
     pub port: u16,
-    /// Every endpoint that exists, with whether it is on this node. One that does not serve any more still keeps its
-    /// established connections.
-    pub backends: BTreeMap<SocketAddr, bool>,
+    /// Every endpoint that exists. One that does not serve any more still keeps its established connections.
+    pub backends: BTreeMap<SocketAddr, Listed>,
     /// The frontends.
     pub frontends: Vec<DesiredFrontend>,
     /// Who may use its frontends that have [`Frontend::FLAG_SOURCE_RANGES`].
@@ -36,6 +35,15 @@ pub struct DesiredPort {
     /// Session affinity's timeout in seconds, 0 without.
     pub affinity_timeout_s: u32,
     pub(super) serving: Serving,
+}
+
+/// An endpoint as a service lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// It is on this node.
+    pub local: bool,
+    /// It answers, ready or terminating.
+    pub serving: bool,
 }
 
 /// One frontend.
@@ -73,6 +81,11 @@ impl Serving {
 }
 
 impl DesiredPort {
+    /// The port's name, or its number when it has none.
+    pub fn label(&self) -> Box<str> {
+        if self.name.is_empty() { self.port.to_string().into() } else { self.name.clone() }
+    }
+
     /// The backends that new connections may choose: sorted, without duplicates.
     pub fn serving(&self, ipv4: bool, local_only: bool) -> &[SocketAddr] {
         self.serving.get(ipv4, local_only)
@@ -98,7 +111,10 @@ pub fn desired<'a>(
                 port: port.port,
                 backends: endpoints
                     .into_iter()
-                    .map(|(address, candidate)| (address, candidate.endpoint.local))
+                    .map(|(address, Candidate { endpoint, .. })| {
+                        let serving = endpoint.serving || endpoint.ready || service.publish_not_ready;
+                        (address, Listed { local: endpoint.local, serving })
+                    })
                     .collect(),
                 frontends: frontends(service, port, &node.addresses, &serving),
                 source_ranges: source_ranges(service),

@@ -12,7 +12,7 @@ use std::{
 use weir_dataplane_ebpf::{Frontend, Protocol, Scope};
 
 use super::{
-    desired::{DesiredFrontend, DesiredPort, Serving},
+    desired::{DesiredFrontend, DesiredPort, Listed, Serving},
     model::{FrontendAddress, HostPort, HostPorts, Node},
 };
 
@@ -45,7 +45,10 @@ pub fn host_ports(pod: &HostPorts, node: &Node) -> Vec<DesiredPort> {
             protocol: Protocol(protocol),
             port,
             serving: Serving::of(&backends),
-            backends: backends.into_iter().map(|address| (address, true)).collect(),
+            backends: backends
+                .into_iter()
+                .map(|address| (address, Listed { local: true, serving: true }))
+                .collect(),
             frontends,
             source_ranges: BTreeSet::new(),
             affinity_timeout_s: 0,
@@ -73,7 +76,7 @@ mod tests {
             for frontend in &port.frontends {
                 let ipv4 = frontend.address.address.is_ipv4();
                 assert_eq!(port.serving(ipv4, false), port.serving(ipv4, true));
-                assert!(port.serving(ipv4, false).iter().all(|backend| port.backends[backend]));
+                assert!(port.serving(ipv4, false).iter().all(|backend| port.backends[backend].local));
                 let scope = frontend.address.scope;
                 rows.push(format!("{} scope={scope} to {:?}", frontend.address, port.serving(ipv4, false)));
             }

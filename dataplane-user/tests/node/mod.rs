@@ -20,6 +20,7 @@ use weir_dataplane::{
     paths::Paths,
     plan::model::ServiceKey,
     reconcile::Reconciler,
+    sockets::Peer,
     watch::{Change, Store},
 };
 use weir_dataplane_ebpf::{Ip4, NodeConfig};
@@ -41,6 +42,7 @@ pub(crate) struct TestNode {
     pub(crate) store: Store,
     /// What the last round had to say, as the Events about it begin: `object: complaint`.
     pub(crate) complaints: Vec<String>,
+    conditions: Value,
     agent: Option<(Programs, Reconciler)>,
 }
 
@@ -74,6 +76,7 @@ impl TestNode {
             uplinks,
             store,
             complaints: Vec::new(),
+            conditions: json!({}),
             agent: None,
         };
         node.start();
@@ -141,9 +144,22 @@ impl TestNode {
         self.complaints.clone()
     }
 
+    /// Sockets that talk to what their service does not have any more.
+    pub(crate) fn stale(&self, peers: Vec<Peer>) -> Vec<Peer> {
+        let (_, reconciler) = self.agent.as_ref().expect("an agent runs");
+        reconciler.stale(&self.store, peers)
+    }
+
     /// A Service with TCP and UDP port 80 on 10.96.0.`n`, `NodePort` 30000 + `n`, and endpoints of this node on port 8080.
     pub(crate) fn serve(&mut self, n: u8, endpoints: &[Ipv4Addr]) {
         self.serve_as("here", n, endpoints, &json!({}), &json!({}));
+    }
+
+    /// The same, with endpoints in these conditions.
+    pub(crate) fn serve_in(&mut self, n: u8, endpoints: &[Ipv4Addr], conditions: &Value) {
+        self.conditions = conditions.clone();
+        self.serve(n, endpoints);
+        self.conditions = json!({});
     }
 
     /// The same, with endpoints of the node of that name.
@@ -164,6 +180,8 @@ impl TestNode {
             "status": status,
         });
         service["spec"].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let endpoint =
+            |address| json!({"addresses": [address], "nodeName": node, "conditions": self.conditions});
         let slice = json!({
             "metadata": {
                 "name": format!("s{n}-1"), "namespace": "default",
@@ -171,7 +189,7 @@ impl TestNode {
             },
             "addressType": "IPv4",
             "ports": [{"name": "t", "port": 8080, "protocol": "TCP"}, {"name": "u", "port": 8080, "protocol": "UDP"}],
-            "endpoints": endpoints.iter().map(|a| json!({"addresses": [a], "nodeName": node})).collect::<Vec<_>>(),
+            "endpoints": endpoints.iter().map(endpoint).collect::<Vec<_>>(),
         });
         self.store.apply(Change::Service(Event::Apply(serde_json::from_value(service).unwrap())));
         self.store.apply(Change::Slice(Event::Apply(serde_json::from_value(slice).unwrap())));

@@ -21,8 +21,8 @@ impl Books {
     /// Makes sure that every endpoint of the service has an id.
     pub(super) fn take_backends(&mut self, ports: &[DesiredPort], new: &mut Programmed, plan: &mut Plan) {
         let mut wanted = BTreeMap::<SocketAddr, bool>::new();
-        for (address, local) in ports.iter().flat_map(|port| &port.backends) {
-            *wanted.entry(*address).or_default() |= local;
+        for (address, listed) in ports.iter().flat_map(|port| &port.backends) {
+            *wanted.entry(*address).or_default() |= listed.local;
         }
         let mut left_out = 0;
         for (address, local) in wanted {

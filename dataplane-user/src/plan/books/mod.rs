@@ -107,6 +107,12 @@ impl Books {
         self.backends.get(&address).map(|backend| backend.id)
     }
 
+    /// What a service id means, if it means anything.
+    pub fn name(&self, service: u32) -> Option<&PortName> {
+        let programmed = self.services.get(self.owners.get(&service)?)?;
+        programmed.ports.iter().find(|(_, id)| *id == service).map(|(name, _)| name)
+    }
+
     /// Changes the maps' picture of one service to `ports`; no ports means that the service is gone.
     pub fn plan(&mut self, key: &ServiceKey, ports: &[DesiredPort], now_ms: u64) -> Plan {
         self.reclaim(now_ms);
@@ -158,8 +164,7 @@ impl Books {
         new: &mut Programmed,
         plan: &mut Plan,
     ) -> u32 {
-        let label = if port.name.is_empty() { port.port.to_string().into() } else { port.name.clone() };
-        let name = PortName { service: key.clone(), port: label, protocol: port.protocol.0 };
+        let name = PortName { service: key.clone(), port: port.label(), protocol: port.protocol.0 };
         let id = if let Some((_, id)) = old.ports.iter().find(|(known, _)| *known == name) {
             *id
         } else {
