@@ -33,9 +33,9 @@ use crate::{
     netlink::{Link, Netlink, NetlinkError},
     node::{self, NodeError},
     paths::Paths,
-    plan::model::ServiceKey,
+    plan::model::{NodePort, ServiceKey},
     reconcile::{Complaint, Reconciler, SyncError},
-    sockets::{Progress, Reaper},
+    sockets::{Progress, Reaper, in_use},
     watch::{self, Change, NodeFacts, Store},
 };
 
@@ -290,6 +290,7 @@ impl Agent {
                     self.reaper.changed();
                 }
                 self.complain(outcome.complaints);
+                self.tell_of_ports_in_use(&outcome.guarded);
                 self.serve_health_checks(&concerned);
                 self.failing_since = None;
                 self.health.set(true);
@@ -305,6 +306,17 @@ impl Agent {
                 self.health.set(since.elapsed() < UNHEALTHY_AFTER);
                 self.retry_later();
             }
+        }
+    }
+
+    /// Complains about processes that had the port of a service first.
+    fn tell_of_ports_in_use(&self, guarded: &[(ServiceKey, NodePort)]) {
+        match in_use(guarded) {
+            Ok(found) => {
+                let complaints = found.into_iter().map(|(key, port)| (key, Complaint::PortInUse(port)));
+                self.complain(complaints.collect());
+            }
+            Err(error) => warn!(%error, "cannot see which processes have ports of services"),
         }
     }
 

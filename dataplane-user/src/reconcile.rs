@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey, Protocol};
+use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey, Protocol, node_port_at};
 
 use crate::{
     health_checks::HealthCheckError,
@@ -16,8 +16,11 @@ use crate::{
     metrics::Metrics,
     names::NameTable,
     paths::Paths,
-    plan::{Adopted, AdoptedBackend, Batch, Books, Limits, Plan, PortName, Problem, model::ServiceKey},
-    sockets::Peer,
+    plan::{
+        Adopted, AdoptedBackend, Batch, Books, Limits, Plan, PortName, Problem, Step,
+        model::{NodePort, ServiceKey},
+    },
+    sockets::{Peer, PortInUse},
     watch::{Store, Unserved},
 };
 
@@ -41,6 +44,9 @@ pub enum Complaint {
     /// The dataplane does not do that.
     #[error(transparent)]
     Unserved(Unserved),
+    /// A process has its port.
+    #[error(transparent)]
+    PortInUse(PortInUse),
     /// Load balancers cannot ask for it.
     #[error(transparent)]
     HealthCheck(HealthCheckError),
@@ -53,6 +59,8 @@ pub struct Outcome {
     pub complaints: Vec<(ServiceKey, Complaint)>,
     /// Services that wait for room: to be planned again later.
     pub blocked: BTreeSet<ServiceKey>,
+    /// Ports of the node that are services' from now on, with their owners.
+    pub guarded: Vec<(ServiceKey, NodePort)>,
     /// Map writes.
     pub steps: usize,
 }
@@ -136,16 +144,16 @@ impl Reconciler {
             let plan = books.plan(&key, &store.desired(&key), now_ms);
             queue.extend(plan.again.iter().cloned());
             round.complain(&mut self.complaints, store, &key, &plan.problems);
-            round.add(plan);
+            round.add(&key, plan);
         }
         if first {
             let plan = books.sweep(now_ms);
             queue.extend(plan.again.iter().cloned());
-            round.add(plan);
+            round.add_steps(plan);
             for key in queue {
                 let plan = books.plan(&key, &store.desired(&key), now_ms);
                 round.complain(&mut self.complaints, store, &key, &plan.problems);
-                round.add(plan);
+                round.add(&key, plan);
             }
         }
         let outcome = round.carry_out(&self.maps, &mut self.names)?;
@@ -165,7 +173,15 @@ struct Round {
 }
 
 impl Round {
-    fn add(&mut self, plan: Plan) {
+    fn add(&mut self, key: &ServiceKey, plan: Plan) {
+        self.outcome.guarded.extend(plan.steps.iter().filter_map(|step| match step {
+            Step::WriteNodePort { port } => Some((key.clone(), *port)),
+            _ => None,
+        }));
+        self.add_steps(plan);
+    }
+
+    fn add_steps(&mut self, plan: Plan) {
         self.batch.push(plan.steps);
         for name in plan.names {
             if name.1.is_some() { self.new_names.push(name) } else { self.old_names.push(name) }
@@ -211,6 +227,12 @@ pub(crate) fn adopt(maps: &Maps, names: &HashMap<u32, PortName>) -> Result<Adopt
     let mut adopted = Adopted { names: names.clone(), ..Adopted::default() };
     adopt_family(&maps.v4, &mut adopted)?;
     adopt_family(&maps.v6, &mut adopted)?;
+    for (index, taken) in maps.node_ports.entries()? {
+        if taken != 0 {
+            let (protocol, port) = node_port_at(index);
+            adopted.node_ports.push(NodePort { protocol: protocol.0, port: port.get() });
+        }
+    }
 
     // One read of the whole map, 8 MiB for a moment, instead of a call for each region.
     let mut wanted = BTreeMap::<u32, u32>::new();

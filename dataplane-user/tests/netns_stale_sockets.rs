@@ -4,10 +4,14 @@ mod node;
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    net::{SocketAddr, UdpSocket},
+    process::{Child, ChildStdin, ChildStdout, Stdio},
 };
 
-use node::{TestNode, echo::echo_pod};
+use node::{
+    TestNode,
+    echo::{PATIENCE, echo_pod},
+};
 use serde_json::json;
 use weir_dataplane::{kernel::maps::Maps, sockets};
 use weir_tests::Namespace;
@@ -146,22 +150,19 @@ fn a_socket_that_has_moved_on_is_left_alone() {
     let (_b, b) = echo_pod(&node, "b");
     node.serve(1, &[a]);
     node.serve(2, &[b]);
-    // One socket, which connects twice: bash always makes a new one.
-    let program = "import socket,sys\n\
-        s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.settimeout(5)\n\
-        for n in (1,2):\n \
-         s.connect(('10.96.0.%d'%n,80)); s.send(b'x'); s.recv(2)\n\
-        print('connected',flush=True); sys.stdin.readline()\n\
-        s.send(b'y'); print(s.recv(2).decode(),flush=True)";
-    let script = format!("echo $$ > $0/cgroup.procs && exec python3 -c \"{program}\"");
-    let mut bash: Command = node.namespace.command("bash");
-    let bash = bash.args(["-c", &script]).arg(node.cgroup.path());
-    let mut child = bash.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
-    assert_eq!(output.next().unwrap().unwrap(), "connected");
+    let socket = node.namespace.inside(|| {
+        let _entered = node.cgroup.enter().unwrap();
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        for n in [1, 2] {
+            socket.connect(SocketAddr::from(([10, 96, 0, n], 80))).unwrap();
+        }
+        socket
+    });
     node.serve(1, &[]);
     assert_eq!(pass(&node), 0);
-    writeln!(child.stdin.take().unwrap()).unwrap();
-    assert_eq!(output.next().unwrap().unwrap(), "by");
-    child.wait().unwrap();
+    let mut answer = [0; 2];
+    socket.send(b"y").unwrap();
+    socket.recv(&mut answer).unwrap();
+    assert_eq!(&answer, b"by");
 }

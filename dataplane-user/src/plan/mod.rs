@@ -17,6 +17,7 @@ mod ids;
 mod limits;
 pub mod maglev;
 pub mod model;
+mod node_ports;
 mod outcome;
 mod regions;
 mod source_ranges;

@@ -222,6 +222,27 @@ impl fmt::Display for FrontendAddress {
     }
 }
 
+/// A port of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodePort {
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// The port.
+    pub port: u16,
+}
+
+impl From<FrontendAddress> for NodePort {
+    fn from(address: FrontendAddress) -> Self {
+        Self { protocol: address.protocol, port: address.port }
+    }
+}
+
+impl fmt::Display for NodePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.port, protocol_name(Protocol(self.protocol)))
+    }
+}
+
 /// `tcp`, `udp`, `sctp`, or the number.
 pub fn protocol_name(protocol: Protocol) -> String {
     match protocol {

@@ -10,11 +10,11 @@ use weir_dataplane_ebpf::{Frontend, Protocol};
 
 use super::{
     Adopted, AdoptedBackend, Batch, Books, GRACE_MS, Limits, Plan, PortName, Problem, Step,
-    desired::{DesiredPort, desired},
+    desired::{DesiredFrontend, DesiredPort, desired},
     host_ports::host_ports,
     model::{
-        Endpoint, FrontendAddress, HostPort, HostPorts, Node, Service, ServiceKey, ServicePort, Slice,
-        SlicePort,
+        Endpoint, FrontendAddress, HostPort, HostPorts, Node, NodePort, Service, ServiceKey, ServicePort,
+        Slice, SlicePort,
     },
 };
 use crate::cidr::Cidr;
@@ -28,6 +28,7 @@ struct World {
     slots: BTreeMap<u32, u32>,
     frontends: BTreeMap<FrontendAddress, Frontend>,
     source_ranges: BTreeSet<(u32, Cidr)>,
+    node_ports: BTreeSet<NodePort>,
     names: HashMap<u32, PortName>,
 }
 
@@ -55,6 +56,8 @@ impl World {
             Step::RemoveSourceRange { service, range } => {
                 assert!(self.source_ranges.remove(&(*service, *range)), "{range} was not there");
             }
+            Step::WriteNodePort { port } => assert!(self.node_ports.insert(*port), "{port} was there"),
+            Step::RemoveNodePort { port } => assert!(self.node_ports.remove(port), "{port} was not there"),
             Step::RetireBackend { id, .. } => assert!(self.backends.remove(id).is_some()),
         }
         self.check();
@@ -66,6 +69,9 @@ impl World {
             if frontend.flags & Frontend::FLAG_SOURCE_RANGES != 0 {
                 let admits = self.source_ranges.iter().any(|(service, _)| *service == frontend.service);
                 assert!(admits, "{address} refuses everyone");
+            }
+            if frontend.flags & Frontend::FLAG_NODE_PORT != 0 {
+                assert!(self.node_ports.contains(&(*address).into()), "a process may have {address}");
             }
             if frontend.backends > 0 {
                 let chosen = self.chosen(frontend);
@@ -125,6 +131,7 @@ impl World {
                 backends: backends.collect(),
                 regions,
                 source_ranges: self.source_ranges.iter().copied().collect(),
+                node_ports: self.node_ports.iter().copied().collect(),
                 names: self.names.clone(),
             },
         )
@@ -147,6 +154,9 @@ impl World {
             services.values().flatten().flat_map(|p| p.backends.keys().copied()).collect();
         assert_eq!(self.backends.values().map(|(a, _)| *a).collect::<BTreeSet<_>>(), listed);
         assert_eq!(self.backends.len(), listed.len(), "one id each");
+        let is_node_port = |f: &&DesiredFrontend| f.flags & Frontend::FLAG_NODE_PORT != 0;
+        let wanted = services.values().flatten().flat_map(|port| &port.frontends).filter(is_node_port);
+        assert_eq!(self.node_ports, wanted.map(|f| f.address.into()).collect());
         let ranges = services.values().flatten().map(|port| port.source_ranges.len()).sum::<usize>();
         assert_eq!(self.source_ranges.len(), ranges);
         for port in services.values().flatten() {
@@ -205,19 +215,23 @@ fn backends_and_table_come_before_the_frontend_and_leave_after_it() {
     let phases = |plan: &Plan| plan.steps.iter().map(Step::phase).collect::<Vec<_>>();
 
     let plan = books.plan(&key(1), &ports(1, &[1, 3]), 0);
-    assert_eq!(phases(&plan), [0, 0, 1, 3, 3, 3], "two backends, one table for all, three frontends");
+    assert_eq!(
+        phases(&plan),
+        [0, 0, 1, 3, 4, 4, 4],
+        "two backends, one table for all, a node port, three frontends"
+    );
     world.run(&plan);
     let same = books.plan(&key(1), &ports(1, &[1, 3]), 1);
     assert_eq!(same, Plan::default(), "nothing changed, nothing is written");
 
     let plan = books.plan(&key(1), &ports(1, &[3]), 2);
-    assert_eq!(phases(&plan), [1, 3, 3, 3, 6]);
+    assert_eq!(phases(&plan), [1, 4, 4, 4, 8]);
     world.run(&plan);
     let plan = books.plan(&key(1), &ports(1, &[103]), 2);
-    assert_eq!(phases(&plan), [0, 3, 3, 3, 6], "none is ready: the frontends stay and say so");
+    assert_eq!(phases(&plan), [0, 4, 4, 4, 8], "none is ready: the frontends stay and say so");
     world.run(&plan);
     let plan = books.plan(&key(1), &[], 3);
-    assert_eq!(phases(&plan), [4, 4, 4, 6]);
+    assert_eq!(phases(&plan), [5, 5, 5, 6, 8]);
     assert_eq!(plan.names, [(1, None)]);
     world.run(&plan);
     world.expect(&BTreeMap::new());
@@ -377,6 +391,47 @@ fn a_service_takes_its_node_port_from_a_pod_and_gives_it_back() {
     world.run(&books.plan(&pod(1), &wanted(1), 2));
     world.run(&books.plan(&pod(2), &[], 2));
     world.expect(&BTreeMap::from([(pod(1), wanted(1))]));
+}
+
+#[test]
+fn a_port_that_moves_between_owners_in_one_batch_stays_guarded() {
+    let pod = |n: u8| ServiceKey::pod("default", &format!("p{n}"));
+    let on = |n: u8| {
+        let address = Some(IpAddr::from([192, 168, 0, n]));
+        let port = HostPort { address, port: 8080, protocol: Protocol::TCP.0, container_port: 80 };
+        let pod = HostPorts { addresses: vec![IpAddr::from([10, 244, 0, n])], ports: vec![port] };
+        host_ports(&pod, &Node::default())
+    };
+    let mut books = Books::new(LIMITS);
+    let mut world = World::default();
+    world.run(&books.plan(&pod(1), &on(1), 0));
+    let mut batch = Batch::default();
+    batch.push(books.plan(&pod(1), &[], 1).steps);
+    batch.push(books.plan(&pod(2), &on(2), 1).steps);
+    for step in batch.into_steps() {
+        world.apply(&step);
+    }
+    world.expect(&BTreeMap::from([(pod(2), on(2))]));
+}
+
+#[test]
+fn guards_of_nobody_go_and_those_that_an_older_agent_did_not_make_come() {
+    let mut books = Books::new(LIMITS);
+    let mut world = World::default();
+    world.run(&books.plan(&key(1), &ports(1, &[1]), 0));
+    world.node_ports = [NodePort { protocol: Protocol::UDP.0, port: 53 }].into();
+    let mut books = world.adopt();
+    assert_eq!(books.plan(&key(1), &ports(1, &[1]), 0), Plan::default());
+    let plan = books.sweep(0);
+    assert_eq!(plan.steps.iter().map(Step::phase).collect::<Vec<_>>(), [3, 6]);
+    for step in &plan.steps {
+        match step {
+            Step::WriteNodePort { port } => drop(world.node_ports.insert(*port)),
+            Step::RemoveNodePort { port } => drop(world.node_ports.remove(port)),
+            _ => unreachable!(),
+        }
+    }
+    world.expect(&BTreeMap::from([(key(1), ports(1, &[1]))]));
 }
 
 #[test]

@@ -48,6 +48,8 @@ impl States {
     /// Those with a peer that they may still talk to: from `TCP_ESTABLISHED` to `TCP_FIN_WAIT2`, and `TCP_CLOSE_WAIT` to
     /// `TCP_LAST_ACK`.
     pub(crate) const CONNECTED: Self = Self(0b11_0011_1110);
+    /// Those that wait for peers: `TCP_LISTEN`, and `TCP_CLOSE` for UDP.
+    pub(crate) const BOUND: Self = Self(1 << 10 | 1 << 7);
 }
 
 /// A socket as the kernel describes it.
@@ -201,6 +203,8 @@ mod tests {
         };
         let connected = find(Protocol::TCP, States::CONNECTED, client.local_addr().unwrap());
         assert_eq!(connected[0].peer(), listener.local_addr().unwrap());
+        let bound = find(Protocol::TCP, States::BOUND, listener.local_addr().unwrap());
+        assert_ne!(connected[0].cookie(), bound[0].cookie());
         // Destroying takes a privilege that a unit test does not have everywhere.
         match diag.destroy(&connected[0]) {
             Ok(found) => {

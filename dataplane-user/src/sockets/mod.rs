@@ -1,4 +1,5 @@
-//! Sockets that the hooks connected to a backend which their service does not have any more.
+//! Sockets that the hooks connected to a backend which their service does not have any more, and those that had a port
+//! before a service did ([`in_use`]).
 //!
 //! A connected socket keeps its peer whatever the maps say: a resolver would go on asking a pod that is gone. So such
 //! sockets are destroyed: their owner's next read fails with ECONNABORTED (a datagram socket's write with EDESTADDRREQ),
@@ -8,6 +9,7 @@
 //! soon after a change, and once more later for a connect that raced with it.
 
 mod diag;
+mod in_use;
 mod namespaces;
 
 use std::{
@@ -28,6 +30,7 @@ use tracing::{debug, warn};
 use weir_dataplane_ebpf::{Be16, Protocol, SocketPeerKey};
 
 use self::diag::{Diag, States};
+pub use self::in_use::{PortInUse, in_use};
 use crate::{
     kernel::maps::{Family, FamilyMaps, Maps, TableError},
     paths::Paths,

@@ -18,7 +18,7 @@ use weir_dataplane::{
     netlink::Netlink,
     node,
     paths::Paths,
-    plan::model::ServiceKey,
+    plan::model::{NodePort, ServiceKey},
     reconcile::Reconciler,
     sockets::Peer,
     watch::{Change, Store},
@@ -42,6 +42,8 @@ pub(crate) struct TestNode {
     pub(crate) store: Store,
     /// What the last round had to say, as the Events about it begin: `object: complaint`.
     pub(crate) complaints: Vec<String>,
+    /// Ports that the last round gave to services.
+    pub(crate) guarded: Vec<(ServiceKey, NodePort)>,
     conditions: Value,
     agent: Option<(Programs, Reconciler)>,
 }
@@ -76,6 +78,7 @@ impl TestNode {
             uplinks,
             store,
             complaints: Vec::new(),
+            guarded: Vec::new(),
             conditions: json!({}),
             agent: None,
         };
@@ -141,6 +144,7 @@ impl TestNode {
         let outcome = reconciler.sync(&self.store, dirty).unwrap_or_else(|error| panic!("{error}"));
         let complaints = outcome.complaints.iter();
         self.complaints = complaints.map(|(key, complaint)| format!("{key}: {complaint}")).collect();
+        self.guarded = outcome.guarded;
         self.complaints.clone()
     }
 

@@ -20,6 +20,7 @@ use super::{
     ids::Ids,
     limits::{Limits, Usage},
     model::{FrontendAddress, OwnerKind, PortName, ServiceKey},
+    node_ports::NodePorts,
     outcome::{Plan, Problem},
     regions::Regions,
     source_ranges::SourceRanges,
@@ -62,6 +63,7 @@ pub struct Books {
     regions: HashMap<u32, Region>,
     slots: Regions,
     source_ranges: SourceRanges,
+    node_ports: NodePorts,
     retired: VecDeque<(u64, Retired)>,
     next_service: u32,
 }
@@ -82,6 +84,7 @@ impl Books {
             regions: HashMap::new(),
             slots: Regions::new(limits.slots),
             source_ranges: SourceRanges::new(limits.source_ranges),
+            node_ports: NodePorts::default(),
             retired: VecDeque::new(),
             next_service: 1,
         }
@@ -275,6 +278,7 @@ impl Books {
         if old == Some(value) {
             return;
         }
+        self.node_ports.change(address, old.as_ref(), Some(&value), &mut plan.steps);
         if value.backends > 0
             && let Some(region) = self.regions.get_mut(&value.maglev_offset)
         {
@@ -291,6 +295,7 @@ impl Books {
         let Some(old) = self.frontends.remove(&address) else { return };
         self.frontend_counts[usize::from(!address.address.is_ipv4())] -= 1;
         self.leave_region(&old, now_ms);
+        self.node_ports.change(address, Some(&old), None, &mut plan.steps);
         plan.steps.push(Step::RemoveFrontend { address });
         plan.again.extend(self.waiting.remove(&address).unwrap_or_default());
     }
