@@ -4,9 +4,12 @@
 //! polled. Until all four have been read once nothing is planned, so that an API server that comes up slowly, or empty-handed, never
 //! takes away what serves.
 
-mod convert;
+mod node;
 mod pods;
+mod service;
+mod slice;
 mod store;
+mod unserved;
 
 use std::pin::Pin;
 
@@ -20,8 +23,9 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 
-pub use convert::{NodeFacts, Unserved};
+pub use node::NodeFacts;
 pub use store::Store;
+pub use unserved::Unserved;
 
 /// One event of one of the watches.
 #[expect(

@@ -8,7 +8,7 @@ use std::{
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::{ResourceExt as _, runtime::watcher::Event};
 
-use super::convert::{Unserved, port_number, protocol, usable};
+use super::unserved::{Unserved, port_number, protocol, usable};
 use crate::plan::model::{HostPort, HostPorts, ServiceKey};
 
 /// One Pod with host ports.

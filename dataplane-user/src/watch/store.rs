@@ -8,7 +8,7 @@ use std::{
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::{ResourceExt as _, runtime::watcher::Event};
 
-use super::{Change, NodeFacts, Unserved, convert, key, pods::Pods};
+use super::{Change, NodeFacts, Unserved, key, pods::Pods, service, slice};
 use crate::plan::{
     HealthCheck,
     desired::{DesiredPort, desired},
@@ -201,7 +201,7 @@ impl Store {
 
     fn put_service(&mut self, object: &Service) {
         let key = key(object);
-        let (service, unserved) = convert::service(object);
+        let (service, unserved) = service::service(object);
         let state = self.services.entry(key.clone()).or_default();
         state.uid = object.metadata.uid.as_deref().map(Into::into);
         if state.service != service || state.unserved != unserved {
@@ -252,7 +252,7 @@ impl Store {
             self.remove_slice(&id);
         }
         let Some(owner) = owner else { return };
-        let slice = convert::slice(object, &self.node_name);
+        let slice = slice::slice(object, &self.node_name);
         let state = self.services.entry(owner.clone()).or_default();
         if state.slices.get(&id.1) != Some(&slice) {
             state.slices.insert(id.1.clone(), slice);

@@ -1,0 +1,189 @@
+//! From a Service object to the plan's model. What cannot be served is named, never left out in silence.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::Service;
+
+use super::unserved::{Unserved, port_number, protocol};
+use crate::{
+    cidr::{Cidr, CidrError},
+    plan::model::{self, ServicePort},
+};
+
+/// Says that another implementation serves this Service (KEP-2447).
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// `sessionAffinity`'s default timeout, from the API's documentation.
+const DEFAULT_AFFINITY_S: i32 = 10_800;
+
+/// The Service as the plan sees it; nothing when it is not the dataplane's to serve.
+pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved>) {
+    let mut unserved = Vec::new();
+    let Some(spec) = &object.spec else { return (None, unserved) };
+    let foreign = object.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(PROXY_NAME));
+    let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
+    let headless = spec.cluster_ip.as_deref().is_none_or(|ip| ip.is_empty() || ip == "None");
+    if foreign || headless || kind == "ExternalName" {
+        return (None, unserved);
+    }
+    let parse = |field, texts: &[String], unserved: &mut Vec<Unserved>| -> Vec<IpAddr> {
+        let parsed = texts.iter().filter_map(|text| {
+            text.parse().map_err(|_| unserved.push(Unserved::Address { field, value: text.clone() })).ok()
+        });
+        parsed.collect()
+    };
+    let single: Vec<String> = spec.cluster_ip.iter().cloned().collect();
+    let cluster = spec.cluster_ips.as_ref().filter(|ips| !ips.is_empty()).unwrap_or(&single);
+    let cluster_ips = parse("spec.clusterIPs", cluster, &mut unserved);
+    let external_ips =
+        parse("spec.externalIPs", spec.external_ips.as_deref().unwrap_or_default(), &mut unserved);
+    let (mut load_balancer_ips, mut source_ranges) = (Vec::new(), None);
+    if kind == "LoadBalancer" {
+        let ingress = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+        let ingress = ingress.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
+        // `Proxy`: the load balancer is an endpoint of its own, and the address is not to be short-circuited (KEP-1860).
+        let vips = ingress.iter().filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+        let vips: Vec<String> = vips.filter_map(|ingress| ingress.ip.clone()).collect();
+        load_balancer_ips = parse("status.loadBalancer.ingress", &vips, &mut unserved);
+        let ranges = spec.load_balancer_source_ranges.as_deref().filter(|ranges| !ranges.is_empty());
+        source_ranges =
+            ranges.map(|ranges| ranges.iter().filter_map(|text| range(text, &mut unserved)).collect());
+    }
+    let affinity_timeout_s = if spec.session_affinity.as_deref() == Some("ClientIP") {
+        let client = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+        client.and_then(|client| client.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_S).max(1) as u32
+    } else {
+        0
+    };
+    let ports = spec.ports.as_deref().unwrap_or_default();
+    let ports = ports.iter().filter_map(|port| {
+        let protocol = protocol(port.protocol.as_deref(), port.port, &mut unserved)?;
+        let node_port =
+            port.node_port.filter(|value| *value != 0 && matches!(kind, "NodePort" | "LoadBalancer"));
+        Some(ServicePort {
+            name: port.name.as_deref().unwrap_or_default().into(),
+            protocol,
+            port: port_number("spec.ports.port", port.port, &mut unserved)?,
+            node_port: node_port.and_then(|value| port_number("spec.ports.nodePort", value, &mut unserved)),
+        })
+    });
+    let ports = ports.collect();
+    let external_local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let asked =
+        spec.health_check_node_port.filter(|port| *port != 0 && kind == "LoadBalancer" && external_local);
+    let health_check_port =
+        asked.and_then(|port| port_number("spec.healthCheckNodePort", port, &mut unserved));
+    let service = model::Service {
+        cluster_ips,
+        external_ips,
+        load_balancer_ips,
+        source_ranges,
+        ports,
+        internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+        external_local,
+        health_check_port,
+        publish_not_ready: spec.publish_not_ready_addresses == Some(true),
+        affinity_timeout_s,
+    };
+    unserved.sort();
+    (Some(service), unserved)
+}
+
+/// One of `loadBalancerSourceRanges`. The API admits blanks around it, and host bits within it.
+fn range(text: &str, unserved: &mut Vec<Unserved>) -> Option<Cidr> {
+    match text.trim().parse() {
+        Ok(range) | Err(CidrError::HostBits(_, range)) => Some(range),
+        Err(_) => {
+            let field = "spec.loadBalancerSourceRanges";
+            unserved.push(Unserved::Range { field, value: text.to_owned() });
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(spec: &serde_json::Value) -> (Option<model::Service>, Vec<Unserved>) {
+        let object = json!({"metadata": {"name": "s", "namespace": "n"}, "spec": spec});
+        service(&serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn foreign_headless_and_external_names_are_not_ours() {
+        assert_eq!(read(&json!({"clusterIP": "None", "ports": [{"port": 80}]})), (None, vec![]));
+        assert_eq!(read(&json!({"type": "ExternalName", "externalName": "x"})), (None, vec![]));
+        let labelled: Service = serde_json::from_value(json!({
+            "metadata": {"labels": {"service.kubernetes.io/service-proxy-name": "other"}},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+        }))
+        .unwrap();
+        assert_eq!(service(&labelled).0, None);
+    }
+
+    #[test]
+    fn what_is_not_served_is_named_and_the_rest_served() {
+        let (service, unserved) = read(&json!({
+            "type": "LoadBalancer", "clusterIP": "10.96.0.1", "externalIPs": ["nonsense", "192.0.2.7"],
+            "loadBalancerSourceRanges": ["10.0.0.0/33"], "sessionAffinity": "ClientIP",
+            "ports": [{"port": 80, "nodePort": 30080}, {"port": 99, "protocol": "SCTP", "name": "s"}, {"port": 0, "name": "z"}],
+        }));
+        let service = service.unwrap();
+        assert_eq!(
+            (service.ports.len(), service.external_ips.len(), service.affinity_timeout_s),
+            (1, 1, 10_800)
+        );
+        assert_eq!(
+            unserved,
+            [
+                Unserved::Protocol { port: 99, protocol: "SCTP".into() },
+                Unserved::Address { field: "spec.externalIPs", value: "nonsense".into() },
+                Unserved::Port { field: "spec.ports.port", value: 0 },
+                Unserved::Range { field: "spec.loadBalancerSourceRanges", value: "10.0.0.0/33".into() },
+            ]
+        );
+    }
+
+    #[test]
+    fn a_load_balancer_with_policy_local_has_a_health_check() {
+        let port = |kind: &str, policy: &str, port: i32| {
+            let spec = json!({
+                "type": kind, "clusterIP": "10.96.0.1", "externalTrafficPolicy": policy, "healthCheckNodePort": port,
+            });
+            let (service, unserved) = read(&spec);
+            (service.unwrap().health_check_port, unserved.len())
+        };
+        assert_eq!(port("LoadBalancer", "Local", 32_000), (Some(32_000), 0));
+        assert_eq!(port("LoadBalancer", "Local", 0), (None, 0));
+        assert_eq!(port("LoadBalancer", "Local", 70_000), (None, 1));
+        assert_eq!(port("LoadBalancer", "Cluster", 32_000), (None, 0));
+        assert_eq!(port("NodePort", "Local", 32_000), (None, 0));
+    }
+
+    #[test]
+    fn source_ranges_are_read_as_the_api_admits_them() {
+        let ranges = |texts: serde_json::Value| {
+            let object = json!({
+                "metadata": {"name": "s", "namespace": "n"},
+                "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.1", "loadBalancerSourceRanges": texts},
+                "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}},
+            });
+            let (service, unserved) = service(&serde_json::from_value(object).unwrap());
+            let service = service.unwrap();
+            assert_eq!(service.load_balancer_ips.len(), 1);
+            let ranges = service.source_ranges;
+            let texts = ranges.map(|ranges| ranges.iter().map(ToString::to_string).collect::<Vec<_>>());
+            (texts, unserved.len())
+        };
+        let some = |texts: &[&str]| Some(texts.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(ranges(json!([])), (None, 0), "without any, everyone");
+        assert_eq!(
+            ranges(json!([" 10.1.2.3/8", "fd00::/8", "10.0.0.0/8"])),
+            (some(&["10.0.0.0/8", "fd00::/8"]), 0)
+        );
+        assert_eq!(ranges(json!(["10.0.0.0/8", "nonsense"])), (some(&["10.0.0.0/8"]), 1));
+        assert_eq!(ranges(json!(["nonsense"])), (some(&[]), 1), "a mistake opens nothing");
+    }
+}
