@@ -200,7 +200,7 @@ impl Round {
             .iter()
             .cloned()
             .map(Complaint::Problem)
-            .chain(unserved.iter().cloned().map(Complaint::Unserved))
+            .chain(unserved.into_iter().map(Complaint::Unserved))
             .collect();
         if problems.iter().any(|problem| !matches!(problem, Problem::Taken { .. })) {
             self.outcome.blocked.insert(key.clone());

@@ -9,13 +9,17 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use weir_dataplane_ebpf::{Frontend, Protocol, Scope};
+use weir_dataplane_ebpf::{Frontend, Protocol, Scope, maps};
 
 use super::{
     model::{Endpoint, FrontendAddress, Node, Service, ServicePort, Slice},
     topology::{self, Hint},
 };
 use crate::cidr::Cidr;
+
+/// Endpoints of one service that are looked at, all its ports together: a quarter of what a node has room for, so that no
+/// Service takes the room of all others.
+pub const MAX_ENDPOINTS: usize = maps::BACKENDS as usize / 4;
 
 /// Everything of one service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +32,8 @@ pub struct DesiredPort {
     pub port: u16,
     /// Every endpoint that exists. One that does not serve any more still keeps its established connections.
     pub backends: BTreeMap<SocketAddr, Listed>,
+    /// Endpoints beyond [`MAX_ENDPOINTS`]; those of the last slices by name, on every node the same.
+    pub left_out: usize,
     /// The frontends.
     pub frontends: Vec<DesiredFrontend>,
     /// Who may use its frontends that have [`Frontend::FLAG_SOURCE_RANGES`].
@@ -99,11 +105,12 @@ pub fn desired<'a>(
     slices: impl Iterator<Item = &'a Slice> + Clone,
     node: &Node,
 ) -> Vec<DesiredPort> {
+    let room = MAX_ENDPOINTS / service.ports.len().max(1);
     service
         .ports
         .iter()
         .map(|port| {
-            let endpoints = endpoints(port, slices.clone(), node.zone.as_deref());
+            let (endpoints, left_out) = endpoints(port, slices.clone(), node.zone.as_deref(), room);
             let serving = serving(service, &endpoints);
             DesiredPort {
                 name: port.name.clone(),
@@ -116,6 +123,7 @@ pub fn desired<'a>(
                         (address, Listed { local: endpoint.local, serving })
                     })
                     .collect(),
+                left_out,
                 frontends: frontends(service, port, &node.addresses, &serving),
                 source_ranges: source_ranges(service),
                 affinity_timeout_s: service.affinity_timeout_s,
@@ -132,19 +140,27 @@ struct Candidate {
     hint: Hint,
 }
 
-/// The endpoints of one port from all slices. One that is in several slices is as well as its best entry.
+/// The endpoints of one port from all slices, and how many had no room. One that is in several slices, as while it moves
+/// between two, is as well as its best entry.
 fn endpoints<'a>(
     port: &ServicePort,
     slices: impl Iterator<Item = &'a Slice>,
     zone: Option<&str>,
-) -> BTreeMap<SocketAddr, Candidate> {
+    room: usize,
+) -> (BTreeMap<SocketAddr, Candidate>, usize) {
+    let mut left_out = 0;
     let mut all = BTreeMap::<SocketAddr, Candidate>::new();
     for slice in slices {
         let of_port = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         for number in of_port.map(|p| p.port) {
             for endpoint in &slice.endpoints {
+                let address = SocketAddr::new(endpoint.address, number);
+                if all.len() >= room && !all.contains_key(&address) {
+                    left_out += 1;
+                    continue;
+                }
                 let hint = Hint::of(slice, endpoint, zone);
-                all.entry(SocketAddr::new(endpoint.address, number))
+                all.entry(address)
                     .and_modify(|Candidate { endpoint: known, hint: known_hint }| {
                         known.ready |= endpoint.ready;
                         known.serving |= endpoint.serving;
@@ -156,7 +172,7 @@ fn endpoints<'a>(
             }
         }
     }
-    all
+    (all, left_out)
 }
 
 fn serving(service: &Service, endpoints: &BTreeMap<SocketAddr, Candidate>) -> Serving {

@@ -49,6 +49,7 @@ pub fn host_ports(pod: &HostPorts, node: &Node) -> Vec<DesiredPort> {
                 .into_iter()
                 .map(|address| (address, Listed { local: true, serving: true }))
                 .collect(),
+            left_out: 0,
             frontends,
             source_ranges: BTreeSet::new(),
             affinity_timeout_s: 0,

@@ -10,7 +10,7 @@ use weir_dataplane_ebpf::{Frontend, Protocol};
 
 use super::{
     Adopted, AdoptedBackend, Batch, Books, GRACE_MS, Limits, Plan, PortName, Problem, Step,
-    desired::{DesiredFrontend, DesiredPort, desired},
+    desired::{DesiredFrontend, DesiredPort, MAX_ENDPOINTS, desired},
     host_ports::host_ports,
     model::{
         Endpoint, FrontendAddress, HostPort, HostPorts, Node, NodePort, Service, ServiceKey, ServicePort,
@@ -432,6 +432,68 @@ fn guards_of_nobody_go_and_those_that_an_older_agent_did_not_make_come() {
         }
     }
     world.expect(&BTreeMap::from([(key(1), ports(1, &[1]))]));
+}
+
+#[test]
+fn of_two_ports_of_one_service_the_first_has_the_address() {
+    let node_address = IpAddr::from([192, 168, 0, 1]);
+    let port = |name: &str, port: u16, node_port: Option<u16>| ServicePort {
+        name: name.into(),
+        protocol: Protocol::TCP,
+        port,
+        node_port,
+    };
+    let service = Service {
+        cluster_ips: vec![IpAddr::from([10, 96, 0, 1])],
+        // The node's own address as an external one: there a port's number may be the other's node port.
+        external_ips: vec![node_address],
+        ports: vec![port("a", 80, Some(30_080)), port("b", 30_080, None)],
+        ..Service::default()
+    };
+    let node = Node { addresses: vec![node_address], zone: None };
+    let wanted = desired(&service, [].iter(), &node);
+    let mut books = Books::new(LIMITS);
+    let mut world = World::default();
+    let plan = books.plan(&key(1), &wanted, 0);
+    let twice = "tcp://192.168.0.1:30080 is asked for by two ports of this object, and the first has it; give the \
+                 other another number";
+    let texts: Vec<String> = plan.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, [twice; 2], "for clients outside and inside");
+    world.run(&plan);
+    let again = books.plan(&key(1), &wanted, 1);
+    assert_eq!((again.steps, again.problems.len()), (vec![], 2), "nothing is written twice");
+    world.run(&books.plan(&key(1), &[], 2));
+    world.expect(&BTreeMap::new());
+}
+
+#[test]
+fn a_million_endpoints_leave_room_for_other_services() {
+    let endpoint = |n: u32| Endpoint {
+        address: IpAddr::V4(std::net::Ipv4Addr::from_bits(0x0a00_0000 + n)),
+        ready: true,
+        serving: true,
+        terminating: false,
+        local: false,
+        zones: 0,
+    };
+    let slices: Vec<Slice> = (0..1_000_u32)
+        .map(|slice| Slice {
+            ports: vec![SlicePort { name: "".into(), protocol: Protocol::TCP, port: 80 }],
+            endpoints: (0..1_000).map(|n| endpoint(slice * 1_000 + n)).collect(),
+            zones: Vec::new(),
+        })
+        .collect();
+    let service = Service {
+        cluster_ips: vec![IpAddr::from([10, 96, 0, 9])],
+        ports: vec![ServicePort { name: "".into(), protocol: Protocol::TCP, port: 80, node_port: None }],
+        ..Service::default()
+    };
+    let mut books = Books::new(Limits::default());
+    let plan = books.plan(&key(9), &desired(&service, slices.iter(), &Node::default()), 0);
+    let left_out = 1_000_000 - MAX_ENDPOINTS;
+    assert_eq!(plan.problems, [Problem::TooManyEndpoints { left_out, bound: MAX_ENDPOINTS }]);
+    assert_eq!(books.usage().backends[0] as usize, MAX_ENDPOINTS);
+    assert_eq!(books.plan(&key(1), &ports(1, &[1, 3]), 0).problems, [], "the others are served");
 }
 
 #[test]

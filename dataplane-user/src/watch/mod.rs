@@ -25,7 +25,7 @@ use kube::{
 
 pub use node::NodeFacts;
 pub use store::Store;
-pub use unserved::Unserved;
+pub use unserved::{SliceProblem, Unserved};
 
 /// One event of one of the watches.
 #[expect(

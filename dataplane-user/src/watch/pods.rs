@@ -216,7 +216,7 @@ mod tests {
             [
                 "port 9: protocol SCTP is not served; TCP and UDP are",
                 "spec.containers.ports.hostIP `x` is not an IP address",
-                "spec.containers.ports.hostIP 127.0.0.1 is a loopback address, which means another machine to each client; give one that they can reach",
+                "spec.containers.ports.hostIP 127.0.0.1 is a loopback address, which means another machine to each client; give one that clients can reach",
             ]
         );
     }
@@ -228,10 +228,10 @@ mod tests {
             |status: Value| pod(&container(&json!([{"containerPort": 80, "hostPort": 8080}])), &status);
         let key = ServiceKey::pod("n", "p");
         assert_eq!(pods.apply(Event::Init), []);
-        assert_eq!(pods.apply(Event::InitApply(with(running()))), [key.clone()]);
+        assert_eq!(pods.apply(Event::InitApply(with(running()))), std::slice::from_ref(&key));
         assert_eq!((pods.apply(Event::InitDone), pods.complete), (vec![], true));
         assert_eq!(pods.apply(Event::Apply(with(running()))), [], "the same again is no change");
-        assert_eq!(pods.apply(Event::Apply(with(json!({"phase": "Succeeded"})))), [key.clone()]);
+        assert_eq!(pods.apply(Event::Apply(with(json!({"phase": "Succeeded"})))), std::slice::from_ref(&key));
         assert_eq!(pods.apply(Event::Delete(with(json!({"phase": "Succeeded"})))), []);
         pods.apply(Event::Apply(with(running())));
         assert_eq!(pods.apply(Event::Init), []);

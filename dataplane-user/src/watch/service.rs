@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Service;
 
-use super::unserved::{Unserved, port_number, protocol};
+use super::unserved::{Unserved, port_number, protocol, usable};
 use crate::{
     cidr::{Cidr, CidrError},
-    plan::model::{self, ServicePort},
+    plan::model::{self, ServicePort, protocol_name},
 };
 
 /// Says that another implementation serves this Service (KEP-2447).
@@ -25,17 +25,11 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
     if foreign || headless || kind == "ExternalName" {
         return (None, unserved);
     }
-    let parse = |field, texts: &[String], unserved: &mut Vec<Unserved>| -> Vec<IpAddr> {
-        let parsed = texts.iter().filter_map(|text| {
-            text.parse().map_err(|_| unserved.push(Unserved::Address { field, value: text.clone() })).ok()
-        });
-        parsed.collect()
-    };
     let single: Vec<String> = spec.cluster_ip.iter().cloned().collect();
     let cluster = spec.cluster_ips.as_ref().filter(|ips| !ips.is_empty()).unwrap_or(&single);
-    let cluster_ips = parse("spec.clusterIPs", cluster, &mut unserved);
-    let external_ips =
-        parse("spec.externalIPs", spec.external_ips.as_deref().unwrap_or_default(), &mut unserved);
+    let cluster_ips = addresses("spec.clusterIPs", cluster, None, &mut unserved);
+    let external = spec.external_ips.as_deref().unwrap_or_default();
+    let external_ips = addresses("spec.externalIPs", external, Some(&cluster_ips), &mut unserved);
     let (mut load_balancer_ips, mut source_ranges) = (Vec::new(), None);
     if kind == "LoadBalancer" {
         let ingress = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
@@ -43,7 +37,8 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
         // `Proxy`: the load balancer is an endpoint of its own, and the address is not to be short-circuited (KEP-1860).
         let vips = ingress.iter().filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
         let vips: Vec<String> = vips.filter_map(|ingress| ingress.ip.clone()).collect();
-        load_balancer_ips = parse("status.loadBalancer.ingress", &vips, &mut unserved);
+        let field = "status.loadBalancer.ingress";
+        load_balancer_ips = addresses(field, &vips, Some(&cluster_ips), &mut unserved);
         let ranges = spec.load_balancer_source_ranges.as_deref().filter(|ranges| !ranges.is_empty());
         source_ranges =
             ranges.map(|ranges| ranges.iter().filter_map(|text| range(text, &mut unserved)).collect());
@@ -66,7 +61,7 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
             node_port: node_port.and_then(|value| port_number("spec.ports.nodePort", value, &mut unserved)),
         })
     });
-    let ports = ports.collect();
+    let ports = distinct(ports.collect(), &mut unserved);
     let external_local = spec.external_traffic_policy.as_deref() == Some("Local");
     let asked =
         spec.health_check_node_port.filter(|port| *port != 0 && kind == "LoadBalancer" && external_local);
@@ -88,6 +83,49 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
     (Some(service), unserved)
 }
 
+/// Addresses that clients talk to; of these families, if any are given.
+fn addresses(
+    field: &'static str,
+    texts: &[String],
+    families: Option<&[IpAddr]>,
+    unserved: &mut Vec<Unserved>,
+) -> Vec<IpAddr> {
+    let read = |text: &String| {
+        let address: IpAddr = text.parse().map_err(|_| Unserved::Address { field, value: text.clone() })?;
+        let served = |families: &[IpAddr]| families.iter().any(|own| own.is_ipv4() == address.is_ipv4());
+        if families.is_none_or(served) {
+            usable(field, address)
+        } else {
+            Err(Unserved::Family { field, address })
+        }
+    };
+    texts.iter().filter_map(|text| read(text).map_err(|problem| unserved.push(problem)).ok()).collect()
+}
+
+/// Ports that can be told apart. The API server sees to that, but not for objects that are older than its rules.
+fn distinct(ports: Vec<ServicePort>, unserved: &mut Vec<Unserved>) -> Vec<ServicePort> {
+    let mut kept: Vec<ServicePort> = Vec::with_capacity(ports.len());
+    for mut port in ports {
+        let before = || kept.iter().filter(|other| other.protocol == port.protocol);
+        let mut twice = |field, value: String| unserved.push(Unserved::Twice { field, value });
+        let number = |number: u16| format!("{number}/{}", protocol_name(port.protocol));
+        if before().any(|other| other.name == port.name) {
+            twice("spec.ports.name", port.name.to_string());
+        } else if before().any(|other| other.port == port.port) {
+            twice("spec.ports.port", number(port.port));
+        } else {
+            if let Some(taken) =
+                port.node_port.filter(|_| before().any(|other| other.node_port == port.node_port))
+            {
+                twice("spec.ports.nodePort", number(taken));
+                port.node_port = None;
+            }
+            kept.push(port);
+        }
+    }
+    kept
+}
+
 /// One of `loadBalancerSourceRanges`. The API admits blanks around it, and host bits within it.
 fn range(text: &str, unserved: &mut Vec<Unserved>) -> Option<Cidr> {
     match text.trim().parse() {
@@ -103,6 +141,7 @@ fn range(text: &str, unserved: &mut Vec<Unserved>) -> Option<Cidr> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use weir_dataplane_ebpf::Protocol;
 
     use super::*;
 
@@ -185,5 +224,43 @@ mod tests {
         );
         assert_eq!(ranges(json!(["10.0.0.0/8", "nonsense"])), (some(&["10.0.0.0/8"]), 1));
         assert_eq!(ranges(json!(["nonsense"])), (some(&[]), 1), "a mistake opens nothing");
+    }
+
+    #[test]
+    fn impossible_combinations_are_named_and_the_rest_served() {
+        let (service, unserved) = read(&json!({
+            "type": "NodePort", "clusterIP": "10.96.0.1",
+            "externalIPs": ["127.0.0.1", "169.254.1.1", "224.0.0.1", "0.0.0.0", "fd00::7", "192.0.2.7"],
+            "ports": [
+                {"name": "a", "port": 80, "nodePort": 30080}, {"name": "a", "port": 81}, {"name": "b", "port": 80},
+                {"name": "c", "port": 82, "nodePort": 30080}, {"name": "a", "port": 80, "nodePort": 30080, "protocol": "UDP"},
+            ],
+        }));
+        let service = service.unwrap();
+        assert_eq!(service.external_ips, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
+        let ports: Vec<_> =
+            service.ports.iter().map(|p| (&*p.name, p.protocol, p.port, p.node_port)).collect();
+        assert_eq!(
+            ports,
+            [
+                ("a", Protocol::TCP, 80, Some(30080)),
+                ("c", Protocol::TCP, 82, None),
+                ("a", Protocol::UDP, 80, Some(30080)),
+            ]
+        );
+        let texts: Vec<String> = unserved.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "spec.externalIPs 0.0.0.0 is the unspecified address, which nobody can send to; give one that clients can reach",
+                "spec.externalIPs 127.0.0.1 is a loopback address, which means another machine to each client; give one that clients can reach",
+                "spec.externalIPs 169.254.1.1 is a link-local address, which ends at the next router; give one that clients can reach",
+                "spec.externalIPs 224.0.0.1 is a multicast address, which no single machine answers from; give one that clients can reach",
+                "spec.externalIPs fd00::7: the Service has no address of this family; add the family to spec.ipFamilies",
+                "spec.ports.name `a` is there twice; the first is served: give the other another one",
+                "spec.ports.nodePort `30080/tcp` is there twice; the first is served: give the other another one",
+                "spec.ports.port `80/tcp` is there twice; the first is served: give the other another one",
+            ]
+        );
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::{ResourceExt as _, runtime::watcher::Event};
 
-use super::{Change, NodeFacts, Unserved, key, pods::Pods, service, slice};
+use super::{Change, NodeFacts, Unserved, key, pods::Pods, service, slice, unserved::SliceProblem};
 use crate::plan::{
     HealthCheck,
     desired::{DesiredPort, desired},
@@ -25,8 +25,22 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 struct ServiceState {
     service: Option<model::Service>,
     slices: BTreeMap<Box<str>, Slice>,
+    /// What of its slices is left out, whatever the Service is.
+    left_out: BTreeMap<Box<str>, Vec<SliceProblem>>,
     uid: Option<Box<str>>,
     unserved: Vec<Unserved>,
+}
+
+impl ServiceState {
+    fn unserved(&self) -> Vec<Unserved> {
+        let Some(service) = &self.service else { return Vec::new() };
+        let mismatches = self.slices.iter().map(|(name, slice)| (name, slice::mismatches(service, slice)));
+        let left_out = self.left_out.iter().map(|(name, problems)| (name, problems.clone()));
+        let of_slices = mismatches.chain(left_out).flat_map(|(name, problems)| {
+            problems.into_iter().map(|problem| Unserved::Slice { slice: name.clone(), problem })
+        });
+        self.unserved.iter().cloned().chain(of_slices).collect()
+    }
 }
 
 /// Whether a watch has been read once, and what a later full read has shown so far.
@@ -149,13 +163,12 @@ impl Store {
         }
     }
 
-    /// What of the object is not served.
-    pub fn unserved(&self, key: &ServiceKey) -> &[Unserved] {
-        let unserved = match key.kind {
-            OwnerKind::Service => self.services.get(key).map(|state| &state.unserved),
-            OwnerKind::Pod => self.pods.get(key).map(|state| &state.unserved),
-        };
-        unserved.map_or(&[], Vec::as_slice)
+    /// What of the object is not served, and what of its slices.
+    pub fn unserved(&self, key: &ServiceKey) -> Vec<Unserved> {
+        match key.kind {
+            OwnerKind::Service => self.services.get(key).map_or_else(Vec::new, ServiceState::unserved),
+            OwnerKind::Pod => self.pods.get(key).map_or_else(Vec::new, |state| state.unserved.clone()),
+        }
     }
 
     /// The health check that a service wants, if it wants one.
@@ -252,10 +265,18 @@ impl Store {
             self.remove_slice(&id);
         }
         let Some(owner) = owner else { return };
-        let slice = slice::slice(object, &self.node_name);
+        let (slice, left_out) = slice::slice(object, &self.node_name);
         let state = self.services.entry(owner.clone()).or_default();
         if state.slices.get(&id.1) != Some(&slice) {
             state.slices.insert(id.1.clone(), slice);
+            self.dirty.insert(owner.clone());
+        }
+        let before = if left_out.is_empty() {
+            state.left_out.remove(&id.1)
+        } else {
+            state.left_out.insert(id.1.clone(), left_out.clone())
+        };
+        if before.unwrap_or_default() != left_out {
             self.dirty.insert(owner.clone());
         }
         self.slice_owners.insert(id, owner);
@@ -265,6 +286,7 @@ impl Store {
         let Some(owner) = self.slice_owners.remove(id) else { return };
         if let Some(state) = self.services.get_mut(&owner) {
             state.slices.remove(&id.1);
+            state.left_out.remove(&id.1);
             self.dirty.insert(owner.clone());
             self.forget_empty(&owner);
         }
@@ -362,6 +384,42 @@ mod tests {
         store.apply(Change::Service(Event::InitApply(service("a"))));
         store.apply(Change::Service(Event::InitDone));
         assert!(dirty(&mut store).is_empty());
+    }
+
+    #[test]
+    fn a_slice_that_does_not_fit_is_told_of_its_service() {
+        let told = |store: &Store| -> Vec<String> {
+            let unserved = store.unserved(&ServiceKey::new("n", "a"));
+            unserved.iter().map(ToString::to_string).collect()
+        };
+        let mut store = Store::new("here");
+        let mut object = slice("a-1", "a", "fd00::1");
+        object.address_type = "IPv6".into();
+        object.ports.as_mut().unwrap()[0].name = Some("other".into());
+        store.apply(Change::Slice(Event::Apply(object.clone())));
+        assert_eq!(told(&store), [""; 0], "no Service yet");
+        store.apply(Change::Service(Event::Apply(service("a"))));
+        assert_eq!(
+            told(&store),
+            [
+                "EndpointSlice a-1: port `other` (tcp) is none of the Service's; give it the name and protocol of one in spec.ports",
+                "EndpointSlice a-1: its endpoints get no connections: the Service has no address of their family; add it to spec.ipFamilies",
+            ]
+        );
+        dirty(&mut store);
+        store.apply(Change::Slice(Event::Apply(slice("a-2", "a", "10.0.0.1"))));
+        assert_eq!((told(&store).len(), serving(&store, "a")), (2, 1), "the other slice serves");
+        dirty(&mut store);
+        store.apply(Change::Slice(Event::Apply(slice("a-1", "a", "127.0.0.1"))));
+        assert_eq!((dirty(&mut store), told(&store).len()), (vec!["n/a".into()], 1));
+        assert!(told(&store)[0].contains("1 endpoints are left out"), "{:?}", told(&store));
+        let empty = EndpointSlice { endpoints: Vec::new(), ..slice("a-1", "a", "") };
+        store.apply(Change::Slice(Event::Apply(empty)));
+        assert_eq!(
+            (dirty(&mut store), told(&store).len()),
+            (vec!["n/a".into()], 0),
+            "what is right is told no more"
+        );
     }
 
     #[test]

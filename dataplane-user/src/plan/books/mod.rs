@@ -213,6 +213,10 @@ impl Books {
                 plan.problems.push(Problem::Taken { frontend: address, owner });
                 continue;
             }
+            if new.ports.len() > 1 && new.frontends.contains(&address) {
+                plan.problems.push(Problem::Twice { frontend: address });
+                continue;
+            }
             let known = self.frontends.contains_key(&address);
             if !known && self.frontend_counts[usize::from(!ipv4)] >= self.limits.frontends {
                 left_out += 1;
