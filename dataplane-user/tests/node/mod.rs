@@ -176,7 +176,15 @@ impl TestNode {
         self.serve_as("here", n, endpoints, more, status);
     }
 
-    fn serve_as(&mut self, node: &str, n: u8, endpoints: &[Ipv4Addr], more: &Value, status: &Value) {
+    /// The same with all of it.
+    pub(crate) fn serve_as(
+        &mut self,
+        node: &str,
+        n: u8,
+        endpoints: &[Ipv4Addr],
+        more: &Value,
+        status: &Value,
+    ) {
         let port = |name: &str, protocol: &str| json!({"name": name, "port": 80, "protocol": protocol, "nodePort": 30_000 + u32::from(n)});
         let mut service = json!({
             "metadata": {"name": format!("s{n}"), "namespace": "default"},
