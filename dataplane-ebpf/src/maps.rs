@@ -22,6 +22,8 @@ pub const AFFINITY: u32 = 65_536;
 pub const SOCKET_AFFINITY: u32 = 16_384;
 /// Source ranges of all services together, by family: one for each range of each port of a service.
 pub const SOURCE_RANGES: u32 = 65_536;
+/// Every port of TCP and UDP: which of them are node ports.
+pub const NODE_PORTS: u32 = 2 << u16::BITS;
 
 /// Source ports that Weir takes when it must put its own address in the source: below the NodePorts and the kernel's
 /// default ephemeral range, so that no frontend has one and no socket of the host connects from one.

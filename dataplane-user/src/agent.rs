@@ -27,6 +27,7 @@ use crate::{
     config::Config,
     filter::Bits,
     flows::{self, TickClock},
+    health_checks::{Health, HealthChecks},
     kernel::{
         attach::{AttachError, Programs, Targets},
         maps::{Maps, TableError},
@@ -36,8 +37,9 @@ use crate::{
     netlink::{Link, Netlink, NetlinkError},
     node::{self, NodeError},
     paths::Paths,
-    plan::model::ServiceKey,
+    plan::model::{NodePort, ServiceKey},
     reconcile::{self, Complaint, Reconciler, SyncError},
+    sockets::{Progress, Reaper, in_use},
     watch::{self, Change, NodeFacts, Store},
 };
 
@@ -47,6 +49,8 @@ const ROUND: usize = 4_096;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Longest wait between rounds that fail, and between attempts to place what had no room.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// Rounds that fail for so long make health checks fail: kube-proxy's bound.
+const UNHEALTHY_AFTER: Duration = Duration::from_mins(1);
 /// Events that wait to be written; beyond it they are only logged.
 const EVENT_QUEUE: usize = 256;
 
@@ -109,7 +113,7 @@ impl Dataplane {
     }
 }
 
-/// A complaint about a Service on its way to becoming an Event.
+/// A complaint about a Service or Pod on its way to becoming an Event.
 type Complaints = mpsc::Sender<(ObjectReference, String)>;
 
 /// Everything that the one task owns.
@@ -127,7 +131,12 @@ struct Agent {
     store: Store,
     known_node: NodeFacts,
     reconciler: Reconciler,
+    reaper: Reaper,
+    health: Health,
+    health_checks: HealthChecks,
     events: Complaints,
+    /// Since when rounds have failed.
+    failing_since: Option<Instant>,
     /// When the oldest change that is not in the kernel yet arrived.
     waiting_since: Option<Instant>,
     retry: Option<(Instant, Duration)>,
@@ -174,7 +183,12 @@ impl Agent {
         tokio::spawn(connection);
         let maps = Arc::new(maps);
         let reconciler = Reconciler::new(&paths, Arc::clone(&maps), metrics.clone())?;
+        let health = Health::default();
         let mut agent = Self {
+            reaper: Reaper::new(Arc::clone(&maps), paths.clone()),
+            health_checks: HealthChecks::new(health.clone()),
+            health,
+            failing_since: None,
             store: Store::new(node_name),
             clock: TickClock::start().map_err(Error::Clock)?,
             flow_uses: mpsc::channel(1),
@@ -223,8 +237,16 @@ impl Agent {
                     self.read_addresses().await?;
                 }
                 () = async { sleep_until(retry.expect("guarded")).await }, if retry.is_some() => {}
+                progress = self.reaper.progress() => {
+                    match progress {
+                        Progress::Judge(peers) => self.reaper.destroy(self.reconciler.stale(&self.store, peers)),
+                        Progress::Destroyed(count) => drop(self.metrics.sockets_destroyed.inc_by(count)),
+                    }
+                    continue;
+                }
                 _ = passes.tick() => {
                     self.collect_flows();
+                    self.health_checks.retry();
                     continue;
                 }
                 Some(uses) = self.flow_uses.1.recv() => {
@@ -262,6 +284,11 @@ impl Agent {
             return;
         }
         let started = Instant::now();
+        let concerned: Vec<ServiceKey> = if self.reconciler.starts_over() {
+            self.store.keys().cloned().collect()
+        } else {
+            dirty.iter().cloned().collect()
+        };
         match self.reconciler.sync(&self.store, dirty) {
             Ok(outcome) => {
                 observe(&self.metrics.sync, started.elapsed());
@@ -273,7 +300,14 @@ impl Agent {
                     took_us = started.elapsed().as_micros() as u64,
                     "maps are up to date"
                 );
+                if outcome.steps > 0 && self.config.socket_lb {
+                    self.reaper.changed();
+                }
                 self.complain(outcome.complaints);
+                self.tell_of_ports_in_use(&outcome.guarded);
+                self.serve_health_checks(&concerned);
+                self.failing_since = None;
+                self.health.set(true);
                 self.retry = None;
                 self.blocked.extend(outcome.blocked);
                 if !self.blocked.is_empty() {
@@ -282,9 +316,31 @@ impl Agent {
             }
             Err(error) => {
                 warn!(%error, "what is programmed stays; trying again");
+                let since = *self.failing_since.get_or_insert_with(Instant::now);
+                self.health.set(since.elapsed() < UNHEALTHY_AFTER);
                 self.retry_later();
             }
         }
+    }
+
+    /// Complains about processes that had the port of a service first.
+    fn tell_of_ports_in_use(&self, guarded: &[(ServiceKey, NodePort)]) {
+        match in_use(guarded) {
+            Ok(found) => {
+                let complaints = found.into_iter().map(|(key, port)| (key, Complaint::PortInUse(port)));
+                self.complain(complaints.collect());
+            }
+            Err(error) => warn!(%error, "cannot see which processes have ports of services"),
+        }
+    }
+
+    /// After the maps: a load balancer that hears of an endpoint finds it served.
+    fn serve_health_checks(&mut self, concerned: &[ServiceKey]) {
+        let mut errors = self.health_checks.set_addresses(self.store.node_addresses());
+        for key in concerned {
+            errors.extend(self.health_checks.set(key, self.store.health_check(key)));
+        }
+        self.complain(errors.into_iter().map(|(key, error)| (key, Complaint::HealthCheck(error))).collect());
     }
 
     fn retry_later(&mut self) {
@@ -340,13 +396,13 @@ impl Agent {
 
     fn complain(&self, complaints: Vec<(ServiceKey, Complaint)>) {
         for (key, complaint) in complaints {
-            warn!(service = %key, %complaint, "not served as asked");
+            warn!(object = %key, %complaint, "not served as asked");
             let reference = ObjectReference {
                 api_version: Some("v1".into()),
-                kind: Some("Service".into()),
+                kind: Some(key.kind.name().into()),
                 namespace: Some(key.namespace.to_string()),
                 name: Some(key.name.to_string()),
-                uid: self.store.get(&key).and_then(|state| state.uid.as_deref().map(Into::into)),
+                uid: self.store.uid(&key).map(Into::into),
                 ..ObjectReference::default()
             };
             // Full: the log has it.
@@ -361,7 +417,7 @@ fn spawn_events(client: kube::Client, node_name: &str) -> Complaints {
     let reporter = Reporter { controller: "weir-dataplane".into(), instance: Some(node_name.to_owned()) };
     let recorder = Recorder::new(client, reporter);
     tokio::spawn(async move {
-        while let Some((service, note)) = queue.recv().await {
+        while let Some((object, note)) = queue.recv().await {
             let event = Event {
                 type_: EventType::Warning,
                 reason: "NotServed".into(),
@@ -369,7 +425,7 @@ fn spawn_events(client: kube::Client, node_name: &str) -> Complaints {
                 action: "Program".into(),
                 secondary: None,
             };
-            if let Err(error) = recorder.publish(&event, &service).await {
+            if let Err(error) = recorder.publish(&event, &object).await {
                 debug!(%error, "an Event could not be written");
             }
         }

@@ -2,7 +2,7 @@
 //! and says what it did and why.
 //!
 //! ```text
-//! Services, EndpointSlices, Node ─watch─▶ Store ─▶ plan (pure) ─▶ maps ─▶ programs (dataplane-ebpf)
+//! Services, EndpointSlices, Node, Pods ─watch─▶ Store ─▶ plan (pure) ─▶ maps ─▶ programs (dataplane-ebpf)
 //! container runtime ─▶ cni ─▶ pod link + tc_pod          maps ─▶ cli: services, flows, explain
 //! ```
 //! Everything that serves is pinned below the run directory ([`paths`]): the agent may end, be killed, or be replaced
@@ -16,6 +16,7 @@ pub mod cni;
 mod config;
 pub mod filter;
 pub mod flows;
+pub mod health_checks;
 pub mod kernel;
 mod metrics;
 pub mod names;
@@ -25,6 +26,7 @@ pub mod paths;
 pub mod plan;
 pub mod programs;
 pub mod reconcile;
+pub mod sockets;
 mod sysctl;
 pub mod watch;
 

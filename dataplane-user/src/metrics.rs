@@ -38,10 +38,12 @@ pub struct Metrics {
     pub(crate) sync_failures: Counter,
     /// Map writes.
     pub(crate) steps: Counter,
-    /// Services with something that is not served.
+    /// Services and Pods with something that is not served.
     pub(crate) unserved: Gauge,
     /// Flow entries that garbage collection removed.
     pub(crate) flows_removed: Counter,
+    /// Sockets that were led to a backend which is gone.
+    pub(crate) sockets_destroyed: Counter,
     /// One pass over the flows.
     pub(crate) flow_pass: Histogram,
     entries: Family<MapLabel, Gauge>,
@@ -76,8 +78,17 @@ impl Metrics {
             ),
             sync_failures: registered(r, "sync_failures", "Rounds that failed and were tried again"),
             steps: registered(r, "map_writes", "Steps carried out"),
-            unserved: registered(r, "unserved_services", "Services with something that is not served"),
+            unserved: registered(
+                r,
+                "unserved_services",
+                "Services and Pods with something that is not served",
+            ),
             flows_removed: registered(r, "flows_removed", "Flow entries that were over"),
+            sockets_destroyed: registered(
+                r,
+                "sockets_destroyed",
+                "Connected sockets whose backend went, and that were ended for it",
+            ),
             flow_pass: durations(r, "flow_pass", "One pass over the flow tables"),
             entries: registered(r, "map_entries", "Entries in use"),
             bounds: registered(r, "map_bound", "Entries that there is room for"),

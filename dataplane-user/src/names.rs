@@ -13,7 +13,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{PortName, model::ServiceKey};
+use crate::plan::{
+    PortName,
+    model::{OwnerKind, ServiceKey},
+};
 
 /// Lines beyond twice the needed ones that are tolerated before the file is written anew.
 const SLACK: usize = 1_000;
@@ -33,6 +36,9 @@ struct Name {
     service: String,
     port: String,
     protocol: u8,
+    /// A Pod's, whose host ports are served.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pod: bool,
 }
 
 /// The names as they are on disk. A line that was cut short by a crash is not there.
@@ -51,7 +57,8 @@ fn read_lines(path: &Path) -> io::Result<(HashMap<u32, PortName>, usize)> {
         count += 1;
         match serde_json::from_str::<Line>(&line?) {
             Ok(Line { id, name: Some(name) }) => {
-                let service = ServiceKey::new(&name.namespace, &name.service);
+                let key = if name.pod { ServiceKey::pod } else { ServiceKey::new };
+                let service = key(&name.namespace, &name.service);
                 names.insert(id, PortName { service, port: name.port.into(), protocol: name.protocol });
             }
             Ok(Line { id, name: None }) => drop(names.remove(&id)),
@@ -119,6 +126,7 @@ fn write_line(file: &mut impl io::Write, id: u32, name: Option<&PortName>) -> io
         service: name.service.name.to_string(),
         port: name.port.to_string(),
         protocol: name.protocol,
+        pod: name.service.kind == OwnerKind::Pod,
     });
     serde_json::to_writer(&mut *file, &Line { id, name })?;
     file.write_all(b"\n")
@@ -145,6 +153,16 @@ mod tests {
         let mut table = NameTable::open(&path).unwrap();
         table.update(&[(4, Some(name("d")))]).unwrap();
         assert_eq!(read(&path).unwrap(), HashMap::from([(2, name("b")), (4, name("d"))]));
+    }
+
+    #[test]
+    fn a_pod_is_no_service_of_that_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("names");
+        let of_pod = PortName { service: ServiceKey::pod("default", "a"), ..name("a") };
+        let mut table = NameTable::open(&path).unwrap();
+        table.update(&[(1, Some(name("a"))), (2, Some(of_pod.clone()))]).unwrap();
+        assert_eq!(read(&path).unwrap(), HashMap::from([(1, name("a")), (2, of_pod)]));
     }
 
     #[test]

@@ -69,6 +69,11 @@ impl Paths {
         self.run_dir.join("ipam")
     }
 
+    /// Network namespaces of pods, where Weir's own kubelet keeps them.
+    pub fn namespaces(&self) -> PathBuf {
+        self.run_dir.join("netns")
+    }
+
     /// Held shared by the CNI plugin while it attaches a pinned program, and exclusively by the agent while it
     /// replaces programs, so that no pod link is left with a program of the past.
     pub fn attach_lock(&self) -> PathBuf {

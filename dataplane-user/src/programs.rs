@@ -23,11 +23,21 @@ pub const TC_UPLINK: &str = "tc_uplink";
 /// tcx ingress on the host's end of pod links.
 pub const TC_POD: &str = "tc_pod";
 /// Socket hooks at the cgroup root.
-pub const SOCKET_HOOKS: [&str; 8] =
-    ["connect4", "sendmsg4", "recvmsg4", "getpeername4", "connect6", "sendmsg6", "recvmsg6", "getpeername6"];
+pub const SOCKET_HOOKS: [&str; 10] = [
+    "connect4",
+    "sendmsg4",
+    "recvmsg4",
+    "getpeername4",
+    "bind4",
+    "connect6",
+    "sendmsg6",
+    "recvmsg6",
+    "getpeername6",
+    "bind6",
+];
 
 /// Every map of the object, by its name, which is also the name of its pin.
-pub const MAPS: [&str; 23] = [
+pub const MAPS: [&str; 24] = [
     "filter",
     "frontends_v4",
     "frontends_v6",
@@ -50,6 +60,7 @@ pub const MAPS: [&str; 23] = [
     "source_ranges_v6",
     "node_config",
     "uplinks",
+    "node_ports",
     "drops",
 ];
 

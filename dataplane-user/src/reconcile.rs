@@ -1,22 +1,27 @@
 //! From the store to the maps: plans, carries out, and starts again from the maps when a write fails.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
     net::SocketAddr,
     sync::Arc,
     time::Instant,
 };
 
-use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey};
+use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey, Protocol, node_port_at};
 
 use crate::{
     filter::{Bits, Filter},
+    health_checks::HealthCheckError,
     kernel::maps::{Family, FamilyMaps, Maps, TableError, backend_address, frontend_address, source_range},
     metrics::Metrics,
     names::NameTable,
     paths::Paths,
-    plan::{Adopted, AdoptedBackend, Batch, Books, Limits, Plan, PortName, Problem, Step, model::ServiceKey},
+    plan::{
+        Adopted, AdoptedBackend, Batch, Books, Limits, Plan, PortName, Problem, Step,
+        model::{NodePort, ServiceKey},
+    },
+    sockets::{Peer, PortInUse},
     watch::{Store, Unserved},
 };
 
@@ -31,7 +36,7 @@ pub enum SyncError {
     Names(#[source] io::Error),
 }
 
-/// Something of a Service that is not served as asked.
+/// Something of a Service or Pod that is not served as asked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Complaint {
     /// The plan could not.
@@ -40,6 +45,12 @@ pub enum Complaint {
     /// The dataplane does not do that.
     #[error(transparent)]
     Unserved(Unserved),
+    /// A process has its port.
+    #[error(transparent)]
+    PortInUse(PortInUse),
+    /// Load balancers cannot ask for it.
+    #[error(transparent)]
+    HealthCheck(HealthCheckError),
 }
 
 /// What a round has to say.
@@ -49,6 +60,8 @@ pub struct Outcome {
     pub complaints: Vec<(ServiceKey, Complaint)>,
     /// Services that wait for room: to be planned again later.
     pub blocked: BTreeSet<ServiceKey>,
+    /// Ports of the node that are services' from now on, with their owners.
+    pub guarded: Vec<(ServiceKey, NodePort)>,
     /// Map writes.
     pub steps: usize,
 }
@@ -89,6 +102,27 @@ impl Reconciler {
         result
     }
 
+    /// Which of these sockets talk to a backend that is gone: for UDP from the service that they asked for, as kube-proxy
+    /// forgets its flows; for TCP, whose connections may drain, from everywhere.
+    pub fn stale(&self, store: &Store, peers: Vec<Peer>) -> Vec<Peer> {
+        let Some((books, _)) = &self.books else { return Vec::new() };
+        let mut serving = HashMap::<u32, HashSet<SocketAddr>>::new();
+        let stale = peers.into_iter().filter(|peer| {
+            if peer.protocol == Protocol::TCP {
+                return books.backend(peer.backend).is_none();
+            }
+            let of_service = serving.entry(peer.service).or_insert_with(|| {
+                let Some(name) = books.name(peer.service) else { return HashSet::new() };
+                let ports = store.desired(&name.service).into_iter();
+                let port = ports.filter(|port| port.protocol.0 == name.protocol && port.label() == name.port);
+                let backends = port.flat_map(|port| port.backends);
+                backends.filter(|(_, listed)| listed.serving).map(|(address, _)| address).collect()
+            });
+            !of_service.contains(&peer.backend)
+        });
+        stale.collect()
+    }
+
     fn try_sync(&mut self, store: &Store, dirty: BTreeSet<ServiceKey>) -> Result<Outcome, SyncError> {
         let now_ms = self.epoch.elapsed().as_millis() as u64;
         let limits = Limits::default();
@@ -114,16 +148,16 @@ impl Reconciler {
             let plan = books.plan(&key, &store.desired(&key), now_ms);
             queue.extend(plan.again.iter().cloned());
             round.complain(&mut self.complaints, store, &key, &plan.problems);
-            round.add(plan);
+            round.add(&key, plan);
         }
         if first {
             let plan = books.sweep(now_ms);
             queue.extend(plan.again.iter().cloned());
-            round.add(plan);
+            round.add_steps(plan);
             for key in queue {
                 let plan = books.plan(&key, &store.desired(&key), now_ms);
                 round.complain(&mut self.complaints, store, &key, &plan.problems);
-                round.add(plan);
+                round.add(&key, plan);
             }
         }
         let outcome = round.carry_out(&self.maps, &mut self.names, &mut filter, now_ms)?;
@@ -153,7 +187,15 @@ struct Round {
 }
 
 impl Round {
-    fn add(&mut self, plan: Plan) {
+    fn add(&mut self, key: &ServiceKey, plan: Plan) {
+        self.outcome.guarded.extend(plan.steps.iter().filter_map(|step| match step {
+            Step::WriteNodePort { port } => Some((key.clone(), *port)),
+            _ => None,
+        }));
+        self.add_steps(plan);
+    }
+
+    fn add_steps(&mut self, plan: Plan) {
         self.batch.push(plan.steps);
         for name in plan.names {
             if name.1.is_some() { self.new_names.push(name) } else { self.old_names.push(name) }
@@ -167,12 +209,12 @@ impl Round {
         key: &ServiceKey,
         problems: &[Problem],
     ) {
-        let unserved = store.get(key).map(|state| state.unserved.as_slice()).unwrap_or_default();
+        let unserved = store.unserved(key);
         let now: BTreeSet<Complaint> = problems
             .iter()
             .cloned()
             .map(Complaint::Problem)
-            .chain(unserved.iter().cloned().map(Complaint::Unserved))
+            .chain(unserved.into_iter().map(Complaint::Unserved))
             .collect();
         if problems.iter().any(|problem| !matches!(problem, Problem::Taken { .. })) {
             self.outcome.blocked.insert(key.clone());
@@ -226,6 +268,12 @@ pub(crate) fn adopt(maps: &Maps, names: &HashMap<u32, PortName>) -> Result<Adopt
     let mut adopted = Adopted { names: names.clone(), ..Adopted::default() };
     adopt_family(&maps.v4, &mut adopted)?;
     adopt_family(&maps.v6, &mut adopted)?;
+    for (index, taken) in maps.node_ports.entries()? {
+        if taken != 0 {
+            let (protocol, port) = node_port_at(index);
+            adopted.node_ports.push(NodePort { protocol: protocol.0, port: port.get() });
+        }
+    }
 
     // One read of the whole map, 8 MiB for a moment, instead of a call for each region.
     let mut wanted = BTreeMap::<u32, u32>::new();

@@ -5,10 +5,9 @@
 mod packets;
 
 use std::{
-    fs,
+    fs::File,
     io::{ErrorKind, Read as _, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
-    path::{Path, PathBuf},
     process,
 };
 
@@ -28,35 +27,6 @@ const SERVICE: &str = "10.96.0.10:80";
 const EMPTY_SERVICE: &str = "10.96.0.11:80";
 const STICKY_SERVICE: &str = "10.96.0.12:80";
 
-/// A cgroup with this process in it; both go back when it is dropped.
-struct OwnCgroup {
-    own: Cgroup,
-    before: PathBuf,
-}
-
-impl OwnCgroup {
-    fn enter() -> Self {
-        let own = Cgroup::new(&format!("weir-test-socket-{}", process::id())).expect("needs root");
-        let memberships = fs::read_to_string("/proc/self/cgroup").expect("/proc");
-        let before =
-            memberships.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup2 membership");
-        let before = own.path().parent().expect("it is in the mount").join(before);
-        join(own.path());
-        Self { own, before }
-    }
-}
-
-/// Moves this process.
-fn join(cgroup: &Path) {
-    fs::write(cgroup.join("cgroup.procs"), process::id().to_string()).expect("to move this process");
-}
-
-impl Drop for OwnCgroup {
-    fn drop(&mut self) {
-        join(&self.before);
-    }
-}
-
 #[test]
 fn sockets_reach_services() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
@@ -73,8 +43,9 @@ fn sockets_reach_services() {
         flags: NodeConfig::FLAG_SOCKET_LB,
         ..NodeConfig::default()
     });
-    let cgroup = OwnCgroup::enter();
-    let directory = fs::File::open(cgroup.own.path()).expect("it was made");
+    let cgroup = Cgroup::new(&format!("weir-test-socket-{}", process::id())).expect("needs root");
+    let _entered = cgroup.enter().expect("to move this process");
+    let directory = File::open(cgroup.path()).expect("it was made");
     for hook in SOCKET_HOOKS {
         let program: &mut CgroupSockAddr = dataplane.program_mut(hook).try_into().expect("a socket hook");
         program.attach(&directory, CgroupAttachMode::Single).expect("to attach");

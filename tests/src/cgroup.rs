@@ -37,6 +37,35 @@ impl Cgroup {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Moves this process into it, for as long as what is returned lives: programs that are attached to it see the
+    /// process's sockets then.
+    pub fn enter(&self) -> Result<Entered> {
+        let memberships = fs::read_to_string("/proc/self/cgroup")?;
+        let before = memberships.lines().find_map(|line| line.strip_prefix("0::/"));
+        let mount = self.path.parent().expect("it is in the mount");
+        let before = mount.join(before.context("this process is in no cgroup of version 2")?);
+        move_to(&self.path).with_context(|| format!("moving into {}", self.path.display()))?;
+        Ok(Entered { before })
+    }
+}
+
+/// This process is in a [`Cgroup`]; it goes back where it was on drop.
+#[derive(Debug)]
+pub struct Entered {
+    before: PathBuf,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if let Err(error) = move_to(&self.before) {
+            eprintln!("this process stays in the test's cgroup: {error}");
+        }
+    }
+}
+
+fn move_to(directory: &Path) -> std::io::Result<()> {
+    fs::write(directory.join("cgroup.procs"), std::process::id().to_string())
 }
 
 impl Drop for Cgroup {

@@ -14,7 +14,7 @@ mod load;
 mod namespace;
 mod roles;
 
-pub use cgroup::Cgroup;
+pub use cgroup::{Cgroup, Entered};
 pub use cluster::{CLIENT_ADDRESS, Cluster, NODE_ADDRESS, Options};
 pub use eventually::eventually;
 pub use http::{Response, get};

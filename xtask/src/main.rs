@@ -10,6 +10,7 @@ mod command;
 mod image;
 mod setup;
 mod test;
+mod truth_table;
 mod up;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -36,6 +37,9 @@ enum Task {
         /// Only tests whose name holds this.
         #[arg(long, default_value = "")]
         filter: String,
+        /// Run nothing: print which tests prove each promise of a Service, and fail when one of them is not there.
+        #[arg(long, conflicts_with = "filter")]
+        list: bool,
     },
     /// Measure, and print each figure beside its peer's.
     Bench {
@@ -53,7 +57,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Setup => setup::run(),
         Task::Up(flags) => up::run(&flags),
-        Task::Test { kind, filter } => test::run(kind, &filter),
+        Task::Test { list: true, .. } => truth_table::list(),
+        Task::Test { kind, filter, list: false } => test::run(kind, &filter),
         Task::Bench { subject, json } => bench::run(subject, json.as_deref()),
         Task::Ci => ci::run(),
     };

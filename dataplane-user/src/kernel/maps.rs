@@ -15,14 +15,17 @@ use aya::{
 use weir_dataplane_ebpf::{
     Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend,
     FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Protocol, Scope, SocketPeer, SocketPeerKey, SourceRange,
-    SourceRangeKey, Uplink,
+    SourceRangeKey, Uplink, node_port_index,
 };
 
 use super::sys;
 use crate::{
     cidr::Cidr,
     paths::Paths,
-    plan::{Step, model::FrontendAddress},
+    plan::{
+        Step,
+        model::{FrontendAddress, NodePort},
+    },
 };
 
 /// A map that cannot be opened, read or written.
@@ -225,6 +228,8 @@ pub struct Maps {
     pub node_config: Table<u32, NodeConfig>,
     /// The node's addresses on its uplinks, by interface index.
     pub uplinks: Table<u32, Uplink>,
+    /// Which ports of the node are services', by [`node_port_index`].
+    pub node_ports: Table<u32, u32>,
     drops: Map,
 }
 
@@ -283,7 +288,10 @@ impl<A: Family> FamilyMaps<A> {
                 Step::RemoveSourceRange { service, range } => {
                     refused.extend(source_range_key::<A>(*service, *range));
                 }
-                Step::RetireBackend { .. } | Step::WriteRegion { .. } => {}
+                Step::RetireBackend { .. }
+                | Step::WriteRegion { .. }
+                | Step::WriteNodePort { .. }
+                | Step::RemoveNodePort { .. } => {}
             }
         }
         self.backends.write(&ids, &backends)?;
@@ -335,6 +343,7 @@ impl Maps {
             maglev: Table::open(&paths.map("maglev"))?,
             node_config: Table::open(&paths.map("node_config"))?,
             uplinks: Table::open(&paths.map("uplinks"))?,
+            node_ports: Table::open(&paths.map("node_ports"))?,
             drops: drops.map_err(|error| TableError {
                 operation: "open",
                 map: "drops".into(),
@@ -353,13 +362,26 @@ impl Maps {
     pub fn execute(&self, steps: &[Step]) -> Result<(), TableError> {
         for run in steps.chunk_by(|a, b| a.phase() == b.phase()) {
             let mut slots = (Vec::new(), Vec::new());
+            let mut ports = (Vec::new(), Vec::new());
+            let mut guard = |port: &NodePort, taken: u32| {
+                if let Some(index) = node_port_index(Protocol(port.protocol), Be16::new(port.port)) {
+                    ports.0.push(index);
+                    ports.1.push(taken);
+                }
+            };
             for step in run {
-                if let Step::WriteRegion { offset, slots: ids } = step {
-                    slots.0.extend(*offset..*offset + ids.len() as u32);
-                    slots.1.extend_from_slice(ids);
+                match step {
+                    Step::WriteRegion { offset, slots: ids } => {
+                        slots.0.extend(*offset..*offset + ids.len() as u32);
+                        slots.1.extend_from_slice(ids);
+                    }
+                    Step::WriteNodePort { port } => guard(port, 1),
+                    Step::RemoveNodePort { port } => guard(port, 0),
+                    _ => {}
                 }
             }
             self.maglev.write(&slots.0, &slots.1)?;
+            self.node_ports.write(&ports.0, &ports.1)?;
             let run: Vec<&Step> = run.iter().collect();
             self.v4.execute(&run)?;
             self.v6.execute(&run)?;

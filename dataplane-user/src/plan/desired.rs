@@ -2,16 +2,24 @@
 //!
 //! Which endpoints serve follows KEP-1669 (ready ones; if there is none, those that still serve while they terminate)
 //! and KEP-2086 (traffic policies); scopes follow kube-proxy: a policy for external traffic never binds clients inside.
+//! Hints for zones ([`super::topology`]) narrow the ready ones, and only where no policy does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
-use weir_dataplane_ebpf::{Frontend, Protocol, Scope};
+use weir_dataplane_ebpf::{Frontend, Protocol, Scope, maps};
 
-use super::model::{Endpoint, FrontendAddress, Service, ServicePort, Slice};
+use super::{
+    model::{Endpoint, FrontendAddress, Node, Service, ServicePort, Slice},
+    topology::{self, Hint},
+};
 use crate::cidr::Cidr;
+
+/// Endpoints of one service that are looked at, all its ports together: a quarter of what a node has room for, so that no
+/// Service takes the room of all others.
+pub const MAX_ENDPOINTS: usize = maps::BACKENDS as usize / 4;
 
 /// Everything of one service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,16 +30,26 @@ pub struct DesiredPort {
     pub protocol: Protocol,
     /// The port's number on service addresses.
     pub port: u16,
-    /// Every endpoint that exists, with whether it is on this node. One that does not serve any more still keeps its
-    /// established connections.
-    pub backends: BTreeMap<SocketAddr, bool>,
+    /// Every endpoint that exists. One that does not serve any more still keeps its established connections.
+    pub backends: BTreeMap<SocketAddr, Listed>,
+    /// Endpoints beyond [`MAX_ENDPOINTS`]; those of the last slices by name, on every node the same.
+    pub left_out: usize,
     /// The frontends.
     pub frontends: Vec<DesiredFrontend>,
     /// Who may use its frontends that have [`Frontend::FLAG_SOURCE_RANGES`].
     pub source_ranges: BTreeSet<Cidr>,
     /// Session affinity's timeout in seconds, 0 without.
     pub affinity_timeout_s: u32,
-    serving: Serving,
+    pub(super) serving: Serving,
+}
+
+/// An endpoint as a service lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// It is on this node.
+    pub local: bool,
+    /// It answers, ready or terminating.
+    pub serving: bool,
 }
 
 /// One frontend.
@@ -47,9 +65,17 @@ pub struct DesiredFrontend {
 
 /// The choice that clients have, by family (IPv4 first) and by whether only this node's backends count.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-struct Serving([[Vec<SocketAddr>; 2]; 2]);
+pub(super) struct Serving([[Vec<SocketAddr>; 2]; 2]);
 
 impl Serving {
+    /// These, all of this node; sorted and without duplicates.
+    pub(super) fn of(backends: &BTreeSet<SocketAddr>) -> Self {
+        let of_family = |ipv4: bool| -> Vec<SocketAddr> {
+            backends.iter().copied().filter(|backend| backend.is_ipv4() == ipv4).collect()
+        };
+        Self([true, false].map(|ipv4| [of_family(ipv4), of_family(ipv4)]))
+    }
+
     fn get(&self, ipv4: bool, local_only: bool) -> &[SocketAddr] {
         &self.0[usize::from(!ipv4)][usize::from(local_only)]
     }
@@ -61,6 +87,11 @@ impl Serving {
 }
 
 impl DesiredPort {
+    /// The port's name, or its number when it has none.
+    pub fn label(&self) -> Box<str> {
+        if self.name.is_empty() { self.port.to_string().into() } else { self.name.clone() }
+    }
+
     /// The backends that new connections may choose: sorted, without duplicates.
     pub fn serving(&self, ipv4: bool, local_only: bool) -> &[SocketAddr] {
         self.serving.get(ipv4, local_only)
@@ -72,13 +103,14 @@ impl DesiredPort {
 pub fn desired<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a Slice> + Clone,
-    node_addresses: &[IpAddr],
+    node: &Node,
 ) -> Vec<DesiredPort> {
+    let room = MAX_ENDPOINTS / service.ports.len().max(1);
     service
         .ports
         .iter()
         .map(|port| {
-            let endpoints = endpoints(port, slices.clone());
+            let (endpoints, left_out) = endpoints(port, slices.clone(), node.zone.as_deref(), room);
             let serving = serving(service, &endpoints);
             DesiredPort {
                 name: port.name.clone(),
@@ -86,9 +118,13 @@ pub fn desired<'a>(
                 port: port.port,
                 backends: endpoints
                     .into_iter()
-                    .map(|(address, endpoint)| (address, endpoint.local))
+                    .map(|(address, Candidate { endpoint, .. })| {
+                        let serving = endpoint.serving || endpoint.ready || service.publish_not_ready;
+                        (address, Listed { local: endpoint.local, serving })
+                    })
                     .collect(),
-                frontends: frontends(service, port, node_addresses, &serving),
+                left_out,
+                frontends: frontends(service, port, &node.addresses, &serving),
                 source_ranges: source_ranges(service),
                 affinity_timeout_s: service.affinity_timeout_s,
                 serving,
@@ -97,38 +133,61 @@ pub fn desired<'a>(
         .collect()
 }
 
-/// The endpoints of one port from all slices. One that is in several slices is as well as its best entry.
+/// An endpoint that may serve.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    endpoint: Endpoint,
+    hint: Hint,
+}
+
+/// The endpoints of one port from all slices, and how many had no room. One that is in several slices, as while it moves
+/// between two, is as well as its best entry.
 fn endpoints<'a>(
     port: &ServicePort,
     slices: impl Iterator<Item = &'a Slice>,
-) -> BTreeMap<SocketAddr, Endpoint> {
-    let mut all = BTreeMap::<SocketAddr, Endpoint>::new();
+    zone: Option<&str>,
+    room: usize,
+) -> (BTreeMap<SocketAddr, Candidate>, usize) {
+    let mut left_out = 0;
+    let mut all = BTreeMap::<SocketAddr, Candidate>::new();
     for slice in slices {
         let of_port = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         for number in of_port.map(|p| p.port) {
             for endpoint in &slice.endpoints {
-                all.entry(SocketAddr::new(endpoint.address, number))
-                    .and_modify(|known| {
+                let address = SocketAddr::new(endpoint.address, number);
+                if all.len() >= room && !all.contains_key(&address) {
+                    left_out += 1;
+                    continue;
+                }
+                let hint = Hint::of(slice, endpoint, zone);
+                all.entry(address)
+                    .and_modify(|Candidate { endpoint: known, hint: known_hint }| {
                         known.ready |= endpoint.ready;
                         known.serving |= endpoint.serving;
                         known.terminating &= endpoint.terminating;
                         known.local |= endpoint.local;
+                        *known_hint = hint.max(*known_hint);
                     })
-                    .or_insert(*endpoint);
+                    .or_insert(Candidate { endpoint: *endpoint, hint });
             }
         }
     }
-    all
+    (all, left_out)
 }
 
-fn serving(service: &Service, endpoints: &BTreeMap<SocketAddr, Endpoint>) -> Serving {
+fn serving(service: &Service, endpoints: &BTreeMap<SocketAddr, Candidate>) -> Serving {
     let choice = |ipv4: bool, local_only: bool| {
-        let candidates =
-            || endpoints.iter().filter(move |(a, e)| a.is_ipv4() == ipv4 && (e.local || !local_only));
-        let ready = |e: &Endpoint| service.publish_not_ready || e.ready;
-        let mut chosen: Vec<SocketAddr> = candidates().filter(|(_, e)| ready(e)).map(|(a, _)| *a).collect();
+        let candidates = || {
+            let of_family = endpoints.iter().filter(move |(address, _)| address.is_ipv4() == ipv4);
+            of_family.filter(move |(_, c)| c.endpoint.local || !local_only)
+        };
+        let ready = || candidates().filter(|(_, c)| service.publish_not_ready || c.endpoint.ready);
+        let near = !local_only && topology::applies(ready().map(|(_, c)| c.hint));
+        let mut chosen: Vec<SocketAddr> =
+            ready().filter(|(_, c)| !near || c.hint == Hint::Here).map(|(address, _)| *address).collect();
         if chosen.is_empty() {
-            chosen = candidates().filter(|(_, e)| e.serving && e.terminating).map(|(a, _)| *a).collect();
+            let leaving = candidates().filter(|(_, c)| c.endpoint.serving && c.endpoint.terminating);
+            chosen = leaving.map(|(address, _)| *address).collect();
         }
         chosen
     };
@@ -210,7 +269,7 @@ mod tests {
         Service { cluster_ips: vec!["10.96.0.1".parse().unwrap()], ports: vec![port], ..Service::default() }
     }
 
-    /// `r`eady, `s`erving, `t`erminating, `l`ocal.
+    /// `r`eady, `s`erving, `t`erminating, `l`ocal; with hints for zones `a` and `b`.
     fn slice(endpoints: &[(&str, &str)]) -> Slice {
         let endpoint = |(address, state): &(&str, &str)| Endpoint {
             address: address.parse().unwrap(),
@@ -218,15 +277,22 @@ mod tests {
             serving: state.contains('s'),
             terminating: state.contains('t'),
             local: state.contains('l'),
+            zones: u64::from(state.contains('a')) | u64::from(state.contains('b')) << 1,
         };
         Slice {
             ports: vec![SlicePort { name: "http".into(), protocol: Protocol::TCP, port: 8080 }],
             endpoints: endpoints.iter().map(endpoint).collect(),
+            zones: vec!["zone-a".into(), "zone-b".into()],
         }
     }
 
     fn chosen(service: &Service, slices: &[Slice], local_only: bool) -> Vec<String> {
-        let port = &desired(service, slices.iter(), &[])[0];
+        chosen_in(None, service, slices, local_only)
+    }
+
+    fn chosen_in(zone: Option<&str>, service: &Service, slices: &[Slice], local_only: bool) -> Vec<String> {
+        let node = Node { zone: zone.map(Into::into), ..Node::default() };
+        let port = &desired(service, slices.iter(), &node)[0];
         port.serving(true, local_only).iter().map(|a| a.ip().to_string()).collect()
     }
 
@@ -250,9 +316,45 @@ mod tests {
         assert_eq!(chosen(&all, &[slice(&[("1.1.1.1", "")])], false), ["1.1.1.1"]);
     }
 
+    /// The rows of kube-proxy's `TestCategorizeEndpoints` that hints decide.
+    #[test]
+    fn hints_narrow_ready_endpoints_where_no_policy_does() {
+        /// What it is about, the node's zone, endpoints, and who serves.
+        type Row<'a> = (&'a str, Option<&'a str>, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
+        let (a, b, c) = ("1.1.1.1", "1.1.1.2", "1.1.1.3");
+        let rows: &[Row<'_>] = &[
+            ("this zone's", Some("zone-a"), &[(a, "rsa"), (b, "rsb"), (c, "rsa")], &[a, c]),
+            ("the other zone's", Some("zone-b"), &[(a, "rsa"), (b, "rsb"), (c, "rsa")], &[b]),
+            ("for both zones", Some("zone-b"), &[(a, "rsab"), (b, "rsb"), (c, "rsa")], &[a, b]),
+            ("no hints at all", Some("zone-a"), &[(a, "rs"), (b, "rs")], &[a, b]),
+            ("one without", Some("zone-a"), &[(a, "rsa"), (b, "rs")], &[a, b]),
+            ("none for this zone", Some("zone-c"), &[(a, "rsa"), (b, "rsb")], &[a, b]),
+            ("a node without a zone", None, &[(a, "rsa"), (b, "rsb")], &[a, b]),
+            ("unready ones do not count", Some("zone-a"), &[(a, "rsa"), (b, "rsb"), (c, "")], &[a]),
+            ("nor do terminating ones", Some("zone-a"), &[(a, "rsa"), (b, "rsb"), (c, "st")], &[a]),
+            ("this zone's is not ready", Some("zone-a"), &[(a, "a"), (b, "rsb")], &[b]),
+            ("terminating ones from anywhere", Some("zone-a"), &[(a, "sta"), (b, "stb")], &[a, b]),
+        ];
+        for (row, zone, endpoints, cluster) in rows {
+            assert_eq!(chosen_in(*zone, &service(), &[slice(endpoints)], false), *cluster, "{row}");
+        }
+        let here = [slice(&[(a, "rslb"), (b, "rsa")])];
+        assert_eq!(chosen_in(Some("zone-a"), &service(), &here, true), [a], "policy Local");
+        let families = [slice(&[(a, "rsa"), (b, "rsb"), ("fd00::1", "rs")])];
+        assert_eq!(
+            chosen_in(Some("zone-a"), &service(), &families, false),
+            [a],
+            "each family by its own hints"
+        );
+        let all = Service { publish_not_ready: true, ..service() };
+        assert_eq!(chosen_in(Some("zone-a"), &all, &[slice(&[(a, "a"), (b, "rsb")])], false), [a]);
+    }
+
     #[test]
     fn every_existing_endpoint_keeps_its_connections() {
-        let port = &desired(&service(), [slice(&[("1.1.1.1", ""), ("1.1.1.2", "rs")])].iter(), &[])[0];
+        let port =
+            &desired(&service(), [slice(&[("1.1.1.1", ""), ("1.1.1.2", "rs")])].iter(), &Node::default())[0];
         assert_eq!(port.backends.len(), 2);
     }
 
@@ -272,7 +374,7 @@ mod tests {
     fn only_endpoints_elsewhere_make_a_silent_drop() {
         let service = Service { internal_local: true, ..service() };
         let flags = |endpoints: &[(&str, &str)]| {
-            desired(&service, [slice(endpoints)].iter(), &[])[0].frontends[0].flags
+            desired(&service, [slice(endpoints)].iter(), &Node::default())[0].frontends[0].flags
         };
         let local = Frontend::FLAG_LOCAL_POLICY;
         assert_eq!(flags(&[]), local, "nobody serves: rejected");
@@ -289,7 +391,7 @@ mod tests {
             source_ranges: Some(ranges.iter().map(|range| range.parse().unwrap()).collect()),
             ..service()
         };
-        let nodes = ["192.168.0.1".parse().unwrap()];
+        let nodes = Node { addresses: vec!["192.168.0.1".parse().unwrap()], zone: None };
         let rows = |service: &Service| -> Vec<String> {
             let port = &desired(service, [].iter(), &nodes)[0];
             let rows = port.frontends.iter();
@@ -322,7 +424,8 @@ mod tests {
     fn policies_bind_the_scope_they_are_for() {
         let service =
             Service { external_local: true, external_ips: vec!["192.0.2.1".parse().unwrap()], ..service() };
-        let nodes = ["192.168.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        let addresses = vec!["192.168.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        let nodes = Node { addresses, zone: None };
         let port = &desired(&service, [].iter(), &nodes)[0];
         let rows: Vec<String> = port
             .frontends

@@ -8,9 +8,30 @@ use weir_dataplane_ebpf::{Protocol, Scope};
 
 use crate::cidr::Cidr;
 
-/// A Service's name.
+/// Whose frontends they are. A Service comes before a Pod: where both want an address, the Service has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum OwnerKind {
+    /// A Service.
+    Service,
+    /// A Pod with host ports.
+    Pod,
+}
+
+impl OwnerKind {
+    /// The kind's name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::Pod => "Pod",
+        }
+    }
+}
+
+/// The name of what is served: a Service, or a Pod whose host ports are served like one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey {
+    /// What it is.
+    pub kind: OwnerKind,
     /// Its namespace.
     pub namespace: Box<str>,
     /// Its name.
@@ -18,15 +39,22 @@ pub struct ServiceKey {
 }
 
 impl ServiceKey {
-    /// `namespace/name`.
+    /// A Service.
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self { kind: OwnerKind::Service, namespace: namespace.into(), name: name.into() }
+    }
+
+    /// A Pod.
+    pub fn pod(namespace: &str, name: &str) -> Self {
+        Self { kind: OwnerKind::Pod, namespace: namespace.into(), name: name.into() }
     }
 }
 
+/// `namespace/name` of a Service, `pod/namespace/name` of a Pod.
 impl fmt::Display for ServiceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        let kind = if self.kind == OwnerKind::Pod { "pod/" } else { "" };
+        write!(f, "{kind}{}/{}", self.namespace, self.name)
     }
 }
 
@@ -69,6 +97,8 @@ pub struct Service {
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
+    /// `healthCheckNodePort`, of a load balancer with that policy.
+    pub health_check_port: Option<u16>,
     /// `publishNotReadyAddresses`.
     pub publish_not_ready: bool,
     /// `sessionAffinity: ClientIP` with this timeout, 0 without.
@@ -88,6 +118,28 @@ pub struct ServicePort {
     pub node_port: Option<u16>,
 }
 
+/// A Pod of this node that wants ports of the node.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct HostPorts {
+    /// Its addresses, one per family.
+    pub addresses: Vec<IpAddr>,
+    /// The ports.
+    pub ports: Vec<HostPort>,
+}
+
+/// One port of a container that is a port of the node as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostPort {
+    /// `hostIP`: the address that it is served on; nothing for all of the node's.
+    pub address: Option<IpAddr>,
+    /// The port on that address.
+    pub port: u16,
+    /// TCP or UDP, by its IANA number.
+    pub protocol: u8,
+    /// The container's port.
+    pub container_port: u16,
+}
+
 /// An `EndpointSlice` of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Slice {
@@ -95,6 +147,13 @@ pub struct Slice {
     pub ports: Vec<SlicePort>,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// Zones that its endpoints' hints name, in the order of the bits of [`Endpoint::zones`].
+    pub zones: Vec<Box<str>>,
+}
+
+impl Slice {
+    /// Zones of one slice that are told apart.
+    pub const MOST_ZONES: usize = u64::BITS as usize;
 }
 
 /// One port of an `EndpointSlice`.
@@ -122,6 +181,17 @@ pub struct Endpoint {
     pub terminating: bool,
     /// It runs on this node.
     pub local: bool,
+    /// `hints.forZones`: the zones whose clients should use it, one bit for each of [`Slice::zones`]. No bit, no hint.
+    pub zones: u64,
+}
+
+/// What the plan must know of its own node.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Node {
+    /// Addresses that `NodePort`s are served on, and by which this node is a client.
+    pub addresses: Vec<IpAddr>,
+    /// Its `topology.kubernetes.io/zone`, if it is in one.
+    pub zone: Option<Box<str>>,
 }
 
 /// An address and port that clients may talk to, in one scope: the key of a frontend in either family.
@@ -149,6 +219,27 @@ impl fmt::Display for FrontendAddress {
         let Self { address, port, protocol, .. } = self;
         let socket = std::net::SocketAddr::new(*address, *port);
         write!(f, "{}://{socket}", protocol_name(Protocol(*protocol)))
+    }
+}
+
+/// A port of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodePort {
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// The port.
+    pub port: u16,
+}
+
+impl From<FrontendAddress> for NodePort {
+    fn from(address: FrontendAddress) -> Self {
+        Self { protocol: address.protocol, port: address.port }
+    }
+}
+
+impl fmt::Display for NodePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.port, protocol_name(Protocol(self.protocol)))
     }
 }
 

@@ -18,6 +18,24 @@ pub enum Problem {
         /// Who has it.
         owner: ServiceKey,
     },
+    /// Two ports of one object want one address and port.
+    #[error(
+        "{frontend} is asked for by two ports of this object, and the first has it; give the other another number"
+    )]
+    Twice {
+        /// What both want.
+        frontend: FrontendAddress,
+    },
+    /// A service has more endpoints than are looked at.
+    #[error(
+        "{left_out} endpoints get no connections: a service has room for {bound}; spread them over several services"
+    )]
+    TooManyEndpoints {
+        /// How many have no room.
+        left_out: usize,
+        /// [`super::desired::MAX_ENDPOINTS`].
+        bound: usize,
+    },
     /// `frontends_*` is full.
     #[error(
         "{left_out} addresses are not served: this node has room for {bound} frontends; delete services that nobody uses"

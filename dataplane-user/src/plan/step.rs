@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use weir_dataplane_ebpf::Frontend;
 
-use super::model::FrontendAddress;
+use super::model::{FrontendAddress, NodePort};
 use crate::cidr::Cidr;
 
 /// One change. The order of the variants is the order in which they are carried out.
@@ -33,6 +33,11 @@ pub enum Step {
         /// Their addresses.
         range: Cidr,
     },
+    /// Keep processes of the node off a port.
+    WriteNodePort {
+        /// It.
+        port: NodePort,
+    },
     /// Point clients to a region, in one atomic write.
     WriteFrontend {
         /// The frontend.
@@ -44,6 +49,11 @@ pub enum Step {
     RemoveFrontend {
         /// The frontend.
         address: FrontendAddress,
+    },
+    /// No frontend has this port any more; processes may.
+    RemoveNodePort {
+        /// It.
+        port: NodePort,
     },
     /// No frontend asks for this range any more, or its clients may not use it any more.
     RemoveSourceRange {
@@ -83,10 +93,12 @@ impl Step {
             Self::WriteBackend { .. } => 0,
             Self::WriteRegion { .. } => 1,
             Self::WriteSourceRange { .. } => 2,
-            Self::WriteFrontend { .. } => 3,
-            Self::RemoveFrontend { .. } => 4,
-            Self::RemoveSourceRange { .. } => 5,
-            Self::RetireBackend { .. } => 6,
+            Self::WriteNodePort { .. } => 3,
+            Self::WriteFrontend { .. } => 4,
+            Self::RemoveFrontend { .. } => 5,
+            Self::RemoveNodePort { .. } => 6,
+            Self::RemoveSourceRange { .. } => 7,
+            Self::RetireBackend { .. } => 8,
         }
     }
 }

@@ -1,17 +1,21 @@
 //! Watches of the API, reduced to the plan's input as they arrive.
 //!
-//! Three watches feed one task: Services, `EndpointSlices`, and the agent's own Node. Nothing is polled. Until all
-//! three have been read once nothing is planned, so that an API server that comes up slowly, or empty-handed, never
+//! Four watches feed one task: Services, `EndpointSlices`, the agent's own Node, and the Pods that run on it. Nothing is
+//! polled. Until all four have been read once nothing is planned, so that an API server that comes up slowly, or empty-handed, never
 //! takes away what serves.
 
-mod convert;
+mod node;
+mod pods;
+mod service;
+mod slice;
 mod store;
+mod unserved;
 
 use std::pin::Pin;
 
 use futures::{Stream, StreamExt as _, stream};
 use k8s_openapi::api::{
-    core::v1::{Node, Service},
+    core::v1::{Node, Pod, Service},
     discovery::v1::EndpointSlice,
 };
 use kube::{
@@ -19,8 +23,9 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 
-pub use convert::{NodeFacts, Unserved};
-pub use store::{ServiceState, Store};
+pub use node::NodeFacts;
+pub use store::Store;
+pub use unserved::{SliceProblem, Unserved};
 
 /// One event of one of the watches.
 #[expect(
@@ -35,6 +40,8 @@ pub enum Change {
     Slice(watcher::Event<EndpointSlice>),
     /// Of the agent's own Node.
     Node(watcher::Event<Node>),
+    /// Of a Pod of this node.
+    Pod(watcher::Event<Pod>),
     /// A watch broke; it is made again with backoff by itself.
     Failed(watcher::Error),
 }
@@ -50,7 +57,10 @@ pub fn changes(client: &Client, node: &str) -> Pin<Box<dyn Stream<Item = Change>
     let services = services.default_backoff().map(|event| event.map_or_else(Change::Failed, Change::Service));
     let slices = slices.default_backoff().map(|event| event.map_or_else(Change::Failed, Change::Slice));
     let nodes = nodes.default_backoff().map(|event| event.map_or_else(Change::Failed, Change::Node));
-    Box::pin(stream::select(services, stream::select(slices, nodes)))
+    let here = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    let pods = watcher(Api::<Pod>::all(client.clone()), here);
+    let pods = pods.default_backoff().map(|event| event.map_or_else(Change::Failed, Change::Pod));
+    Box::pin(stream::select(stream::select(services, slices), stream::select(nodes, pods)))
 }
 
 /// `namespace/name` of a namespaced object, as the plan's key.

@@ -43,6 +43,22 @@ pub(crate) fn echo(namespace: &Namespace, name: &'static str) {
     });
 }
 
+/// A pod that answers on TCP port 8080 with the address that it sees its client by.
+pub(crate) fn mirror_pod(node: &TestNode, name: &'static str) -> (Namespace, Ipv4Addr) {
+    let (pod, address) = node.add_pod(name);
+    let listener = pod.inside(|| TcpListener::bind("0.0.0.0:8080").unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let client = stream.peer_addr().unwrap().ip();
+            // To its end: closing over unread bytes is a reset.
+            stream.read_to_end(&mut Vec::new()).ok();
+            stream.write_all(client.to_string().as_bytes()).ok();
+        }
+    });
+    (pod, address)
+}
+
 /// What an echo answers to a greeting over TCP.
 pub(crate) fn tcp(from: &Namespace, to: SocketAddr) -> std::io::Result<String> {
     from.inside(|| {

@@ -18,8 +18,9 @@ use weir_dataplane::{
     netlink::Netlink,
     node,
     paths::Paths,
-    plan::model::ServiceKey,
+    plan::model::{NodePort, ServiceKey},
     reconcile::Reconciler,
+    sockets::Peer,
     watch::{Change, Store},
 };
 use weir_dataplane_ebpf::{Ip4, NodeConfig};
@@ -39,6 +40,11 @@ pub(crate) struct TestNode {
     pub(crate) socket_lb: bool,
     uplinks: Vec<String>,
     pub(crate) store: Store,
+    /// What the last round had to say, as the Events about it begin: `object: complaint`.
+    pub(crate) complaints: Vec<String>,
+    /// Ports that the last round gave to services.
+    pub(crate) guarded: Vec<(ServiceKey, NodePort)>,
+    conditions: Value,
     agent: Option<(Programs, Reconciler)>,
 }
 
@@ -63,7 +69,19 @@ impl TestNode {
         let mut store = Store::new("here");
         store.set_node_addresses(vec![NODE_ADDRESS.into()]);
         let uplinks = vec!["up0".to_owned()];
-        let mut node = Self { namespace, client, cgroup, run_dir, socket_lb, uplinks, store, agent: None };
+        let mut node = Self {
+            namespace,
+            client,
+            cgroup,
+            run_dir,
+            socket_lb,
+            uplinks,
+            store,
+            complaints: Vec::new(),
+            guarded: Vec::new(),
+            conditions: json!({}),
+            agent: None,
+        };
         node.start();
         node
     }
@@ -119,16 +137,33 @@ impl TestNode {
         self.agent = None;
     }
 
-    /// One round of the reconciler.
-    pub(crate) fn sync(&mut self) {
+    /// One round of the reconciler. Returns its complaints.
+    pub(crate) fn sync(&mut self) -> Vec<String> {
         let dirty: BTreeSet<ServiceKey> = self.store.take_dirty();
         let (_, reconciler) = self.agent.as_mut().expect("an agent runs");
-        reconciler.sync(&self.store, dirty).unwrap_or_else(|error| panic!("{error}"));
+        let outcome = reconciler.sync(&self.store, dirty).unwrap_or_else(|error| panic!("{error}"));
+        let complaints = outcome.complaints.iter();
+        self.complaints = complaints.map(|(key, complaint)| format!("{key}: {complaint}")).collect();
+        self.guarded = outcome.guarded;
+        self.complaints.clone()
+    }
+
+    /// Sockets that talk to what their service does not have any more.
+    pub(crate) fn stale(&self, peers: Vec<Peer>) -> Vec<Peer> {
+        let (_, reconciler) = self.agent.as_ref().expect("an agent runs");
+        reconciler.stale(&self.store, peers)
     }
 
     /// A Service with TCP and UDP port 80 on 10.96.0.`n`, `NodePort` 30000 + `n`, and endpoints of this node on port 8080.
     pub(crate) fn serve(&mut self, n: u8, endpoints: &[Ipv4Addr]) {
         self.serve_as("here", n, endpoints, &json!({}), &json!({}));
+    }
+
+    /// The same, with endpoints in these conditions.
+    pub(crate) fn serve_in(&mut self, n: u8, endpoints: &[Ipv4Addr], conditions: &Value) {
+        self.conditions = conditions.clone();
+        self.serve(n, endpoints);
+        self.conditions = json!({});
     }
 
     /// The same, with endpoints of the node of that name.
@@ -141,7 +176,15 @@ impl TestNode {
         self.serve_as("here", n, endpoints, more, status);
     }
 
-    fn serve_as(&mut self, node: &str, n: u8, endpoints: &[Ipv4Addr], more: &Value, status: &Value) {
+    /// The same with all of it.
+    pub(crate) fn serve_as(
+        &mut self,
+        node: &str,
+        n: u8,
+        endpoints: &[Ipv4Addr],
+        more: &Value,
+        status: &Value,
+    ) {
         let port = |name: &str, protocol: &str| json!({"name": name, "port": 80, "protocol": protocol, "nodePort": 30_000 + u32::from(n)});
         let mut service = json!({
             "metadata": {"name": format!("s{n}"), "namespace": "default"},
@@ -149,6 +192,8 @@ impl TestNode {
             "status": status,
         });
         service["spec"].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let endpoint =
+            |address| json!({"addresses": [address], "nodeName": node, "conditions": self.conditions});
         let slice = json!({
             "metadata": {
                 "name": format!("s{n}-1"), "namespace": "default",
@@ -156,7 +201,7 @@ impl TestNode {
             },
             "addressType": "IPv4",
             "ports": [{"name": "t", "port": 8080, "protocol": "TCP"}, {"name": "u", "port": 8080, "protocol": "UDP"}],
-            "endpoints": endpoints.iter().map(|a| json!({"addresses": [a], "nodeName": node})).collect::<Vec<_>>(),
+            "endpoints": endpoints.iter().map(endpoint).collect::<Vec<_>>(),
         });
         self.store.apply(Change::Service(Event::Apply(serde_json::from_value(service).unwrap())));
         self.store.apply(Change::Slice(Event::Apply(serde_json::from_value(slice).unwrap())));

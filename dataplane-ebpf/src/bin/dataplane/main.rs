@@ -6,6 +6,7 @@
 //! | `tc_uplink` | tcx ingress, uplink | what XDP passed | the same, and what XDP leaves to it; hands packets to local pods; translates ICMP errors; rejects |
 //! | `tc_pod` | tcx ingress, host end of a pod link | every packet from a pod | service addresses, answers of local backends, pod to pod; translates ICMP errors; rejects |
 //! | `connect4/6`, `sendmsg4/6`, `recvmsg4/6`, `getpeername4/6` | cgroup root | socket calls | the choice once per connection, nothing per packet |
+//! | `bind4/6` | cgroup root | socket calls | keeps processes of the node off ports that are services' |
 //!
 //! An entry point reads the headers, asks [`service`] for a verdict, and carries it out. A packet goes through
 //! [`parse`] → [`filter`] (can it be a service's at all?) → [`flow`] (a known connection: one lookup) or [`start`] (a new one: frontend, Maglev, backend, two
@@ -18,6 +19,8 @@
 
 #[cfg(target_arch = "bpf")]
 mod affinity;
+#[cfg(target_arch = "bpf")]
+mod bind;
 #[cfg(target_arch = "bpf")]
 mod counters;
 #[cfg(target_arch = "bpf")]

@@ -13,8 +13,8 @@ use weir_dataplane_ebpf::{
     Address, Backend, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, Namespace,
     NodeConfig, Scope, SocketPeer, SocketPeerKey, Uplink, filter,
     maps::{
-        AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, OPENING_FLOWS, SOCKET_AFFINITY,
-        SOCKET_PEERS, SOURCE_RANGES, UPLINKS,
+        AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, NODE_PORTS, OPENING_FLOWS,
+        SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, UPLINKS,
     },
 };
 
@@ -28,6 +28,8 @@ pub static FILTER: Array<u64> = Array::with_max_entries(filter::WORDS, 0);
 pub static NODE_CONFIG: Array<NodeConfig> = Array::with_max_entries(1, 0);
 #[map(name = "uplinks")]
 pub static UPLINKS_MAP: HashMap<u32, Uplink> = HashMap::with_max_entries(UPLINKS, 0);
+#[map(name = "node_ports")]
+pub static NODE_PORTS_MAP: Array<u32> = Array::with_max_entries(NODE_PORTS, 0);
 #[map(name = "drops")]
 pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROP_REASONS.len() as u32, 0);
 

@@ -25,19 +25,19 @@ use crate::{
 };
 
 /// The call goes on.
-const ALLOW: i32 = 1;
+pub const ALLOW: i32 = 1;
 /// The call fails, with EPERM unless [`bpf_set_retval`] says otherwise.
-const DENY: i32 = 0;
+pub const DENY: i32 = 0;
 /// ECONNREFUSED, what a closed port answers.
 const CONNECTION_REFUSED: i32 = -111;
 
 /// The address in a socket call, as a family sees it. The kernel admits only whole words, each on its own.
-struct Call {
+pub struct Call {
     context: *mut bpf_sock_addr,
 }
 
 /// Where in a socket call an address of this family stands.
-trait View {
+pub trait View {
     /// The family whose services it asks for.
     type Address: Loggable;
     /// Reads it.
@@ -47,14 +47,14 @@ trait View {
 }
 
 /// An IPv4 socket.
-struct V4;
+pub struct V4;
 /// An IPv6 socket.
-struct V6;
+pub struct V6;
 /// An IPv6 socket with an IPv4 address in it.
-struct Mapped;
+pub struct Mapped;
 
 impl Call {
-    const fn new(context: &SockAddrContext) -> Self {
+    pub const fn new(context: &SockAddrContext) -> Self {
         Self { context: context.sock_addr }
     }
 
@@ -71,7 +71,7 @@ impl Call {
     }
 
     #[inline(always)]
-    fn port(&self) -> Be16 {
+    pub fn port(&self) -> Be16 {
         // SAFETY: the context is the kernel's.
         Be16::from_bits(unsafe { (&raw const (*self.context).user_port).read_volatile() } as u16)
     }
@@ -83,14 +83,14 @@ impl Call {
     }
 
     #[inline(always)]
-    fn protocol(&self) -> Protocol {
+    pub fn protocol(&self) -> Protocol {
         // SAFETY: the context is the kernel's.
         Protocol(unsafe { (&raw const (*self.context).protocol).read_volatile() } as u8)
     }
 
     /// Whether the IPv6 address is an IPv4 one in disguise (RFC 4291, 2.5.5.2).
     #[inline(always)]
-    fn is_mapped(&self) -> bool {
+    pub fn is_mapped(&self) -> bool {
         self.ip6_word(0).bits() == 0 && self.ip6_word(1).bits() == 0 && self.ip6_word(2) == Be32::new(0xffff)
     }
 
@@ -102,7 +102,7 @@ impl Call {
 
     /// The network namespace of the socket, by its cookie.
     #[inline(always)]
-    fn namespace(&self) -> u64 {
+    pub fn namespace(&self) -> u64 {
         // SAFETY: the helper takes the context of this program type.
         unsafe { bpf_get_netns_cookie(self.context.cast()) }
     }
@@ -169,7 +169,7 @@ impl View for Mapped {
 
 /// Whether the node wants socket calls translated.
 #[inline(always)]
-fn is_on() -> bool {
+pub fn is_on() -> bool {
     NODE_CONFIG.get(0).is_some_and(|config| config.flags & NodeConfig::FLAG_SOCKET_LB != 0)
 }
 

@@ -16,7 +16,7 @@ use crate::{
     cidr::Cidr,
     plan::{
         limits::Limits,
-        model::{FrontendAddress, PortName},
+        model::{FrontendAddress, NodePort, PortName},
         outcome::Plan,
         step::Step,
     },
@@ -44,6 +44,8 @@ pub struct Adopted {
     pub regions: HashMap<(u32, u32), Vec<u32>>,
     /// All source ranges, by service id.
     pub source_ranges: Vec<(u32, Cidr)>,
+    /// Ports of the node that processes are kept off.
+    pub node_ports: Vec<NodePort>,
     /// What service ids mean.
     pub names: HashMap<u32, PortName>,
 }
@@ -75,12 +77,16 @@ impl Books {
                 }
             }
             books.frontend_counts[usize::from(!address.address.is_ipv4())] += 1;
+            books.node_ports.adopt_frontend(address, &value);
             books.frontends.insert(address, value);
             if let Some(name) = adopted.names.get(&value.service) {
                 books.owners.insert(value.service, name.service.clone());
                 let programmed = books.services.entry(name.service.clone()).or_default();
                 programmed.frontends.push(address);
             }
+        }
+        for port in adopted.node_ports {
+            books.node_ports.adopt(port);
         }
         for (id, range) in adopted.source_ranges {
             // Also one that nobody owns: its id must not be given out while the range stands.
@@ -118,6 +124,7 @@ impl Books {
             plan.steps.push(Step::RetireBackend { id, address });
             self.retired.push_back((now_ms, Retired::Backend { ipv4: address.is_ipv4(), id }));
         }
+        self.node_ports.sweep(&mut plan.steps);
         plan.steps.sort_by_key(Step::phase);
         plan
     }

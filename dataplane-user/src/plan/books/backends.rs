@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::{Books, Programmed, Retired};
 use crate::plan::{
-    desired::DesiredPort,
+    desired::{DesiredPort, MAX_ENDPOINTS},
     outcome::{Plan, Problem},
     step::Step,
 };
@@ -21,8 +21,12 @@ impl Books {
     /// Makes sure that every endpoint of the service has an id.
     pub(super) fn take_backends(&mut self, ports: &[DesiredPort], new: &mut Programmed, plan: &mut Plan) {
         let mut wanted = BTreeMap::<SocketAddr, bool>::new();
-        for (address, local) in ports.iter().flat_map(|port| &port.backends) {
-            *wanted.entry(*address).or_default() |= local;
+        for (address, listed) in ports.iter().flat_map(|port| &port.backends) {
+            *wanted.entry(*address).or_default() |= listed.local;
+        }
+        let beyond: usize = ports.iter().map(|port| port.left_out).sum();
+        if beyond > 0 {
+            plan.problems.push(Problem::TooManyEndpoints { left_out: beyond, bound: MAX_ENDPOINTS });
         }
         let mut left_out = 0;
         for (address, local) in wanted {

@@ -19,7 +19,8 @@ use super::{
     desired::DesiredPort,
     ids::Ids,
     limits::{Limits, Usage},
-    model::{FrontendAddress, PortName, ServiceKey},
+    model::{FrontendAddress, OwnerKind, PortName, ServiceKey},
+    node_ports::NodePorts,
     outcome::{Plan, Problem},
     regions::Regions,
     source_ranges::SourceRanges,
@@ -62,6 +63,7 @@ pub struct Books {
     regions: HashMap<u32, Region>,
     slots: Regions,
     source_ranges: SourceRanges,
+    node_ports: NodePorts,
     retired: VecDeque<(u64, Retired)>,
     next_service: u32,
 }
@@ -82,6 +84,7 @@ impl Books {
             regions: HashMap::new(),
             slots: Regions::new(limits.slots),
             source_ranges: SourceRanges::new(limits.source_ranges),
+            node_ports: NodePorts::default(),
             retired: VecDeque::new(),
             next_service: 1,
         }
@@ -111,6 +114,12 @@ impl Books {
     /// Ids of backends that are in use, by family, for those who ask whether a flow's backend still is.
     pub fn backend(&self, address: SocketAddr) -> Option<u32> {
         self.backends.get(&address).map(|backend| backend.id)
+    }
+
+    /// What a service id means, if it means anything.
+    pub fn name(&self, service: u32) -> Option<&PortName> {
+        let programmed = self.services.get(self.owners.get(&service)?)?;
+        programmed.ports.iter().find(|(_, id)| *id == service).map(|(name, _)| name)
     }
 
     /// Changes the maps' picture of one service to `ports`; no ports means that the service is gone.
@@ -164,8 +173,7 @@ impl Books {
         new: &mut Programmed,
         plan: &mut Plan,
     ) -> u32 {
-        let label = if port.name.is_empty() { port.port.to_string().into() } else { port.name.clone() };
-        let name = PortName { service: key.clone(), port: label, protocol: port.protocol.0 };
+        let name = PortName { service: key.clone(), port: port.label(), protocol: port.protocol.0 };
         let id = if let Some((_, id)) = old.ports.iter().find(|(known, _)| *known == name) {
             *id
         } else {
@@ -204,9 +212,15 @@ impl Books {
         for frontend in &port.frontends {
             let address = frontend.address;
             let ipv4 = address.address.is_ipv4();
-            if let Some(owner) = self.other_owner(key, address) {
+            if let Some(owner) = self.other_owner(key, address)
+                && !self.yields(&owner, key, address, plan)
+            {
                 self.waiting.entry(address).or_default().insert(key.clone());
                 plan.problems.push(Problem::Taken { frontend: address, owner });
+                continue;
+            }
+            if new.ports.len() > 1 && new.frontends.contains(&address) {
+                plan.problems.push(Problem::Twice { frontend: address });
                 continue;
             }
             let known = self.frontends.contains_key(&address);
@@ -245,6 +259,24 @@ impl Books {
         }
     }
 
+    /// Takes a frontend away from a Pod that a Service wants; the Pod is planned again and told.
+    fn yields(
+        &mut self,
+        owner: &ServiceKey,
+        to: &ServiceKey,
+        frontend: FrontendAddress,
+        plan: &mut Plan,
+    ) -> bool {
+        let yields = (owner.kind, to.kind) == (OwnerKind::Pod, OwnerKind::Service);
+        if yields {
+            if let Some(programmed) = self.services.get_mut(owner) {
+                programmed.frontends.retain(|address| *address != frontend);
+            }
+            plan.again.insert(owner.clone());
+        }
+        yields
+    }
+
     /// Another service that has this frontend.
     fn other_owner(&self, key: &ServiceKey, address: FrontendAddress) -> Option<ServiceKey> {
         let owner = self.owners.get(&self.frontends.get(&address)?.service)?;
@@ -256,6 +288,7 @@ impl Books {
         if old == Some(value) {
             return;
         }
+        self.node_ports.change(address, old.as_ref(), Some(&value), &mut plan.steps);
         if value.backends > 0
             && let Some(region) = self.regions.get_mut(&value.maglev_offset)
         {
@@ -272,6 +305,7 @@ impl Books {
         let Some(old) = self.frontends.remove(&address) else { return };
         self.frontend_counts[usize::from(!address.address.is_ipv4())] -= 1;
         self.leave_region(&old, now_ms);
+        self.node_ports.change(address, Some(&old), None, &mut plan.steps);
         plan.steps.push(Step::RemoveFrontend { address });
         plan.again.extend(self.waiting.remove(&address).unwrap_or_default());
     }

@@ -1,83 +1,19 @@
-//! From API objects to the plan's model. What cannot be served is named, never left out in silence.
+//! From a Service object to the plan's model. What cannot be served is named, never left out in silence.
 
 use std::net::IpAddr;
 
-use k8s_openapi::api::{
-    core::v1::{Node, Service},
-    discovery::v1::EndpointSlice,
-};
-use weir_dataplane_ebpf::Protocol;
+use k8s_openapi::api::core::v1::Service;
 
+use super::unserved::{Unserved, port_number, protocol, usable};
 use crate::{
     cidr::{Cidr, CidrError},
-    plan::model::{self, ServicePort, SlicePort},
+    plan::model::{self, ServicePort, protocol_name},
 };
 
 /// Says that another implementation serves this Service (KEP-2447).
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// `sessionAffinity`'s default timeout, from the API's documentation.
 const DEFAULT_AFFINITY_S: i32 = 10_800;
-
-/// A wish of an object that the dataplane does not fulfil.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub enum Unserved {
-    /// A protocol without an implementation here.
-    #[error("port {port}: protocol {protocol} is not served; TCP and UDP are")]
-    Protocol {
-        /// The service port.
-        port: i32,
-        /// Its protocol.
-        protocol: String,
-    },
-    /// An address that is none.
-    #[error("{field} `{value}` is not an IP address")]
-    Address {
-        /// Where it stands.
-        field: &'static str,
-        /// What stands there.
-        value: String,
-    },
-    /// A port number out of range.
-    #[error("{field} {value} is not a port; ports are 1 to 65535")]
-    Port {
-        /// Where it stands.
-        field: &'static str,
-        /// What stands there.
-        value: i32,
-    },
-    /// A range that is none. The others are served.
-    #[error("{field} `{value}` is not a range as in 10.0.0.0/8 or fd00::/8; it admits nobody")]
-    Range {
-        /// Where it stands.
-        field: &'static str,
-        /// What stands there.
-        value: String,
-    },
-}
-
-/// What the agent must know of its own Node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NodeFacts {
-    /// Ranges that pods of this node get their addresses from.
-    pub pod_cidrs: Vec<Cidr>,
-}
-
-impl From<&Node> for NodeFacts {
-    fn from(node: &Node) -> Self {
-        let spec = node.spec.as_ref();
-        let several = spec.and_then(|spec| spec.pod_cidrs.clone()).unwrap_or_default();
-        let single = spec.and_then(|spec| spec.pod_cidr.clone());
-        let mut pod_cidrs = Vec::new();
-        for text in several.into_iter().chain(single) {
-            match text.parse::<Cidr>() {
-                Ok(range) if !pod_cidrs.contains(&range) => pod_cidrs.push(range),
-                Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "the Node's podCIDR is not a range"),
-            }
-        }
-        Self { pod_cidrs }
-    }
-}
 
 /// The Service as the plan sees it; nothing when it is not the dataplane's to serve.
 pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved>) {
@@ -89,17 +25,11 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
     if foreign || headless || kind == "ExternalName" {
         return (None, unserved);
     }
-    let parse = |field, texts: &[String], unserved: &mut Vec<Unserved>| -> Vec<IpAddr> {
-        let parsed = texts.iter().filter_map(|text| {
-            text.parse().map_err(|_| unserved.push(Unserved::Address { field, value: text.clone() })).ok()
-        });
-        parsed.collect()
-    };
     let single: Vec<String> = spec.cluster_ip.iter().cloned().collect();
     let cluster = spec.cluster_ips.as_ref().filter(|ips| !ips.is_empty()).unwrap_or(&single);
-    let cluster_ips = parse("spec.clusterIPs", cluster, &mut unserved);
-    let external_ips =
-        parse("spec.externalIPs", spec.external_ips.as_deref().unwrap_or_default(), &mut unserved);
+    let cluster_ips = addresses("spec.clusterIPs", cluster, None, &mut unserved);
+    let external = spec.external_ips.as_deref().unwrap_or_default();
+    let external_ips = addresses("spec.externalIPs", external, Some(&cluster_ips), &mut unserved);
     let (mut load_balancer_ips, mut source_ranges) = (Vec::new(), None);
     if kind == "LoadBalancer" {
         let ingress = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
@@ -107,7 +37,8 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
         // `Proxy`: the load balancer is an endpoint of its own, and the address is not to be short-circuited (KEP-1860).
         let vips = ingress.iter().filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
         let vips: Vec<String> = vips.filter_map(|ingress| ingress.ip.clone()).collect();
-        load_balancer_ips = parse("status.loadBalancer.ingress", &vips, &mut unserved);
+        let field = "status.loadBalancer.ingress";
+        load_balancer_ips = addresses(field, &vips, Some(&cluster_ips), &mut unserved);
         let ranges = spec.load_balancer_source_ranges.as_deref().filter(|ranges| !ranges.is_empty());
         source_ranges =
             ranges.map(|ranges| ranges.iter().filter_map(|text| range(text, &mut unserved)).collect());
@@ -121,23 +52,21 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
     let ports = spec.ports.as_deref().unwrap_or_default();
     let ports = ports.iter().filter_map(|port| {
         let protocol = protocol(port.protocol.as_deref(), port.port, &mut unserved)?;
-        let number = |field, value: i32, unserved: &mut Vec<Unserved>| {
-            let number = u16::try_from(value).ok().filter(|port| *port > 0);
-            if number.is_none() {
-                unserved.push(Unserved::Port { field, value });
-            }
-            number
-        };
         let node_port =
             port.node_port.filter(|value| *value != 0 && matches!(kind, "NodePort" | "LoadBalancer"));
         Some(ServicePort {
             name: port.name.as_deref().unwrap_or_default().into(),
             protocol,
-            port: number("spec.ports.port", port.port, &mut unserved)?,
-            node_port: node_port.and_then(|value| number("spec.ports.nodePort", value, &mut unserved)),
+            port: port_number("spec.ports.port", port.port, &mut unserved)?,
+            node_port: node_port.and_then(|value| port_number("spec.ports.nodePort", value, &mut unserved)),
         })
     });
-    let ports = ports.collect();
+    let ports = distinct(ports.collect(), &mut unserved);
+    let external_local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let asked =
+        spec.health_check_node_port.filter(|port| *port != 0 && kind == "LoadBalancer" && external_local);
+    let health_check_port =
+        asked.and_then(|port| port_number("spec.healthCheckNodePort", port, &mut unserved));
     let service = model::Service {
         cluster_ips,
         external_ips,
@@ -145,12 +74,56 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
         source_ranges,
         ports,
         internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
-        external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+        external_local,
+        health_check_port,
         publish_not_ready: spec.publish_not_ready_addresses == Some(true),
         affinity_timeout_s,
     };
     unserved.sort();
     (Some(service), unserved)
+}
+
+/// Addresses that clients talk to; of these families, if any are given.
+fn addresses(
+    field: &'static str,
+    texts: &[String],
+    families: Option<&[IpAddr]>,
+    unserved: &mut Vec<Unserved>,
+) -> Vec<IpAddr> {
+    let read = |text: &String| {
+        let address: IpAddr = text.parse().map_err(|_| Unserved::Address { field, value: text.clone() })?;
+        let served = |families: &[IpAddr]| families.iter().any(|own| own.is_ipv4() == address.is_ipv4());
+        if families.is_none_or(served) {
+            usable(field, address)
+        } else {
+            Err(Unserved::Family { field, address })
+        }
+    };
+    texts.iter().filter_map(|text| read(text).map_err(|problem| unserved.push(problem)).ok()).collect()
+}
+
+/// Ports that can be told apart. The API server sees to that, but not for objects that are older than its rules.
+fn distinct(ports: Vec<ServicePort>, unserved: &mut Vec<Unserved>) -> Vec<ServicePort> {
+    let mut kept: Vec<ServicePort> = Vec::with_capacity(ports.len());
+    for mut port in ports {
+        let before = || kept.iter().filter(|other| other.protocol == port.protocol);
+        let mut twice = |field, value: String| unserved.push(Unserved::Twice { field, value });
+        let number = |number: u16| format!("{number}/{}", protocol_name(port.protocol));
+        if before().any(|other| other.name == port.name) {
+            twice("spec.ports.name", port.name.to_string());
+        } else if before().any(|other| other.port == port.port) {
+            twice("spec.ports.port", number(port.port));
+        } else {
+            if let Some(taken) =
+                port.node_port.filter(|_| before().any(|other| other.node_port == port.node_port))
+            {
+                twice("spec.ports.nodePort", number(taken));
+                port.node_port = None;
+            }
+            kept.push(port);
+        }
+    }
+    kept
 }
 
 /// One of `loadBalancerSourceRanges`. The API admits blanks around it, and host bits within it.
@@ -165,50 +138,10 @@ fn range(text: &str, unserved: &mut Vec<Unserved>) -> Option<Cidr> {
     }
 }
 
-fn protocol(text: Option<&str>, port: i32, unserved: &mut Vec<Unserved>) -> Option<Protocol> {
-    match text.unwrap_or("TCP") {
-        "TCP" => Some(Protocol::TCP),
-        "UDP" => Some(Protocol::UDP),
-        "SCTP" => Some(Protocol::SCTP),
-        other => {
-            unserved.push(Unserved::Protocol { port, protocol: other.to_owned() });
-            None
-        }
-    }
-}
-
-/// The slice as the plan sees it. Wrong entries are left out: the slice's own controller wrote them, and nobody reads
-/// Events of slices.
-pub(super) fn slice(object: &EndpointSlice, node: &str) -> model::Slice {
-    let ports = object.ports.as_deref().unwrap_or_default().iter().filter_map(|port| {
-        Some(SlicePort {
-            name: port.name.as_deref().unwrap_or_default().into(),
-            protocol: protocol(port.protocol.as_deref(), 0, &mut Vec::new())?,
-            port: u16::try_from(port.port?).ok().filter(|port| *port > 0)?,
-        })
-    });
-    let endpoints = object.endpoints.iter().filter_map(|endpoint| {
-        // More than one address means the same pod (the API's documentation); kube-proxy takes the first, too.
-        let address: Option<IpAddr> = endpoint.addresses.first().and_then(|address| address.parse().ok());
-        address.filter(|address| !address.is_loopback() && !address.is_unspecified()).map(|address| {
-            let conditions = endpoint.conditions.as_ref();
-            // Absent means yes, for both; `serving` follows `ready` where it is absent.
-            let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
-            model::Endpoint {
-                address,
-                ready,
-                serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
-                terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-                local: endpoint.node_name.as_deref() == Some(node),
-            }
-        })
-    });
-    model::Slice { ports: ports.collect(), endpoints: endpoints.collect() }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use weir_dataplane_ebpf::Protocol;
 
     use super::*;
 
@@ -253,6 +186,22 @@ mod tests {
     }
 
     #[test]
+    fn a_load_balancer_with_policy_local_has_a_health_check() {
+        let port = |kind: &str, policy: &str, port: i32| {
+            let spec = json!({
+                "type": kind, "clusterIP": "10.96.0.1", "externalTrafficPolicy": policy, "healthCheckNodePort": port,
+            });
+            let (service, unserved) = read(&spec);
+            (service.unwrap().health_check_port, unserved.len())
+        };
+        assert_eq!(port("LoadBalancer", "Local", 32_000), (Some(32_000), 0));
+        assert_eq!(port("LoadBalancer", "Local", 0), (None, 0));
+        assert_eq!(port("LoadBalancer", "Local", 70_000), (None, 1));
+        assert_eq!(port("LoadBalancer", "Cluster", 32_000), (None, 0));
+        assert_eq!(port("NodePort", "Local", 32_000), (None, 0));
+    }
+
+    #[test]
     fn source_ranges_are_read_as_the_api_admits_them() {
         let ranges = |texts: serde_json::Value| {
             let object = json!({
@@ -278,20 +227,40 @@ mod tests {
     }
 
     #[test]
-    fn absent_conditions_mean_ready() {
-        let object = json!({
-            "metadata": {"name": "s-1"}, "addressType": "IPv4", "ports": [{"name": "", "port": 8080}, {"name": "any"}],
-            "endpoints": [
-                {"addresses": ["10.244.0.2"], "nodeName": "here"},
-                {"addresses": ["10.244.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
-                {"addresses": ["127.0.0.1"]},
-                {"addresses": []},
+    fn impossible_combinations_are_named_and_the_rest_served() {
+        let (service, unserved) = read(&json!({
+            "type": "NodePort", "clusterIP": "10.96.0.1",
+            "externalIPs": ["127.0.0.1", "169.254.1.1", "224.0.0.1", "0.0.0.0", "fd00::7", "192.0.2.7"],
+            "ports": [
+                {"name": "a", "port": 80, "nodePort": 30080}, {"name": "a", "port": 81}, {"name": "b", "port": 80},
+                {"name": "c", "port": 82, "nodePort": 30080}, {"name": "a", "port": 80, "nodePort": 30080, "protocol": "UDP"},
             ],
-        });
-        let slice = slice(&serde_json::from_value(object).unwrap(), "here");
-        assert_eq!(slice.ports.len(), 1, "a port without a number is everyone's and so no one's");
-        let states: Vec<_> =
-            slice.endpoints.iter().map(|e| (e.ready, e.serving, e.terminating, e.local)).collect();
-        assert_eq!(states, [(true, true, false, true), (false, true, true, false)]);
+        }));
+        let service = service.unwrap();
+        assert_eq!(service.external_ips, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
+        let ports: Vec<_> =
+            service.ports.iter().map(|p| (&*p.name, p.protocol, p.port, p.node_port)).collect();
+        assert_eq!(
+            ports,
+            [
+                ("a", Protocol::TCP, 80, Some(30080)),
+                ("c", Protocol::TCP, 82, None),
+                ("a", Protocol::UDP, 80, Some(30080)),
+            ]
+        );
+        let texts: Vec<String> = unserved.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "spec.externalIPs 0.0.0.0 is the unspecified address, which nobody can send to; give one that clients can reach",
+                "spec.externalIPs 127.0.0.1 is a loopback address, which means another machine to each client; give one that clients can reach",
+                "spec.externalIPs 169.254.1.1 is a link-local address, which ends at the next router; give one that clients can reach",
+                "spec.externalIPs 224.0.0.1 is a multicast address, which no single machine answers from; give one that clients can reach",
+                "spec.externalIPs fd00::7: the Service has no address of this family; add the family to spec.ipFamilies",
+                "spec.ports.name `a` is there twice; the first is served: give the other another one",
+                "spec.ports.nodePort `30080/tcp` is there twice; the first is served: give the other another one",
+                "spec.ports.port `80/tcp` is there twice; the first is served: give the other another one",
+            ]
+        );
     }
 }
