@@ -8,6 +8,7 @@ mod build;
 mod ci;
 mod command;
 mod image;
+mod kernels;
 mod setup;
 mod test;
 mod up;
@@ -36,6 +37,9 @@ enum Task {
         /// Only tests whose name holds this.
         #[arg(long, default_value = "")]
         filter: String,
+        /// With `kernels`: write the table of the verifiers' figures anew.
+        #[arg(long)]
+        bless: bool,
     },
     /// Measure, and print each figure beside its peer's.
     Bench {
@@ -53,7 +57,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Setup => setup::run(),
         Task::Up(flags) => up::run(&flags),
-        Task::Test { kind, filter } => test::run(kind, &filter),
+        Task::Test { kind, filter, bless } => test::run(kind, &filter, bless),
         Task::Bench { subject, json } => bench::run(subject, json.as_deref()),
         Task::Ci => ci::run(),
     };
