@@ -78,6 +78,7 @@ unsafe extern "C" fn syscall(
     fifth: c_long,
     sixth: c_long,
 ) -> c_long {
+    // SAFETY: the caller's words, as they came.
     let forward = || unsafe { next()(number, command, attributes, size, fourth, fifth, sixth) };
     if number != libc::SYS_bpf || command != PROG_LOAD || (size as usize) < size_of::<Load>() {
         return forward();
