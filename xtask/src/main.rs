@@ -41,6 +41,12 @@ enum Task {
         #[arg(long)]
         bless: bool,
     },
+    /// Throw random frames at the dataplane's programs for so long, and print what became of them.
+    Fuzz {
+        /// How long.
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+    },
     /// Measure, and print each figure beside its peer's.
     Bench {
         /// What to measure.
@@ -58,6 +64,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Up(flags) => up::run(&flags),
         Task::Test { kind, filter, bless } => test::run(kind, &filter, bless),
+        Task::Fuzz { seconds } => test::fuzz(seconds),
         Task::Bench { subject, json } => bench::run(subject, json.as_deref()),
         Task::Ci => ci::run(),
     };

@@ -98,6 +98,14 @@ pub(crate) fn run(kind: Option<Kind>, filter: &str, bless: bool) -> Result<()> {
     Ok(())
 }
 
+/// The long run of the random frames, of which the packet tests make a short one.
+pub(crate) fn fuzz(seconds: u64) -> Result<()> {
+    setup::run()?;
+    let mut command =
+        cargo(["test", "--workspace", "--test", "packet_random", "--", "--nocapture", "no_frame"]);
+    command::run(command.env("WEIR_FUZZ_SECONDS", seconds.to_string()))
+}
+
 /// The names of the workspace's integration tests.
 fn targets() -> Result<BTreeSet<String>> {
     #[derive(Deserialize)]
