@@ -19,5 +19,5 @@ pub(crate) fn run() -> Result<()> {
             // What is private is documented too, so what is public may point at it.
             .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"),
     )?;
-    test::run(None, "")
+    test::run(None, "", false)
 }

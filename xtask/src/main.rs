@@ -8,6 +8,7 @@ mod build;
 mod ci;
 mod command;
 mod image;
+mod kernels;
 mod setup;
 mod test;
 mod truth_table;
@@ -40,6 +41,15 @@ enum Task {
         /// Run nothing: print which tests prove each promise of a Service, and fail when one of them is not there.
         #[arg(long, conflicts_with = "filter")]
         list: bool,
+        /// With `kernels`: write the table of the verifiers' figures anew.
+        #[arg(long)]
+        bless: bool,
+    },
+    /// Throw random frames at the dataplane's programs for so long, and print what became of them.
+    Fuzz {
+        /// How long.
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
     },
     /// Measure, and print each figure beside its peer's.
     Bench {
@@ -58,7 +68,8 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Up(flags) => up::run(&flags),
         Task::Test { list: true, .. } => truth_table::list(),
-        Task::Test { kind, filter, list: false } => test::run(kind, &filter),
+        Task::Test { kind, filter, list: false, bless } => test::run(kind, &filter, bless),
+        Task::Fuzz { seconds } => test::fuzz(seconds),
         Task::Bench { subject, json } => bench::run(subject, json.as_deref()),
         Task::Ci => ci::run(),
     };

@@ -64,6 +64,14 @@ pub(crate) fn deny() -> Result<()> {
     command::run(&mut cargo(["install", "cargo-deny", "--version", CARGO_DENY, "--locked"]))
 }
 
+/// Installs what only the kernel matrix needs.
+pub(crate) fn emulator() -> Result<()> {
+    const PACKAGES: &[(&str, &str)] = &[("qemu-system-x86_64", "qemu-system-x86"), ("strip", "binutils")];
+    let missing: Vec<&str> =
+        PACKAGES.iter().filter(|(program, _)| !exists(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() { Ok(()) } else { install_packages(&missing) }
+}
+
 fn install_packages(packages: &[&str]) -> Result<()> {
     if !exists("apt-get") {
         bail!("missing: {}; install them with this machine's package manager", packages.join(", "));

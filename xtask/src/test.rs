@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::{
     build,
     command::{self, cargo},
-    image, setup,
+    image, kernels, setup,
 };
 
 /// What a test needs to run.
@@ -28,6 +28,9 @@ pub(crate) enum Kind {
     Netns,
     /// A whole cluster in a namespace; needs root and kubectl.
     Cluster,
+    /// The packet tables on every kernel that Debian ships, in emulated machines; needs root and a quarter of an hour, so
+    /// that it runs only when it is named.
+    Kernels,
 }
 
 impl Kind {
@@ -38,6 +41,7 @@ impl Kind {
             Some("packet") => Self::Packet,
             Some("netns") => Self::Netns,
             Some("cluster") => Self::Cluster,
+            Some("kernels") => Self::Kernels,
             _ => Self::Unit,
         }
     }
@@ -51,12 +55,21 @@ struct Tally {
 }
 
 /// Runs one kind, or all; ends with a line that counts.
-pub(crate) fn run(kind: Option<Kind>, filter: &str) -> Result<()> {
+pub(crate) fn run(kind: Option<Kind>, filter: &str, bless: bool) -> Result<()> {
+    ensure!(!bless || kind == Some(Kind::Kernels), "only the kind `kernels` has a table to bless");
     setup::run()?;
     let kinds = kind.map_or(Kind::ALL.to_vec(), |kind| vec![kind]);
     let targets = targets()?;
     let mut tally = Tally::default();
     let mut complete = true;
+    if kind == Some(Kind::Kernels) {
+        let tests = targets.iter().map(String::as_str);
+        let tests: Vec<&str> =
+            tests.filter(|test| matches!(Kind::of(test), Kind::Packet | Kind::Kernels)).collect();
+        let (passed, failed) = kernels::run(&tests, filter, bless)?;
+        println!("{passed} passed, {failed} failed");
+        return Ok(());
+    }
     for kind in kinds {
         let tests: Vec<&str> =
             targets.iter().map(String::as_str).filter(|test| Kind::of(test) == kind).collect();
@@ -83,6 +96,14 @@ pub(crate) fn run(kind: Option<Kind>, filter: &str) -> Result<()> {
     println!("{} passed, {} failed", tally.passed, tally.failed);
     ensure!(complete && tally.failed == 0, "tests failed");
     Ok(())
+}
+
+/// The long run of the random frames, of which the packet tests make a short one.
+pub(crate) fn fuzz(seconds: u64) -> Result<()> {
+    setup::run()?;
+    let mut command =
+        cargo(["test", "--workspace", "--test", "packet_random", "--", "--nocapture", "no_frame"]);
+    command::run(command.env("WEIR_FUZZ_SECONDS", seconds.to_string()))
 }
 
 /// The names of the workspace's integration tests.

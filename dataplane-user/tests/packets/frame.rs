@@ -110,6 +110,11 @@ pub(crate) fn icmp(source: &str, (kind, code, word): Kind, quoted: &Frame) -> Fr
 }
 
 impl Frame {
+    /// Whom the packet is for.
+    pub(crate) fn destination(&self) -> SocketAddr {
+        self.destination
+    }
+
     /// Cuts the quote of an ICMP message to so many bytes.
     pub(crate) fn quoting(mut self, length: usize) -> Self {
         self.message.as_mut().expect("an ICMP message").truncate(8 + length);

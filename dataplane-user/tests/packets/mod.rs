@@ -16,8 +16,8 @@ use weir_dataplane::{
     programs::{self, Options},
 };
 use weir_dataplane_ebpf::{
-    Address, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, Mac,
-    NodeConfig, Protocol, Scope, filter,
+    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend,
+    FrontendKey, Ip4, Ip6, Mac, NodeConfig, Protocol, Scope, filter,
 };
 
 pub(crate) use frame::Frame;
@@ -263,6 +263,26 @@ impl Dataplane {
 
     pub(crate) fn remove_flow<A: Family>(&mut self, protocol: u8, source: &str, destination: &str) {
         A::remove_flow(self, &flow_key(protocol, source, destination));
+    }
+
+    /// Removes all flow entries, and what session affinity remembers.
+    pub(crate) fn forget_flows(&mut self) {
+        for key in Ip4::flows(self) {
+            Ip4::remove_flow(self, &key);
+        }
+        for key in Ip6::flows(self) {
+            Ip6::remove_flow(self, &key);
+        }
+        self.forget::<AffinityKey<Ip4>>("affinity_v4");
+        self.forget::<AffinityKey<Ip6>>("affinity_v6");
+    }
+
+    fn forget<K: Pod>(&mut self, affinity: &str) {
+        let mut table = self.hash::<K, Affinity>(affinity);
+        let keys: Vec<K> = table.keys().map(|key| key.expect("nobody else writes")).collect();
+        for key in keys {
+            table.remove(&key).expect("it is there");
+        }
     }
 
     /// Runs one frame; the verdict and what came out.
