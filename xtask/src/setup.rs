@@ -28,6 +28,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nsenter", "util-linux"),
     ("ethtool", "ethtool"),
     ("busybox", "busybox-static"),
+    ("nft", "nftables"),
+    ("iptables-legacy-restore", "iptables"),
 ];
 
 /// Debian's compiler and its library source.
