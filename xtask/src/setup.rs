@@ -30,6 +30,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("busybox", "busybox-static"),
     ("nft", "nftables"),
     ("iptables-legacy-restore", "iptables"),
+    ("conntrack", "conntrack"),
 ];
 
 /// Debian's compiler and its library source.
