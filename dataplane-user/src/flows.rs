@@ -122,7 +122,7 @@ fn collect<A: Family>(maps: &FamilyMaps<A>, now: u32, ticks_per_s: f64) -> Resul
             continue;
         }
         if backends.is_none() {
-            // Only with flows at all: the array has 65,536 elements.
+            // Only with flows at all: the array has an element for every id.
             let all = maps.backends.entries()?;
             let active = all.iter().filter(|(_, b)| b.flags & Backend::<A>::FLAG_ACTIVE != 0);
             backends = Some(active.map(|(id, backend)| (backend_address(backend), *id)).collect());
