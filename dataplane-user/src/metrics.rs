@@ -40,6 +40,8 @@ pub struct Metrics {
     pub(crate) steps: Counter,
     /// Services and Pods with something that is not served.
     pub(crate) unserved: Gauge,
+    /// Events that were not written.
+    pub(crate) events_dropped: Counter,
     /// Flow entries that garbage collection removed.
     pub(crate) flows_removed: Counter,
     /// Sockets that were led to a backend which is gone.
@@ -83,6 +85,7 @@ impl Metrics {
                 "unserved_services",
                 "Services and Pods with something that is not served",
             ),
+            events_dropped: registered(r, "events_dropped", "Events not written: the queue was full"),
             flows_removed: registered(r, "flows_removed", "Flow entries that were over"),
             sockets_destroyed: registered(
                 r,
