@@ -102,13 +102,14 @@ fn event(told: &Told, host: &str, now: Timestamp) -> Event {
         hash.update(word);
         hash.update([0]);
     }
-    let hash: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let hash = hash.finalize();
+    let hash = u64::from_be_bytes(hash[..8].try_into().expect("a digest has more bytes"));
     let prefix = name[..name.floor_char_boundary(MAX_PREFIX)].trim_end_matches(['.', '-']);
     let now = Some(Time(now));
     Event {
         metadata: ObjectMeta {
             namespace: Some(namespace.to_string()),
-            name: Some(format!("{prefix}.{hash}")),
+            name: Some(format!("{prefix}.{hash:016x}")),
             ..ObjectMeta::default()
         },
         involved_object: ObjectReference {
