@@ -320,6 +320,7 @@ impl Agent {
         for key in concerned {
             errors.extend(self.health_checks.set(key, self.store.health_check(key)));
         }
+        self.metrics.health_check_listeners.set(self.health_checks.listeners() as i64);
         let complaints = errors.into_iter().map(|(key, error)| (key, Complaint::HealthCheck(error)));
         self.events.tell(complaints, &self.store);
     }

@@ -103,6 +103,12 @@ impl Store {
             Change::Node(Event::InitDone) => self.node_read = true,
             Change::Node(Event::Init | Event::Delete(_)) => {}
             Change::Pod(event) => self.dirty.extend(self.pods.apply(event)),
+            Change::NoPods(error) => {
+                if !self.pods.complete {
+                    tracing::warn!(%error, "no host ports are served: allow list and watch of pods");
+                    self.pods.complete = true;
+                }
+            }
             Change::Failed(error) => tracing::warn!(%error, "a watch broke; what is programmed stays"),
         }
     }

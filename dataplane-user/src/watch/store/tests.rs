@@ -37,6 +37,24 @@ fn nothing_is_complete_before_all_watches_are() {
 }
 
 #[test]
+fn without_the_right_to_read_pods_everything_else_is_served() {
+    let refused = |code: u16| {
+        let status = json!({"status": "Failure", "reason": "Forbidden", "code": code});
+        let status: kube::core::Status = serde_json::from_value(status).unwrap();
+        kube::runtime::watcher::Error::InitialListFailed(kube::Error::Api(status.boxed()))
+    };
+    assert!(crate::watch::is_forbidden(&refused(403)) && !crate::watch::is_forbidden(&refused(500)));
+    let mut store = Store::new("here");
+    store.apply(Change::Service(Event::InitDone));
+    store.apply(Change::Slice(Event::InitDone));
+    store.apply(Change::Node(Event::InitDone));
+    store.apply(Change::Failed(refused(500)));
+    assert!(!store.is_complete(), "it may answer soon");
+    store.apply(Change::NoPods(refused(403)));
+    assert!(store.is_complete());
+}
+
+#[test]
 fn slices_before_their_service_count() {
     let mut store = Store::new("here");
     store.apply(Change::Slice(Event::Apply(slice("a-1", "a", "10.0.0.1"))));
