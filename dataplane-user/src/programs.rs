@@ -37,7 +37,7 @@ pub const SOCKET_HOOKS: [&str; 10] = [
 ];
 
 /// Every map of the object, by its name, which is also the name of its pin.
-pub const MAPS: [&str; 24] = [
+pub const MAPS: [&str; 26] = [
     "filter",
     "frontends_v4",
     "frontends_v6",
@@ -48,6 +48,8 @@ pub const MAPS: [&str; 24] = [
     "flows_v6",
     "opening_v4",
     "opening_v6",
+    "fragments_v4",
+    "fragments_v6",
     "endpoints_v4",
     "endpoints_v6",
     "socket_peers_v4",

@@ -6,7 +6,7 @@ use crate::{
     counters::Verdict,
     filter, flow, log,
     outline::Outlined,
-    parse::{self, Frame, Headers, Kind, Sctp, Tcp, Transport, Udp},
+    parse::{self, Error, Frame, Headers, Kind, Sctp, Tcp, Transport, Udp},
     rewrite::{self, Hook},
     start::Started,
 };
@@ -29,6 +29,8 @@ fn serve_family<A: Outlined, H: Hook>(hook: &H, frame: Frame, frame_length: u32)
         Ok((Udp::PROTOCOL, length)) => serve_transport::<A, Udp, H>(hook, frame, length),
         Ok((Sctp::PROTOCOL, length)) => serve_transport::<A, Sctp, H>(hook, frame, length),
         Ok((protocol, length)) if protocol == A::ICMP => hook.serve_icmp::<A>(length),
+        Ok((protocol, _)) if A::is_extension(protocol) => hook.serve_slowly::<A>(),
+        Err(Error::Elsewhere) => hook.serve_slowly::<A>(),
         Ok(_) => Verdict::Pass,
         Err(error) => error.verdict(),
     }
