@@ -14,6 +14,8 @@ impl Protocol {
     pub const TCP: Self = Self(6);
     /// UDP.
     pub const UDP: Self = Self(17);
+    /// The fragment header of IPv6.
+    pub const FRAGMENT: Self = Self(44);
     /// ICMPv6.
     pub const ICMPV6: Self = Self(58);
     /// SCTP.

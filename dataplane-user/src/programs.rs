@@ -39,7 +39,7 @@ pub const SOCKET_HOOKS: [&str; 10] = [
 ];
 
 /// Every map of the object, by its name, which is also the name of its pin.
-pub const MAPS: [&str; 26] = [
+pub const MAPS: [&str; 28] = [
     "filter",
     "frontends_v4",
     "frontends_v6",
@@ -50,6 +50,8 @@ pub const MAPS: [&str; 26] = [
     "flows_v6",
     "opening_v4",
     "opening_v6",
+    "fragments_v4",
+    "fragments_v6",
     "endpoints_v4",
     "endpoints_v6",
     "socket_peers_v4",

@@ -14,9 +14,9 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
 };
 use weir_dataplane_ebpf::{
-    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend,
-    FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Protocol, Scope, SocketPeer, SocketPeerKey, SourceRange,
-    SourceRangeKey, Uplink, node_port_index,
+    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Fragment,
+    FragmentKey, Frontend, FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Protocol, Scope, SocketPeer,
+    SocketPeerKey, SourceRange, SourceRangeKey, Uplink, node_port_index,
 };
 
 use super::sys;
@@ -202,6 +202,8 @@ pub struct FamilyMaps<A> {
     pub flows: Table<FlowKey<A>, Flow<A>>,
     /// All other flows.
     pub opening: Table<FlowKey<A>, Flow<A>>,
+    /// What first fragments said.
+    pub fragments: Table<FragmentKey<A>, Fragment>,
     /// Pod links by address.
     pub endpoints: Table<A, Endpoint>,
     /// What translated sockets asked for.
@@ -244,6 +246,7 @@ impl<A: Family> FamilyMaps<A> {
             backends: Table::open(&path("backends"))?,
             flows: Table::open(&path("flows"))?,
             opening: Table::open(&path("opening"))?,
+            fragments: Table::open(&path("fragments"))?,
             endpoints: Table::open(&path("endpoints"))?,
             socket_peers: Table::open(&path("socket_peers"))?,
             affinity: Table::open(&path("affinity"))?,

@@ -16,8 +16,8 @@ use weir_dataplane::{
     programs::{self, Options},
 };
 use weir_dataplane_ebpf::{
-    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend,
-    FrontendKey, Ip4, Ip6, Mac, NodeConfig, Protocol, Scope, filter,
+    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Fragment,
+    FragmentKey, Frontend, FrontendKey, Ip4, Ip6, Mac, NodeConfig, Protocol, Scope, filter,
 };
 
 pub(crate) use frame::Frame;
@@ -284,7 +284,7 @@ impl Dataplane {
         A::remove_flow(self, &flow_key(protocol, source, destination));
     }
 
-    /// Removes all flow entries, and what session affinity remembers.
+    /// Removes all flow entries, and what session affinity and first fragments left behind.
     pub(crate) fn forget_flows(&mut self) {
         for key in Ip4::flows(self) {
             Ip4::remove_flow(self, &key);
@@ -292,12 +292,14 @@ impl Dataplane {
         for key in Ip6::flows(self) {
             Ip6::remove_flow(self, &key);
         }
-        self.forget::<AffinityKey<Ip4>>("affinity_v4");
-        self.forget::<AffinityKey<Ip6>>("affinity_v6");
+        self.forget::<AffinityKey<Ip4>, Affinity>("affinity_v4");
+        self.forget::<AffinityKey<Ip6>, Affinity>("affinity_v6");
+        self.forget::<FragmentKey<Ip4>, Fragment>("fragments_v4");
+        self.forget::<FragmentKey<Ip6>, Fragment>("fragments_v6");
     }
 
-    fn forget<K: Pod>(&mut self, affinity: &str) {
-        let mut table = self.hash::<K, Affinity>(affinity);
+    fn forget<K: Pod, V: Pod>(&mut self, name: &str) {
+        let mut table = self.hash::<K, V>(name);
         let keys: Vec<K> = table.keys().map(|key| key.expect("nobody else writes")).collect();
         for key in keys {
             table.remove(&key).expect("it is there");

@@ -43,6 +43,23 @@ pub fn follow<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>
     Some(rewrite::translate::<A, T, H>(hook, headers, flow))
 }
 
+/// Copies the entry that [`follow`] would rewrite by into this CPU's draft, and counts the packet. False: there is none.
+#[inline(always)]
+pub fn copy<A: Outlined, H: Hook>(hook: &H, headers: &Headers<A>) -> bool {
+    let Some(flow) = A::flows().get_ptr_mut(&headers.key) else { return false };
+    // SAFETY: as in `follow`.
+    let flow = unsafe { &mut *flow };
+    if !holds(headers, flow) {
+        let _ = A::flows().remove(&headers.key);
+        return false;
+    }
+    touch::<A, H>(hook, headers, flow);
+    let Some(draft) = A::draft() else { return false };
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    unsafe { (*draft).flow = *flow };
+    true
+}
+
 /// Looks for the next hop of a flow that has none yet: an answer's first packet, or a neighbour that was not known. A pod
 /// of this node is not for this hook to reach.
 #[inline(never)]

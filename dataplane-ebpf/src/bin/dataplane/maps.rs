@@ -2,7 +2,7 @@
 //!
 //! Flows are a preallocated hash without eviction: the agent removes what is over, and a live connection is never
 //! thrown out to make room for a flood of new ones. Only what can be lost forgets the least recently used: flows that one
-//! side alone has spoken of, `socket_peers`, which `getpeername` and `recvmsg` ask, and the choices of session affinity,
+//! side alone has spoken of, what first fragments said, `socket_peers`, which `getpeername` and `recvmsg` ask, and the choices of session affinity,
 //! which a new connection asks.
 
 use aya_ebpf::{
@@ -10,15 +10,15 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use weir_dataplane_ebpf::{
-    Address, Backend, Be16, Be32, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6,
-    Namespace, NodeConfig, Scope, SocketPeer, SocketPeerKey, Uplink, filter,
+    Address, Backend, Be16, Be32, DROP_REASONS, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Frontend,
+    FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Scope, SocketPeer, SocketPeerKey, Uplink, filter,
     maps::{
-        AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, NODE_PORTS, OPENING_FLOWS,
+        AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRAGMENTS, FRONTENDS, MAGLEV_SLOTS, NODE_PORTS, OPENING_FLOWS,
         SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TUNNEL_PEERS, UPLINKS,
     },
 };
 
-use crate::{affinity::Choices, parse::TcpFlags, source_range::Ranges};
+use crate::{affinity::Choices, parse::TcpFlags, slow_path::Extent, source_range::Ranges};
 
 #[map(name = "maglev")]
 pub static MAGLEV: Array<u32> = Array::with_max_entries(MAGLEV_SLOTS, 0);
@@ -71,6 +71,8 @@ pub struct Draft<A> {
     pub packet: Packet,
     /// What its sender is to be told.
     pub complaint: Complaint,
+    /// Where its parts are, if that is not where they always are.
+    pub extent: Extent,
     /// The client's direction.
     pub flow: Flow<A>,
     /// The backend's.
@@ -87,6 +89,8 @@ pub trait Family: Address {
     fn flows() -> &'static HashMap<FlowKey<Self>, Flow<Self>>;
     /// The same of all other flows.
     fn opening() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
+    /// What first fragments said.
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment>;
     /// Pod links of this node by pod address.
     fn endpoints() -> &'static HashMap<Self, Endpoint>;
     /// What translated sockets asked for.
@@ -108,7 +112,7 @@ pub trait Family: Address {
 }
 
 macro_rules! family {
-    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $opening:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $peers_map:literal, $draft:literal) => {
+    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $opening:literal, $fragments:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $peers_map:literal, $draft:literal) => {
         mod $module {
             use super::*;
 
@@ -123,6 +127,9 @@ macro_rules! family {
             #[map(name = $opening)]
             pub(super) static OPENING_MAP: LruHashMap<FlowKey<$address>, Flow<$address>> =
                 LruHashMap::with_max_entries(OPENING_FLOWS, 0);
+            #[map(name = $fragments)]
+            pub(super) static FRAGMENTS_MAP: LruHashMap<FragmentKey<$address>, Fragment> =
+                LruHashMap::with_max_entries(FRAGMENTS, 0);
             #[map(name = $endpoints)]
             pub(super) static ENDPOINTS_MAP: HashMap<$address, Endpoint> =
                 HashMap::with_max_entries(ENDPOINTS, 0);
@@ -163,6 +170,11 @@ macro_rules! family {
             #[inline(always)]
             fn opening() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
                 &$module::OPENING_MAP
+            }
+
+            #[inline(always)]
+            fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment> {
+                &$module::FRAGMENTS_MAP
             }
 
             #[inline(always)]
@@ -222,6 +234,7 @@ family!(
     "backends_v4",
     "flows_v4",
     "opening_v4",
+    "fragments_v4",
     "endpoints_v4",
     "socket_peers_v4",
     "affinity_v4",
@@ -239,6 +252,7 @@ family!(
     "backends_v6",
     "flows_v6",
     "opening_v6",
+    "fragments_v6",
     "endpoints_v6",
     "socket_peers_v6",
     "affinity_v6",

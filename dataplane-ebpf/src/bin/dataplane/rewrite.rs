@@ -57,6 +57,8 @@ pub trait Hook {
     fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>) -> Verdict;
     /// Serves a packet of the family's ICMP, `length` bytes from the network header on.
     fn serve_icmp<A: Outlined>(&self, length: u32) -> Verdict;
+    /// Serves a packet whose ports do not stand where they always do.
+    fn serve_slowly<A: Outlined>(&self) -> Verdict;
 }
 
 /// Sets the deltas from the packet's tuple to the flow's.
@@ -129,14 +131,10 @@ pub fn translate<A: Outlined, T: Transport, H: Hook>(
 /// Changes a checksum that covers the ports but not the addresses. A sender that leaves it to its network card leaves zero.
 #[inline(always)]
 fn change_crc<A: Layout, T: Transport>(frame: Frame, headers: &Headers<A>, flow: &Flow<A>) {
-    let key = &headers.key;
-    if key.source_port == flow.source_port && key.destination_port == flow.destination_port {
+    let change = port_change(&headers.key, flow);
+    if change == 0 {
         return;
     }
-    let words =
-        |source: Be16, destination: Be16| u32::from(source.bits()) | u32::from(destination.bits()) << 16;
-    let change =
-        words(key.source_port, key.destination_port) ^ words(flow.source_port, flow.destination_port);
     let old: u32 = frame.read(A::TRANSPORT + T::CHECKSUM);
     if old != 0 {
         let length = headers.length as u16 - A::NETWORK_LENGTH as u16;
@@ -144,10 +142,18 @@ fn change_crc<A: Layout, T: Transport>(frame: Frame, headers: &Headers<A>, flow:
     }
 }
 
+/// The bits of the two ports, as they stand in the packet, that the flow's rewrite changes.
+#[inline(always)]
+pub fn port_change<A>(key: &FlowKey<A>, flow: &Flow<A>) -> u32 {
+    let words =
+        |source: Be16, destination: Be16| u32::from(source.bits()) | u32::from(destination.bits()) << 16;
+    words(key.source_port, key.destination_port) ^ words(flow.source_port, flow.destination_port)
+}
+
 /// A global function, which the verifier walks once and for all: hundreds of steps that are the same for every caller.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn crc32c_changed(checksum: u32, change: u32, length: u32) -> u32 {
+pub extern "C" fn crc32c_changed(checksum: u32, change: u32, length: u32) -> u32 {
     crc32c::apply(checksum, change, length as u16)
 }
 

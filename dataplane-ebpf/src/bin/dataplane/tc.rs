@@ -18,7 +18,7 @@ use crate::{
     outline::{self, Outlined},
     parse::{Frame, Headers, Layout, Transport},
     rewrite::Hook,
-    service,
+    service, slow_path,
     start::Started,
     tunnel,
 };
@@ -57,6 +57,29 @@ pub fn frame(context: &TcContext, length: usize) -> Frame {
     Frame::new(context.data(), context.data_end())
 }
 
+/// Changes the Internet checksum at this offset as the flow says.
+///
+/// The helper knows what the program cannot see: whether the sum is complete, left to the card, or kept beside the
+/// packet. Each wants the pseudo header's change told apart from the rest.
+#[inline(always)]
+pub fn change_checksum<A>(
+    context: &TcContext,
+    offset: usize,
+    flow: &Flow<A>,
+    optional: bool,
+) -> Result<(), DropReason> {
+    let optional = if optional { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+    let addresses = flow.network_delta;
+    let ports = checksum::without(flow.transport_delta, addresses);
+    let change = |delta: u16, flags: u64| {
+        context
+            .l4_csum_replace(offset, 0, u64::from(delta), flags | optional)
+            .map_err(|_| DropReason::RewriteFailed)
+    };
+    change(addresses, u64::from(BPF_F_PSEUDO_HDR))?;
+    if ports == 0 || ports == u16::MAX { Ok(()) } else { change(ports, 0) }
+}
+
 impl<const FORWARDS: bool> Hook for Skb<'_, FORWARDS> {
     const HAS_STACK: bool = true;
     const FORWARDS: bool = FORWARDS;
@@ -87,24 +110,13 @@ impl<const FORWARDS: bool> Hook for Skb<'_, FORWARDS> {
         false
     }
 
-    /// The helper knows what the program cannot see: whether the sum is complete, left to the card, or kept beside the
-    /// packet. Each wants the pseudo header's change told apart from the rest.
     #[inline(always)]
     fn change_transport_checksum<A: Layout, T: Transport>(
         &self,
         _: Frame,
         flow: &Flow<A>,
     ) -> Result<(), DropReason> {
-        let optional = if T::CHECKSUM_OPTIONAL { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
-        let addresses = flow.network_delta;
-        let ports = checksum::without(flow.transport_delta, addresses);
-        let change = |delta: u16, flags: u64| {
-            self.context
-                .l4_csum_replace(A::TRANSPORT + T::CHECKSUM, 0, u64::from(delta), flags | optional)
-                .map_err(|_| DropReason::RewriteFailed)
-        };
-        change(addresses, u64::from(BPF_F_PSEUDO_HDR))?;
-        if ports == 0 || ports == u16::MAX { Ok(()) } else { change(ports, 0) }
+        change_checksum(self.context, A::TRANSPORT + T::CHECKSUM, flow, T::CHECKSUM_OPTIONAL)
     }
 
     #[inline(always)]
@@ -154,6 +166,11 @@ impl<const FORWARDS: bool> Hook for Skb<'_, FORWARDS> {
     #[inline(always)]
     fn serve_icmp<A: Outlined>(&self, length: u32) -> Verdict {
         icmp::serve::<A, FORWARDS>(self, length)
+    }
+
+    #[inline(always)]
+    fn serve_slowly<A: Outlined>(&self) -> Verdict {
+        slow_path::serve::<A, FORWARDS>(self)
     }
 }
 
