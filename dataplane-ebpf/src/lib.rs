@@ -47,7 +47,7 @@ pub use uplink::Uplink;
 
 /// Version of all layouts together. Pins live below a directory of this name, so that an agent never adopts a map
 /// whose entries it would misread.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Marks a layout as plain old data for user space, and asserts its size for both sides.
 macro_rules! layout {

@@ -2,10 +2,11 @@
 
 /// Frontends, by family: every address and port of every service, for each scope.
 pub const FRONTENDS: u32 = 65_536;
-/// Backends, by family. Ids run from 1.
-pub const BACKENDS: u32 = 65_536;
-/// Slots of all services' Maglev tables together, 4 bytes each.
-pub const MAGLEV_SLOTS: u32 = 1 << 21;
+/// Backends, by family: 5,000 services of 50 endpoints, or 50,000 of five. Ids run from 1.
+pub const BACKENDS: u32 = 262_144;
+/// Slots of all services' Maglev tables together, 4 bytes each: enough for tables of the preferred size for as many
+/// backends, and for those that are about to replace them.
+pub const MAGLEV_SLOTS: u32 = 1 << 23;
 /// Flow entries, by family; a connection takes two. Without room a new connection stays among the opening ones.
 pub const FLOWS: u32 = 262_144;
 /// Entries of flows that only one side has spoken of, by family (least recently used go first).

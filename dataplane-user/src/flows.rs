@@ -135,7 +135,7 @@ fn collect<A: Family>(
             continue;
         }
         if backends.is_none() {
-            // Only with flows at all: the array has 65,536 elements.
+            // Only with flows at all: the array has an element for every id.
             let all = maps.backends.entries()?;
             let active = all.iter().filter(|(_, b)| b.flags & Backend::<A>::FLAG_ACTIVE != 0);
             backends = Some(active.map(|(id, backend)| (backend_address(backend), *id)).collect());

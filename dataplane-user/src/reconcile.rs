@@ -275,22 +275,53 @@ pub(crate) fn adopt(maps: &Maps, names: &HashMap<u32, PortName>) -> Result<Adopt
         }
     }
 
-    // One read of the whole map, 8 MiB for a moment, instead of a call for each region.
+    // One reading of the whole map, some thousand slots at a time, instead of a call for each region.
     let mut wanted = BTreeMap::<u32, u32>::new();
     for (_, frontend) in adopted.frontends.iter().filter(|(_, frontend)| frontend.backends > 0) {
         wanted.insert(frontend.maglev_offset, frontend.maglev_mask.saturating_add(1));
     }
-    if wanted.is_empty() {
-        return Ok(adopted);
+    let mut reader = RegionReader::new(wanted);
+    for batch in maps.maglev.batches() {
+        if reader.is_done() {
+            break;
+        }
+        reader.take(&batch?);
     }
-    let slots: Vec<u32> = maps.maglev.entries()?.into_iter().map(|(_, id)| id).collect();
-    for (offset, size) in wanted {
-        let end = (offset as usize).saturating_add(size as usize);
-        if let Some(region) = slots.get(offset as usize..end) {
-            adopted.regions.insert((offset, size), region.to_vec());
+    adopted.regions = reader.found;
+    Ok(adopted)
+}
+
+/// Picks regions out of slots that come in order.
+struct RegionReader {
+    /// Size by offset, for those that have not begun.
+    ahead: BTreeMap<u32, u32>,
+    /// Regions that have begun, by offset: their sizes. Damaged frontends may name overlapping ones.
+    open: Vec<(u32, u32)>,
+    found: HashMap<(u32, u32), Vec<u32>>,
+}
+
+impl RegionReader {
+    fn new(wanted: BTreeMap<u32, u32>) -> Self {
+        Self { ahead: wanted, open: Vec::new(), found: HashMap::new() }
+    }
+
+    fn is_done(&self) -> bool {
+        self.ahead.is_empty() && self.open.is_empty()
+    }
+
+    fn take(&mut self, slots: &[(u32, u32)]) {
+        for (slot, id) in slots {
+            if let Some(size) = self.ahead.remove(slot) {
+                self.open.push((*slot, size));
+                self.found.insert((*slot, size), Vec::new());
+            }
+            self.open.retain(|(offset, size)| {
+                let contents = self.found.get_mut(&(*offset, *size)).expect("it was opened");
+                contents.push(*id);
+                contents.len() < *size as usize
+            });
         }
     }
-    Ok(adopted)
 }
 
 fn adopt_family<A: Family>(maps: &FamilyMaps<A>, adopted: &mut Adopted) -> Result<(), TableError> {
@@ -305,4 +336,24 @@ fn adopt_family<A: Family>(maps: &FamilyMaps<A>, adopted: &mut Adopted) -> Resul
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_are_found_across_batches() {
+        let slots: Vec<(u32, u32)> = (0..64).map(|slot| (slot, slot + 100)).collect();
+        let mut reader = RegionReader::new(BTreeMap::from([(0, 4), (16, 16), (24, 4), (60, 8)]));
+        for batch in slots.chunks(10) {
+            reader.take(batch);
+        }
+        let region = |offset: u32, size: u32| reader.found[&(offset, size)].clone();
+        assert_eq!(region(0, 4), [100, 101, 102, 103]);
+        assert_eq!(region(16, 16), (116..132).collect::<Vec<_>>());
+        assert_eq!(region(24, 4), [124, 125, 126, 127], "inside another");
+        assert_eq!(region(60, 8), [160, 161, 162, 163], "as far as there are slots");
+        assert!(!reader.is_done());
+    }
 }

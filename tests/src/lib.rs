@@ -5,6 +5,7 @@
 //! its files in a temporary directory. The client's namespace is on the other side of the node's uplink, as any
 //! machine outside would be. Everything is removed on drop, also when a test panics.
 
+mod ask;
 mod cgroup;
 mod cluster;
 mod eventually;
@@ -13,7 +14,10 @@ mod leftovers;
 mod load;
 mod namespace;
 mod roles;
+mod routed;
+pub mod rules;
 
+pub use ask::{ask_tcp, ask_udp};
 pub use cgroup::{Cgroup, Entered};
 pub use cluster::{CLIENT_ADDRESS, Cluster, NODE_ADDRESS, Options};
 pub use eventually::eventually;
@@ -21,3 +25,4 @@ pub use http::{Response, get};
 pub use leftovers::Leftovers;
 pub use load::{Load, Outcome, ask_steadily};
 pub use namespace::{Link, Namespace};
+pub use routed::Routed;

@@ -3,7 +3,12 @@
 //! A namespace here has no name and no file: it lives as long as its descriptor does, so that nothing is left behind,
 //! not even by a test that is killed.
 
-use std::{fs::File, os::fd::AsRawFd, process::Command, thread};
+use std::{
+    fs::{self, File},
+    os::fd::AsRawFd,
+    process::Command,
+    thread,
+};
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -44,6 +49,12 @@ impl Namespace {
         let output = ip.args(words.split_whitespace()).output().context("starting nsenter (util-linux)")?;
         ensure!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr).trim());
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Writes a setting below `/proc/sys/net`.
+    pub fn set(&self, name: &str, value: &str) -> Result<()> {
+        let path = format!("/proc/sys/net/{name}");
+        self.run(|| fs::write(&path, value).with_context(|| format!("writing {value} to {path}")))
     }
 
     /// Runs `work` on a thread inside, to the end: sockets, commands and `/proc/sys/net` are the namespace's there.

@@ -28,6 +28,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nsenter", "util-linux"),
     ("ethtool", "ethtool"),
     ("busybox", "busybox-static"),
+    ("nft", "nftables"),
+    ("iptables-legacy-restore", "iptables"),
+    ("conntrack", "conntrack"),
 ];
 
 /// Debian's compiler and its library source.
