@@ -110,6 +110,17 @@ impl<A: Copy> Flow<A> {
     }
 }
 
+impl<A: PartialEq> Flow<A> {
+    /// Whether this entry leads packets back to where those with this tuple come from.
+    #[inline(always)]
+    pub fn undoes(&self, key: &FlowKey<A>) -> bool {
+        self.source == key.destination
+            && self.destination == key.source
+            && self.source_port == key.destination_port
+            && self.destination_port == key.source_port
+    }
+}
+
 impl<A: Copy> FlowKey<A> {
     /// The tuple as an answer would carry it if nothing were rewritten.
     #[inline(always)]

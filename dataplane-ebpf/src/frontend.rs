@@ -30,6 +30,8 @@ impl Scope {
     pub const EXTERNAL: Self = Self(0);
     /// From a pod or a process of this node.
     pub const INTERNAL: Self = Self(1);
+    /// From the node itself, on its way out: no frontend is for it.
+    pub const NONE: Self = Self(2);
 }
 
 /// Key of `frontends_v4` and `frontends_v6`.

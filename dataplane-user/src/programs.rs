@@ -22,6 +22,8 @@ pub const XDP_UPLINK: &str = "xdp_uplink";
 pub const TC_UPLINK: &str = "tc_uplink";
 /// tcx ingress on the host's end of pod links.
 pub const TC_POD: &str = "tc_pod";
+/// tcx egress on uplinks and on the host's end of pod links.
+pub const TC_EGRESS: &str = "tc_egress";
 /// Socket hooks at the cgroup root.
 pub const SOCKET_HOOKS: [&str; 10] = [
     "connect4",

@@ -53,6 +53,16 @@ pub enum Complaint {
     HealthCheck(HealthCheckError),
 }
 
+impl Complaint {
+    /// Whether another node may have nothing to complain about.
+    pub fn is_of_node(&self) -> bool {
+        !matches!(
+            self,
+            Self::Unserved(_) | Self::Problem(Problem::Twice { .. } | Problem::TooManyEndpoints { .. })
+        )
+    }
+}
+
 /// What a round has to say.
 #[derive(Debug, Default)]
 pub struct Outcome {

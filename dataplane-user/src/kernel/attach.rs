@@ -34,6 +34,8 @@ use crate::{netlink::Link, paths::Paths, programs};
 
 /// Prefix of the pins of pod links, which the CNI plugin makes.
 const POD_LINK: &str = "pod_";
+/// Prefix of the pins of the egress side of pod links.
+const POD_EGRESS: &str = "podegress_";
 /// Prefix of a pin that is about to replace another. bpffs allows no dot in a name.
 const NEXT: &str = "next_";
 
@@ -143,9 +145,15 @@ impl Programs {
         }
         for pin in list(&self.paths.links())? {
             let path = self.paths.link(&pin);
-            if pin.starts_with(POD_LINK) {
-                if !self.replace(&pin, programs::TC_POD)? {
+            if let Some(link) = pin.strip_prefix(POD_LINK) {
+                if self.replace(&pin, programs::TC_POD)? {
+                    self.attach_tc(programs::TC_EGRESS, link, &egress_pin(link))?;
+                } else {
                     // Its interface is gone: a plugin's DEL that was cut short.
+                    remove(&path)?;
+                }
+            } else if let Some(link) = pin.strip_prefix(POD_EGRESS) {
+                if !self.paths.link(&pod_pin(link)).exists() {
                     remove(&path)?;
                 }
             } else if !wanted.contains(&pin) {
@@ -170,17 +178,11 @@ impl Programs {
 
     fn attach_uplink(&mut self, link: &Link) -> Result<Vec<String>, AttachError> {
         let xdp = format!("{}_{}", programs::XDP_UPLINK, link.index);
-        let tc = format!("{}_{}", programs::TC_UPLINK, link.index);
-        let mut pins = vec![tc.clone()];
-        if !self.replace(&tc, programs::TC_UPLINK)? {
-            let program: &mut SchedClassifier = self.program(programs::TC_UPLINK);
-            let mut attached = || -> Result<FdLink, BoxError> {
-                let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-                let id = program.attach_with_options(&link.name, TcAttachType::Ingress, options)?;
-                Ok(program.take_link(id)?.try_into()?)
-            };
-            let attached = attached().map_err(attach_error(programs::TC_UPLINK, &link.name))?;
-            self.pin_link(attached, &tc)?;
+        let mut pins = Vec::new();
+        for program in [programs::TC_UPLINK, programs::TC_EGRESS] {
+            let pin = format!("{program}_{}", link.index);
+            self.attach_tc(program, &link.name, &pin)?;
+            pins.push(pin);
         }
         if self.replace(&xdp, programs::XDP_UPLINK)? {
             pins.push(xdp);
@@ -189,6 +191,16 @@ impl Programs {
             pins.push(xdp);
         }
         Ok(pins)
+    }
+
+    /// A TC program in its direction, unless it is there already.
+    fn attach_tc(&mut self, name: &str, link: &str, pin: &str) -> Result<(), AttachError> {
+        if self.replace(pin, name)? {
+            return Ok(());
+        }
+        let program: &mut SchedClassifier = self.program(name);
+        let attached = tc_link(program, name, link).map_err(attach_error(name, &link))?;
+        self.pin_link(attached, pin)
     }
 
     /// XDP in the driver if it can, in the stack otherwise. Without either `tc_uplink` serves everything.
@@ -277,6 +289,25 @@ impl Programs {
         let program = self.ebpf.program_mut(name).expect("the object has all programs that `programs` names");
         program.try_into().expect("a program has the type that its section says")
     }
+}
+
+/// Name below which `tc_pod` on a pod link is pinned.
+pub fn pod_pin(host_link: &str) -> String {
+    format!("{POD_LINK}{host_link}")
+}
+
+/// The same of `tc_egress`.
+pub fn egress_pin(host_link: &str) -> String {
+    format!("{POD_EGRESS}{host_link}")
+}
+
+/// Attaches a TC program that is loaded; `tc_egress` to the way out of an interface, the others to the way in.
+pub fn tc_link(program: &mut SchedClassifier, name: &str, link: &str) -> Result<FdLink, BoxError> {
+    let egress = name == programs::TC_EGRESS;
+    let direction = if egress { TcAttachType::Egress } else { TcAttachType::Ingress };
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = program.attach_with_options(link, direction, options)?;
+    Ok(program.take_link(id)?.try_into()?)
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

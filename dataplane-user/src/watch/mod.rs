@@ -42,6 +42,8 @@ pub enum Change {
     Node(watcher::Event<Node>),
     /// Of a Pod of this node.
     Pod(watcher::Event<Pod>),
+    /// The agent may not read Pods. Host ports wait for that right; nothing else does.
+    NoPods(watcher::Error),
     /// A watch broke; it is made again with backoff by itself.
     Failed(watcher::Error),
 }
@@ -59,8 +61,21 @@ pub fn changes(client: &Client, node: &str) -> Pin<Box<dyn Stream<Item = Change>
     let nodes = nodes.default_backoff().map(|event| event.map_or_else(Change::Failed, Change::Node));
     let here = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let pods = watcher(Api::<Pod>::all(client.clone()), here);
-    let pods = pods.default_backoff().map(|event| event.map_or_else(Change::Failed, Change::Pod));
+    let pods = pods.default_backoff().map(|event| match event {
+        Ok(event) => Change::Pod(event),
+        Err(error) if is_forbidden(&error) => Change::NoPods(error),
+        Err(error) => Change::Failed(error),
+    });
     Box::pin(stream::select(stream::select(services, slices), stream::select(nodes, pods)))
+}
+
+/// Whether the API server knows the agent and refuses what it asks.
+fn is_forbidden(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 403,
+        _ => false,
+    }
 }
 
 /// `namespace/name` of a namespaced object, as the plan's key.

@@ -306,7 +306,7 @@ pub(crate) fn sum(bytes: &[u8], start: u16) -> u16 {
 }
 
 /// The whole sum of RFC 9260, bit by bit.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for byte in bytes {
         crc ^= u32::from(*byte);

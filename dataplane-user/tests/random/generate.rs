@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::{Model, Random};
 use crate::packets::{
     Frame, Program,
-    frame::{ACK, FIN, RST, SYN, TCP, UDP, icmp, tcp, udp},
+    frame::{ABORT, ACK, DATA, FIN, INIT, INIT_ACK, RST, SCTP, SYN, TCP, UDP, icmp, sctp, tcp, udp},
 };
 
 /// Bytes that a socket buffer of a test run holds at least: its link header and the longer network header.
@@ -69,7 +69,7 @@ impl<'a> Generator<'a> {
             let at = self.random.below(frame.len().min(HEADERS));
             frame[at] = match self.random.below(3) {
                 0 => self.random.next() as u8,
-                1 => *self.random.of(&[0, 0xff, 0x45, 0x60, TCP, UDP]),
+                1 => *self.random.of(&[0, 0xff, 0x45, 0x60, TCP, UDP, SCTP]),
                 _ => frame[at] ^ 1 << self.random.below(8),
             };
         }
@@ -110,7 +110,7 @@ impl<'a> Generator<'a> {
             0 => frame.vlan(5),
             1 if source.is_ipv4() => frame.options(&[1, 1, 1, 0]),
             2 if source.is_ipv4() => frame.fragment(*self.random.of(&[0x2000, 0x0010, 0x4000, 0x2001])),
-            3 => frame.protocol(*self.random.of(&[0, 1, 44, 47, 58, 60, 132])),
+            3 => frame.protocol(*self.random.of(&[0, 1, 33, 44, 47, 58, 60])),
             4 => frame.link([2; 6], *self.random.of(&[[1, 0, 0x5e, 0, 0, 1], [2, 0, 0, 0, 0, 9], [0xff; 6]])),
             _ => frame,
         }
@@ -118,7 +118,9 @@ impl<'a> Generator<'a> {
 
     fn packet(&mut self, source: SocketAddr, destination: SocketAddr) -> Frame {
         let (source, destination) = (source.to_string(), destination.to_string());
-        let mut frame = if self.random.once_in(2) {
+        let mut frame = if self.random.once_in(8) {
+            sctp(&source, &destination, *self.random.of(&[INIT, INIT_ACK, DATA, DATA, ABORT, 7, 14]))
+        } else if self.random.once_in(2) {
             let flags = *self.random.of(&[SYN, SYN, ACK, ACK, ACK, SYN | ACK, FIN | ACK, RST, RST | ACK, 0]);
             tcp(&source, &destination).flags(flags)
         } else {

@@ -15,7 +15,7 @@ use weir_dataplane_ebpf::maps::{MASQUERADE_PORT_FIRST, MASQUERADE_PORTS};
 use super::Model;
 use crate::packets::{
     HOST_MAC, POD_MAC, Program, Verdict,
-    frame::{ICMP, ICMPV6, RST, TCP, UDP, sum},
+    frame::{ICMP, ICMPV6, RST, SCTP, TCP, UDP, crc32c, sum},
 };
 
 /// What a frame came to.
@@ -58,7 +58,7 @@ pub(crate) struct Judge<'a> {
     dropped: HashSet<(u8, Tuple)>,
 }
 
-/// A TCP, UDP or ICMP packet in a frame, or in the quote of one, by the offsets of its parts.
+/// A TCP, UDP, SCTP or ICMP packet in a frame, or in the quote of one, by the offsets of its parts.
 struct Packet<'a> {
     bytes: &'a [u8],
     network: usize,
@@ -119,6 +119,7 @@ impl<'a> Packet<'a> {
         match self.protocol {
             TCP => Some(20),
             UDP => Some(8),
+            SCTP => Some(16),
             ICMP if self.v4() => Some(8),
             ICMPV6 if !self.v4() => Some(8),
             _ => None,
@@ -159,17 +160,24 @@ impl<'a> Packet<'a> {
             + match self.protocol {
                 TCP => 16,
                 UDP => 6,
+                SCTP => 8,
                 _ => 2,
             }
     }
 
+    fn checksum(&self) -> std::ops::Range<usize> {
+        let at = self.checksum_at();
+        at..at + if self.protocol == SCTP { 4 } else { 2 }
+    }
+
     fn has_checksum(&self) -> bool {
-        self.checksum_at() + 2 <= self.end
+        self.checksum().end <= self.end
     }
 
     fn no_checksum(&self) -> bool {
-        let at = self.checksum_at();
-        self.protocol == UDP && self.has_checksum() && self.bytes[at..at + 2] == [0, 0]
+        // UDP's zero is none; SCTP's, one that a card is to complete.
+        let may_lack = matches!(self.protocol, UDP | SCTP) && self.has_checksum();
+        may_lack && self.bytes[self.checksum()].iter().all(|byte| *byte == 0)
     }
 
     /// The sum of the network header, which is zero when its checksum is right. Both zeros of one's complement are one.
@@ -178,10 +186,16 @@ impl<'a> Packet<'a> {
     }
 
     /// The sum of what the transport's checksum covers, up to `end`. Protocol and length, which no translation changes,
-    /// are left out.
-    fn transport_sum(&self, end: usize) -> u16 {
+    /// are left out. For SCTP it is the difference to the checksum that would be right.
+    fn transport_sum(&self, end: usize) -> u32 {
+        if self.protocol == SCTP {
+            let mut bytes = self.bytes[self.transport..end].to_vec();
+            let stored = <[u8; 4]>::try_from(&bytes[8..12]).expect("four");
+            bytes[8..12].fill(0);
+            return u32::from_le_bytes(stored) ^ crc32c(&bytes);
+        }
         let pseudo = if self.protocol == ICMP { 0 } else { sum(&self.bytes[self.addresses()], 0) };
-        sum(&self.bytes[self.transport..end], pseudo) % 0xffff
+        u32::from(sum(&self.bytes[self.transport..end], pseudo) % 0xffff)
     }
 
     /// Marks what a translation of this packet may change.
@@ -191,7 +205,7 @@ impl<'a> Packet<'a> {
             changes[self.network + 10..self.network + 12].fill(true);
         }
         if self.has_checksum() {
-            changes[self.checksum_at()..self.checksum_at() + 2].fill(true);
+            changes[self.checksum()].fill(true);
         }
     }
 }
@@ -239,7 +253,7 @@ impl<'a> Judge<'a> {
         let hops = run.input[before.ttl_at()].wrapping_sub(run.output[before.ttl_at()]);
         ensure(hops == u8::from(on), "what is sent on has one hop less, and nothing else has")?;
         before.may_change(&mut changes);
-        let outcome = if before.protocol == TCP || before.protocol == UDP {
+        let outcome = if matches!(before.protocol, TCP | UDP | SCTP) {
             changes[before.transport..before.transport + 4].fill(true);
             self.translation(run, &before, &after)?
         } else {
@@ -253,7 +267,7 @@ impl<'a> Judge<'a> {
         Ok(outcome)
     }
 
-    /// A TCP or UDP packet with another tuple, or a pod's packet on its last hop.
+    /// A packet with another tuple, or a pod's packet on its last hop.
     fn translation(
         &mut self,
         run: &Run<'_>,
@@ -318,7 +332,8 @@ impl<'a> Judge<'a> {
             let quote = Packet::quoted(packet.bytes, packet.transport + 8, packet.v4(), packet.end)?;
             let tuple = quote.tuple();
             // What is quoted of the transport may be a part: its fields' share of the sum is what stays.
-            let covered = quote.has_checksum().then(|| {
+            // Nobody can check SCTP's, which covers all of it.
+            let covered = (quote.has_checksum() && quote.protocol != SCTP).then(|| {
                 let at = quote.checksum_at();
                 let ports = sum(&packet.bytes[quote.transport..quote.transport + 4], 0);
                 let addresses = sum(&packet.bytes[quote.addresses()], ports);
@@ -386,7 +401,7 @@ impl<'a> Judge<'a> {
         } else {
             u32::from(after.protocol) + (after.end - after.transport) as u32
         };
-        let whole = (u32::from(after.transport_sum(after.end)) + constant) % 0xffff;
+        let whole = (after.transport_sum(after.end) + constant) % 0xffff;
         ensure(whole == 0, "its checksum is right")
     }
 }

@@ -10,7 +10,7 @@ use weir_dataplane_ebpf::{
 
 use crate::packets::{
     Dataplane, Family,
-    frame::{TCP, UDP},
+    frame::{SCTP, TCP, UDP},
 };
 
 /// What a frontend is there for.
@@ -131,7 +131,7 @@ impl Model {
 
     fn add<A: Family>(&mut self, dataplane: &mut Dataplane, texts: &Texts, ranges: &str) {
         let socket = |text: &str| text.parse::<SocketAddr>().expect("ADDRESS:PORT");
-        for protocol in [TCP, UDP] {
+        for protocol in [TCP, UDP, SCTP] {
             for scope in [Scope::EXTERNAL, Scope::INTERNAL] {
                 for (kind, text) in KINDS.into_iter().zip(texts.frontends) {
                     let backends: &[&str] = match kind {

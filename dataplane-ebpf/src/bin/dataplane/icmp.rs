@@ -27,7 +27,7 @@ use crate::{
     outline::Outlined,
     parse::{self, ETHERNET_LENGTH, Frame, Layout, Sctp, Tcp, Transport, Udp},
     rewrite::{self, Hook as _},
-    tc::{self, Ingress},
+    tc::{self, Skb},
 };
 
 /// Bytes of an error before the quote.
@@ -40,15 +40,15 @@ pub const QUOTED_LENGTH: usize = 8;
 
 /// Serves an ICMP packet of `length` bytes.
 #[inline(always)]
-pub fn serve<A: Outlined>(ingress: &Ingress<'_>, length: u32) -> Verdict {
+pub fn serve<A: Outlined, const FORWARDS: bool>(hook: &Skb<'_, FORWARDS>, length: u32) -> Verdict {
     let Some(draft) = A::draft() else { return Verdict::Pass };
     // SAFETY: the draft is this CPU's own, see `Draft`.
     let draft = unsafe { &mut *draft };
     draft.packet.length = length;
-    if !A::restore(ingress.skb()) {
+    if !A::restore(hook.skb()) || !FORWARDS {
         return Verdict::Pass;
     }
-    let frame = ingress.frame();
+    let frame = hook.frame();
     if !frame.holds(A::TRANSPORT) {
         return Verdict::Pass;
     }

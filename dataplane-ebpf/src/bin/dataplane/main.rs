@@ -5,6 +5,7 @@
 //! | `xdp_uplink` | XDP, uplink | every frame from outside | NodePorts and other external frontends; what is for other nodes, or comes back from them, leaves from here |
 //! | `tc_uplink` | tcx ingress, uplink | what XDP passed | the same, and what XDP leaves to it; hands packets to local pods; translates ICMP errors; rejects |
 //! | `tc_pod` | tcx ingress, host end of a pod link | every packet from a pod | service addresses, answers of local backends, pod to pod; translates ICMP errors; rejects |
+//! | `tc_egress` | tcx egress, uplink and host end of a pod link | what the node's own processes send | answers of backends in the node's own network, and ICMP errors of the node about them |
 //! | `connect4/6`, `sendmsg4/6`, `recvmsg4/6`, `getpeername4/6` | cgroup root | socket calls | the choice once per connection, nothing per packet |
 //! | `bind4/6` | cgroup root | socket calls | keeps processes of the node off ports that are services' |
 //!

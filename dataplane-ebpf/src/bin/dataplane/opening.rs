@@ -14,6 +14,9 @@ use crate::{
     maps::{Draft, Family},
 };
 
+/// EEXIST, as a helper returns it.
+pub const EXISTS: i32 = -17;
+
 /// Copies the entry of a tuple. False: there is none.
 #[inline(always)]
 pub fn find<A: Family>(key: &FlowKey<A>, copy: &mut Flow<A>) -> bool {
@@ -37,9 +40,9 @@ pub fn count<A: Family>(key: &FlowKey<A>, length: u32) {
 }
 
 /// Moves both halves of the draft's flow to the established ones, the other half first. Without room there they stay, and
-/// are served from here.
+/// are served from here. False: another flow has taken the tuple of this one's answers, whose entry was pushed out.
 #[inline(always)]
-pub fn establish<A: Family>(key: &FlowKey<A>, state: FlowState, draft: &mut Draft<A>, way_back: u32) {
+pub fn establish<A: Family>(key: &FlowKey<A>, state: FlowState, draft: &mut Draft<A>, way_back: u32) -> bool {
     let other_key = draft.flow.reply_key(key.protocol);
     if !find(&other_key, &mut draft.answer) {
         draft.answer = flow::opposite(key, &draft.flow, way_back);
@@ -48,11 +51,19 @@ pub fn establish<A: Family>(key: &FlowKey<A>, state: FlowState, draft: &mut Draf
     draft.answer.state = FlowState::ESTABLISHED;
     draft.flow.state = state;
     draft.flow.last_seen_jiffies = now_jiffies();
-    if A::flows().insert(&other_key, &draft.answer, u64::from(BPF_NOEXIST)).is_err()
-        || A::flows().insert(key, &draft.flow, u64::from(BPF_ANY)).is_err()
-    {
-        return;
+    match A::flows().insert(&other_key, &draft.answer, u64::from(BPF_NOEXIST)) {
+        Ok(()) => {}
+        // SAFETY: as in `flow::follow`.
+        Err(EXISTS) if unsafe { A::flows().get(&other_key) }.is_some_and(|other| other.undoes(key)) => {}
+        Err(EXISTS) => {
+            let _ = A::opening().remove(key);
+            return false;
+        }
+        Err(_) => return true,
     }
-    let _ = A::opening().remove(&other_key);
-    let _ = A::opening().remove(key);
+    if A::flows().insert(key, &draft.flow, u64::from(BPF_ANY)).is_ok() {
+        let _ = A::opening().remove(&other_key);
+        let _ = A::opening().remove(key);
+    }
+    true
 }

@@ -24,7 +24,7 @@ use crate::{
     outline::Outlined,
     parse::{self, ETHERNET_LENGTH, Frame, Headers, Layout, Tcp, TcpFlags, Transport, Udp},
     rewrite,
-    tc::{self, Ingress},
+    tc::{self, Skb},
 };
 
 /// Time to live of an answer.
@@ -103,11 +103,14 @@ fn write_addresses<A: Layout>(frame: Frame, key: &FlowKey<A>) {
 
 /// Replaces a packet with the answer to it, ready for the link that it came by. False when it gets none.
 #[inline(always)]
-pub fn answer<A: Outlined, T: Transport>(ingress: &Ingress<'_>, headers: &Headers<A>) -> bool {
-    if flow::present(ingress, headers).is_none() {
+pub fn answer<A: Outlined, T: Transport, const FORWARDS: bool>(
+    hook: &Skb<'_, FORWARDS>,
+    headers: &Headers<A>,
+) -> bool {
+    if flow::present(hook, headers).is_none() {
         return false;
     }
-    if T::PROTOCOL == Protocol::TCP { A::reset(ingress.skb()) } else { A::port_unreachable(ingress.skb()) }
+    if T::PROTOCOL == Protocol::TCP { A::reset(hook.skb()) } else { A::port_unreachable(hook.skb()) }
 }
 
 /// What a closed port answers (RFC 9293, 3.10.7.1).

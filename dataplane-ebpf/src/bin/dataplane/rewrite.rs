@@ -16,6 +16,9 @@ pub trait Hook {
     /// Whether it can hand a packet to a pod, and make the stack ask for a neighbour. One that cannot leaves such flows to
     /// one that can.
     const HAS_STACK: bool;
+    /// Whether packets are on their way in, and are sent on from here. One that is on its way out already has its way, and
+    /// can be nothing but an answer.
+    const FORWARDS: bool = true;
 
     /// The running program's context, for helpers.
     fn context(&self) -> *mut c_void;
@@ -73,7 +76,7 @@ pub fn translate<A: Layout, T: Transport, H: Hook>(
     if !frame.holds(A::TRANSPORT + T::LENGTH) {
         return Verdict::Drop(DropReason::Truncated);
     }
-    let leaves = flow.ifindex != 0;
+    let leaves = H::FORWARDS && flow.ifindex != 0;
     if leaves && headers.ttl <= 1 {
         return Verdict::Drop(DropReason::TtlExceeded);
     }

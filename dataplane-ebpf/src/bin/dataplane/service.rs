@@ -54,7 +54,8 @@ fn serve_transport<A: Outlined, T: Transport, H: Hook>(hook: &H, frame: Frame, l
 #[inline(always)]
 fn decide<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
     let key = &headers.key;
-    if !filter::concerns(key) {
+    let concerns = if H::FORWARDS { filter::concerns(key) } else { filter::answers(key) };
+    if !concerns {
         return pass(hook, headers);
     }
     if let Some(verdict) = flow::follow::<A, T, H>(hook, headers) {
@@ -75,7 +76,7 @@ fn decide<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) ->
 /// Nobody's packet: into the pod it is for, or up the stack.
 #[inline(always)]
 fn pass<A: Outlined, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
-    if !H::HAS_STACK {
+    if !H::HAS_STACK || !H::FORWARDS {
         return Verdict::Pass;
     }
     // SAFETY: as in `flow::lead_to_pod`.

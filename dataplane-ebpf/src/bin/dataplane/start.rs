@@ -17,9 +17,6 @@ use crate::{
     rewrite, route, source_range,
 };
 
-/// EEXIST, as a helper returns it.
-const EXISTS: i32 = -17;
-
 /// What became of a packet without an established flow.
 #[derive(Clone, Copy)]
 pub enum Started {
@@ -108,8 +105,11 @@ fn go_on<A: Layout>(key: &FlowKey<A>, place: &Place, draft: &mut Draft<A>) -> St
         flow.packets += 1;
         flow.bytes += u64::from(place.packet.length);
         let state = if flags.finishes() { FlowState::CLOSING } else { FlowState::ESTABLISHED };
-        opening::establish(key, state, draft, place.packet.way_back);
-        return Started::Serve;
+        return if opening::establish(key, state, draft, place.packet.way_back) {
+            Started::Serve
+        } else {
+            Started::Drop(DropReason::PortsExhausted)
+        };
     }
     opening::count(key, place.packet.length);
     if flow.flags & Flow::<A>::FLAG_REPLY != 0 {
@@ -223,7 +223,7 @@ fn standing_answer<A: Layout>(key: &FlowKey<A>, flow: &Flow<A>, place: &Place) -
         let state = standing.state;
         return if state.0 == FlowState::CLOSED.0 {
             Standing::Over
-        } else if !answers(standing, key) {
+        } else if !standing.undoes(key) {
             Standing::Taken
         } else if place.packet.flags.opens() {
             Standing::Over
@@ -233,7 +233,7 @@ fn standing_answer<A: Layout>(key: &FlowKey<A>, flow: &Flow<A>, place: &Place) -
     }
     // SAFETY: an entry stays mapped memory; should it become another flow's meanwhile, that has another tuple.
     match unsafe { A::opening().get(&answer_key) } {
-        Some(standing) if answers(standing, key) => Standing::Opening,
+        Some(standing) if standing.undoes(key) => Standing::Opening,
         Some(_) => Standing::Taken,
         None => Standing::Nothing,
     }
@@ -258,18 +258,9 @@ fn reserve_answer<A: Layout>(
     match A::opening().insert(&answer_key, &draft.answer, u64::from(BPF_NOEXIST)) {
         Ok(()) => Ok(()),
         // Another CPU was faster; the client's next try finds another port.
-        Err(EXISTS) => Err(DropReason::PortsExhausted),
+        Err(opening::EXISTS) => Err(DropReason::PortsExhausted),
         Err(_) => Err(DropReason::FlowTableFull),
     }
-}
-
-/// Whether an entry for answers leads back to this tuple.
-#[inline(always)]
-fn answers<A: Layout>(standing: &Flow<A>, key: &FlowKey<A>) -> bool {
-    standing.source == key.destination
-        && standing.destination == key.source
-        && standing.source_port == key.destination_port
-        && standing.destination_port == key.source_port
 }
 
 /// The port that a tuple takes at this attempt; the same tuple tries the same ports, so that it finds its answer's entry.

@@ -1,4 +1,5 @@
-//! TC on uplinks and pod links: everything that XDP leaves, and everything that pods send.
+//! TC on uplinks and pod links: everything that XDP leaves, everything that pods send, and what backends in the node's own
+//! network answer.
 
 use core::ffi::c_void;
 
@@ -26,13 +27,13 @@ const HEADERS_LENGTH: usize = 14 + 40 + 20;
 /// `pkt_type` of a packet that is for this machine.
 const PACKET_HOST: u32 = 0;
 
-/// A socket buffer on its way in.
-pub struct Ingress<'a> {
+/// A socket buffer: on its way in, to be forwarded, or on its way out already.
+pub struct Skb<'a, const FORWARDS: bool> {
     context: &'a TcContext,
     scope: Scope,
 }
 
-impl Ingress<'_> {
+impl<const FORWARDS: bool> Skb<'_, FORWARDS> {
     /// The kernel's context: what subprograms take, whose registers hold no more than a pointer.
     #[inline(always)]
     pub fn skb(&self) -> *mut __sk_buff {
@@ -54,8 +55,9 @@ pub fn frame(context: &TcContext, length: usize) -> Frame {
     Frame::new(context.data(), context.data_end())
 }
 
-impl Hook for Ingress<'_> {
+impl<const FORWARDS: bool> Hook for Skb<'_, FORWARDS> {
     const HAS_STACK: bool = true;
+    const FORWARDS: bool = FORWARDS;
 
     #[inline(always)]
     fn context(&self) -> *mut c_void {
@@ -115,7 +117,7 @@ impl Hook for Ingress<'_> {
 
     #[inline(always)]
     fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>) -> Verdict {
-        if reject::answer::<A, T>(self, headers) {
+        if reject::answer::<A, T, FORWARDS>(self, headers) {
             Verdict::Answer(DropReason::NoBackend)
         } else {
             Verdict::Drop(DropReason::NoBackend)
@@ -124,33 +126,43 @@ impl Hook for Ingress<'_> {
 
     #[inline(always)]
     fn serve_icmp<A: Outlined>(&self, length: u32) -> Verdict {
-        icmp::serve::<A>(self, length)
+        icmp::serve::<A, FORWARDS>(self, length)
     }
 }
 
 /// Packets from outside.
 #[classifier]
 pub fn tc_uplink(context: TcContext) -> i32 {
-    carry_out(&context, try_ingress(&Ingress { context: &context, scope: Scope::EXTERNAL }))
+    carry_out(&context, try_skb(&Skb::<true> { context: &context, scope: Scope::EXTERNAL }))
 }
 
 /// Packets from a pod.
 #[classifier]
 pub fn tc_pod(context: TcContext) -> i32 {
-    carry_out(&context, try_ingress(&Ingress { context: &context, scope: Scope::INTERNAL }))
+    carry_out(&context, try_skb(&Skb::<true> { context: &context, scope: Scope::INTERNAL }))
+}
+
+/// Packets on their way out, by an uplink or into a pod: a backend in the node's own network is a process, whose answers
+/// come by no other hook. What was forwarded has been through one, and is known by the interface that it came in by.
+#[classifier]
+pub fn tc_egress(context: TcContext) -> i32 {
+    // SAFETY: the context is the kernel's, for as long as the program runs.
+    if unsafe { (*context.skb.skb).ingress_ifindex } != 0 {
+        return TC_ACT_UNSPEC;
+    }
+    carry_out(&context, try_skb(&Skb::<false> { context: &context, scope: Scope::NONE }))
 }
 
 #[inline(always)]
-fn try_ingress(ingress: &Ingress<'_>) -> Verdict {
+fn try_skb<const FORWARDS: bool>(skb: &Skb<'_, FORWARDS>) -> Verdict {
     // SAFETY: as in `ifindex`.
-    let (kind, tagged) =
-        unsafe { ((*ingress.context.skb.skb).pkt_type, (*ingress.context.skb.skb).vlan_present) };
+    let (kind, tagged) = unsafe { ((*skb.context.skb.skb).pkt_type, (*skb.context.skb.skb).vlan_present) };
     if kind != PACKET_HOST || tagged != 0 {
         return Verdict::Pass;
     }
-    let length = ingress.context.len();
-    let _ = frame(ingress.context, HEADERS_LENGTH);
-    service::serve(ingress, length)
+    let length = skb.context.len();
+    let _ = frame(skb.context, HEADERS_LENGTH);
+    service::serve(skb, length)
 }
 
 /// `TC_ACT_UNSPEC` leaves the packet to whatever else is attached; the host's own programs keep their say.
