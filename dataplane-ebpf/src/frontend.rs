@@ -81,6 +81,9 @@ impl Frontend {
     pub const FLAG_SOURCE_RANGES: u32 = 1 << 3;
     /// The node itself is in one of them. Its sockets are asked for before they have a source address.
     pub const FLAG_NODE_IN_RANGE: u32 = 1 << 4;
+    /// Packets for a backend on another node go there whole, inside a packet to that node, and the backend's answers go to
+    /// the client from there (direct server return).
+    pub const FLAG_DIRECT_RETURN: u32 = 1 << 5;
 }
 
 layout!(Protocol = 1, Scope = 1, Frontend = 24);

@@ -15,6 +15,8 @@ pub const OPENING_FLOWS: u32 = 65_536;
 pub const ENDPOINTS: u32 = 1_024;
 /// Links to the outside.
 pub const UPLINKS: u32 = 64;
+/// Other nodes whose tunnelled packets are taken, by family.
+pub const TUNNEL_PEERS: u32 = 16_384;
 /// Sockets that were translated and not yet forgotten, by family (least recently used go first).
 pub const SOCKET_PEERS: u32 = 65_536;
 /// Clients that session affinity remembers, by family (least recently used go first, and choose again).

@@ -22,7 +22,7 @@ use weir_dataplane_ebpf::{
 };
 
 use crate::{
-    config::Config,
+    config::{Config, ForwardingMode},
     events::Events,
     filter::Bits,
     flows::{self, TickClock},
@@ -178,12 +178,14 @@ impl Agent {
         let maps = Arc::new(maps);
         let reconciler = Reconciler::new(&paths, Arc::clone(&maps), metrics.clone())?;
         let health = Health::default();
+        let mut store = Store::new(node_name);
+        store.set_direct_return(config.forwarding_mode == ForwardingMode::Dsr);
         let mut agent = Self {
             reaper: Reaper::new(Arc::clone(&maps), paths.clone()),
             health_checks: HealthChecks::new(health.clone()),
             health,
             failing_since: None,
-            store: Store::new(node_name),
+            store,
             clock: TickClock::start().map_err(Error::Clock)?,
             flow_uses: mpsc::channel(1),
             known_node: NodeFacts::default(),

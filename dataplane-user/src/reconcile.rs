@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Instant,
 };
@@ -84,6 +84,8 @@ pub struct Reconciler {
     names: NameTable,
     /// Nothing until the maps have been read, and again after a failed write.
     books: Option<(Books, Filter)>,
+    /// Nodes whose tunnelled packets are taken, as the maps say; nothing until they were written.
+    peers: Option<BTreeSet<IpAddr>>,
     complaints: HashMap<ServiceKey, BTreeSet<Complaint>>,
     epoch: Instant,
     metrics: Metrics,
@@ -93,7 +95,15 @@ impl Reconciler {
     /// Over the pinned maps.
     pub fn new(paths: &Paths, maps: Arc<Maps>, metrics: Metrics) -> Result<Self, SyncError> {
         let names = NameTable::open(&paths.names()).map_err(SyncError::Names)?;
-        Ok(Self { maps, names, books: None, complaints: HashMap::new(), epoch: Instant::now(), metrics })
+        Ok(Self {
+            maps,
+            names,
+            books: None,
+            peers: None,
+            complaints: HashMap::new(),
+            epoch: Instant::now(),
+            metrics,
+        })
     }
 
     /// Whether the next round looks at everything.
@@ -104,6 +114,7 @@ impl Reconciler {
     /// Makes the maps say what the store says about the services in `dirty`; about all of them in the first round.
     pub fn sync(&mut self, store: &Store, dirty: BTreeSet<ServiceKey>) -> Result<Outcome, SyncError> {
         let result = self.try_sync(store, dirty);
+        let result = result.and_then(|outcome| self.sync_peers(store).map(|()| outcome));
         if let Ok(outcome) = &result {
             self.metrics.steps.inc_by(outcome.steps as u64);
         } else {
@@ -176,6 +187,17 @@ impl Reconciler {
         self.metrics.unserved.set(self.complaints.len() as i64);
         self.books = Some((books, filter));
         Ok(outcome)
+    }
+
+    /// Takes tunnelled packets from the nodes that there are, and from no others.
+    fn sync_peers(&mut self, store: &Store) -> Result<(), SyncError> {
+        let peers = store.peers();
+        if self.peers.as_ref() != Some(&peers) {
+            self.maps.v4.write_peers(&peers)?;
+            self.maps.v6.write_peers(&peers)?;
+            self.peers = Some(peers);
+        }
+        Ok(())
     }
 
     /// Clears what is left in the filter of services that are long gone, but for what live flows use. Costs nothing while
@@ -345,7 +367,8 @@ fn adopt_family<A: Family>(maps: &FamilyMaps<A>, adopted: &mut Adopted) -> Resul
     for (id, backend) in maps.backends.entries()? {
         if backend.flags & Backend::<A>::FLAG_ACTIVE != 0 {
             let local = backend.flags & Backend::<A>::FLAG_LOCAL != 0;
-            adopted.backends.push(AdoptedBackend { id, address: backend_address(&backend), local });
+            let node = Some(backend.node.ip()).filter(|node| !node.is_unspecified());
+            adopted.backends.push(AdoptedBackend { id, address: backend_address(&backend), local, node });
         }
     }
     Ok(())

@@ -40,6 +40,9 @@ const POD_EGRESS: &str = "podegress_";
 /// Prefix of a pin that is about to replace another. bpffs allows no dot in a name.
 const NEXT: &str = "next_";
 
+/// The kind of link whose driver keeps what XDP sends back.
+const VETH: &str = "veth";
+
 /// Why the programs do not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
@@ -209,21 +212,25 @@ impl Programs {
         self.pin_link(attached, pin)
     }
 
-    /// XDP in the driver if it can, in the stack otherwise. Without either `tc_uplink` serves everything.
+    /// XDP in the driver if it can, in the stack otherwise. Without either `tc_uplink` serves everything. A veth could, but
+    /// keeps the frames that are sent back by it until somebody else's come, unless its peer has a program too: in the stack
+    /// it sends them.
     fn attach_xdp(&mut self, link: &Link) -> Option<FdLink> {
         let program: &mut aya::programs::Xdp = self.program(programs::XDP_UPLINK);
         let mut attach = |mode: XdpMode| -> Result<FdLink, BoxError> {
             let id = program.attach_to_if_index(link.index, mode)?;
             Ok(program.take_link(id)?.try_into()?)
         };
-        match attach(XdpMode::Driver) {
-            Ok(attached) => {
-                info!(uplink = link.name, mode = "native", "XDP attached");
-                return Some(attached);
-            }
-            Err(error) => {
-                let reason = source_chain(error.as_ref());
-                info!(uplink = link.name, reason, "the driver does not take XDP, trying generic mode");
+        if link.kind.as_deref() != Some(VETH) {
+            match attach(XdpMode::Driver) {
+                Ok(attached) => {
+                    info!(uplink = link.name, mode = "native", "XDP attached");
+                    return Some(attached);
+                }
+                Err(error) => {
+                    let reason = source_chain(error.as_ref());
+                    info!(uplink = link.name, reason, "the driver does not take XDP, trying generic mode");
+                }
             }
         }
         match attach(XdpMode::Skb) {

@@ -1,6 +1,7 @@
 //! The pinned maps with their types, as everything in user space sees them.
 
 use std::{
+    collections::BTreeSet,
     io,
     marker::PhantomData,
     net::{IpAddr, SocketAddr},
@@ -211,6 +212,8 @@ pub struct FamilyMaps<A> {
     pub socket_affinity: Table<AffinityKey<Namespace>, Affinity>,
     /// Who may use load balancer addresses, by service.
     pub source_ranges: Table<SourceRangeKey<A>, u32>,
+    /// Other nodes whose tunnelled packets are taken.
+    pub tunnel_peers: Table<A, u32>,
 }
 
 /// All maps.
@@ -246,7 +249,19 @@ impl<A: Family> FamilyMaps<A> {
             affinity: Table::open(&path("affinity"))?,
             socket_affinity: Table::open(&path("socket_affinity"))?,
             source_ranges: Table::open(&path("source_ranges"))?,
+            tunnel_peers: Table::open(&path("tunnel_peers"))?,
         })
+    }
+
+    /// Makes the nodes of this family among `peers` those whose tunnelled packets are taken. More than there is room for send
+    /// their packets in vain.
+    pub fn write_peers(&self, peers: &BTreeSet<IpAddr>) -> Result<(), TableError> {
+        let wanted: Vec<A> =
+            peers.iter().filter_map(|peer| A::of(*peer)).take(self.tunnel_peers.bound() as usize).collect();
+        let known = self.tunnel_peers.entries()?.into_iter().map(|(peer, _)| peer);
+        let gone: Vec<A> = known.filter(|peer| !wanted.contains(peer)).collect();
+        self.tunnel_peers.remove(&gone)?;
+        self.tunnel_peers.write(&wanted, &vec![0; wanted.len()])
     }
 
     /// The entry of a tuple, whether its flow is established or opening.
@@ -261,13 +276,13 @@ impl<A: Family> FamilyMaps<A> {
         let (mut admitted, mut refused) = (Vec::new(), Vec::new());
         for step in steps {
             match step {
-                Step::WriteBackend { id, address, local } => {
+                Step::WriteBackend { id, address, local, node } => {
                     let Some(ip) = A::of(address.ip()) else { continue };
                     let local = if *local { Backend::<A>::FLAG_LOCAL } else { 0 };
                     ids.push(*id);
                     backends.push(Backend {
                         address: ip,
-                        node: A::default(),
+                        node: node.and_then(A::of).unwrap_or_default(),
                         port: Be16::new(address.port()),
                         flags: Backend::<A>::FLAG_ACTIVE | local,
                     });

@@ -48,6 +48,8 @@ pub struct DesiredPort {
 pub struct Listed {
     /// It is on this node.
     pub local: bool,
+    /// The address of the other node that it is on, in its own family; nothing when that is not known.
+    pub node: Option<IpAddr>,
     /// It answers, ready or terminating.
     pub serving: bool,
 }
@@ -120,11 +122,13 @@ pub fn desired<'a>(
                     .into_iter()
                     .map(|(address, Candidate { endpoint, .. })| {
                         let serving = endpoint.serving || endpoint.ready || service.publish_not_ready;
-                        (address, Listed { local: endpoint.local, serving })
+                        let far = Some(endpoint.node).filter(|_| !endpoint.local);
+                        let node = far.and_then(|far| node.peer(far, address.is_ipv4()));
+                        (address, Listed { local: endpoint.local, node, serving })
                     })
                     .collect(),
                 left_out,
-                frontends: frontends(service, port, &node.addresses, &serving),
+                frontends: frontends(service, port, node, &serving),
                 source_ranges: source_ranges(service),
                 affinity_timeout_s: service.affinity_timeout_s,
                 serving,
@@ -214,12 +218,9 @@ fn restriction(service: &Service, address: IpAddr, scope: Scope, node_addresses:
     }
 }
 
-fn frontends(
-    service: &Service,
-    port: &ServicePort,
-    node_addresses: &[IpAddr],
-    serving: &Serving,
-) -> Vec<DesiredFrontend> {
+fn frontends(service: &Service, port: &ServicePort, node: &Node, serving: &Serving) -> Vec<DesiredFrontend> {
+    let node_addresses = &node.addresses;
+    let direct_return = service.direct_return.unwrap_or(node.direct_return);
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
     let mut add = |address: IpAddr, number: u16, scope: Scope, local_only: bool, flags: u32| {
@@ -231,7 +232,9 @@ fn frontends(
             } else {
                 0
             };
-            all.push(DesiredFrontend { address, local_only, flags: flags | policy | elsewhere });
+            let direct =
+                if direct_return && scope == Scope::EXTERNAL { Frontend::FLAG_DIRECT_RETURN } else { 0 };
+            all.push(DesiredFrontend { address, local_only, flags: flags | policy | elsewhere | direct });
         }
     };
     for address in &service.cluster_ips {

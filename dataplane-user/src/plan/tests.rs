@@ -33,7 +33,7 @@ struct World {
 impl World {
     fn apply(&mut self, step: &Step) {
         match step {
-            Step::WriteBackend { id, address, local } => {
+            Step::WriteBackend { id, address, local, .. } => {
                 let old = self.backends.insert(*id, (*address, *local));
                 assert!(old.is_none_or(|(known, _)| known == *address), "id {id} was in use for {old:?}");
             }
@@ -120,6 +120,7 @@ impl World {
             id: *id,
             address: *address,
             local: *local,
+            node: None,
         });
         let frontends = self.frontends.iter().map(|(a, f)| (*a, *f)).collect();
         Books::adopt(
@@ -195,6 +196,7 @@ fn ports_for(n: u8, endpoints: &[u8], ranges: &[&str]) -> Vec<DesiredPort> {
         serving: *n < 100,
         terminating: false,
         local: n.is_multiple_of(2),
+        node: crate::plan::model::NodeId::NONE,
         zones: 0,
     };
     let slice = Slice {
@@ -202,7 +204,7 @@ fn ports_for(n: u8, endpoints: &[u8], ranges: &[&str]) -> Vec<DesiredPort> {
         endpoints: endpoints.iter().map(endpoint).collect(),
         zones: Vec::new(),
     };
-    let node = Node { addresses: vec![IpAddr::from([192, 168, 0, 1])], zone: None };
+    let node = Node { addresses: vec![IpAddr::from([192, 168, 0, 1])], zone: None, ..Node::default() };
     desired(&service, [slice].iter(), &node)
 }
 
@@ -313,7 +315,8 @@ fn what_was_freed_rests_before_it_is_used_again() {
     assert!(late.steps.contains(&Step::WriteBackend {
         id: 1,
         address: "10.244.0.5:8080".parse().unwrap(),
-        local: false
+        local: false,
+        node: None
     }));
 }
 

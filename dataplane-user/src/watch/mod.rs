@@ -1,10 +1,11 @@
 //! Watches of the API, reduced to the plan's input as they arrive.
 //!
-//! Four watches feed one task: Services, `EndpointSlices`, the agent's own Node, and the Pods that run on it. Nothing is
+//! Four watches feed one task: Services, `EndpointSlices`, Nodes, and the Pods that run on the agent's own. Nothing is
 //! polled. Until all four have been read once nothing is planned, so that an API server that comes up slowly, or empty-handed, never
 //! takes away what serves.
 
 mod node;
+mod peers;
 mod pods;
 mod service;
 mod slice;
@@ -38,7 +39,7 @@ pub enum Change {
     Service(watcher::Event<Service>),
     /// Of an `EndpointSlice`.
     Slice(watcher::Event<EndpointSlice>),
-    /// Of the agent's own Node.
+    /// Of a Node: the agent's own, or another that tunnels may lead to.
     Node(watcher::Event<Node>),
     /// Of a Pod of this node.
     Pod(watcher::Event<Pod>),
@@ -54,8 +55,7 @@ pub fn changes(client: &Client, node: &str) -> Pin<Box<dyn Stream<Item = Change>
     // Slices that are not about a Service name none, and are none of ours.
     let of_services = watcher::Config::default().labels("kubernetes.io/service-name");
     let slices = watcher(Api::<EndpointSlice>::all(client.clone()), of_services);
-    let own = watcher::Config::default().fields(&format!("metadata.name={node}"));
-    let nodes = watcher(Api::<Node>::all(client.clone()), own);
+    let nodes = watcher(Api::<Node>::all(client.clone()), watcher::Config::default());
     let services = services.default_backoff().map(|event| event.map_or_else(Change::Failed, Change::Service));
     let slices = slices.default_backoff().map(|event| event.map_or_else(Change::Failed, Change::Slice));
     let nodes = nodes.default_backoff().map(|event| event.map_or_else(Change::Failed, Change::Node));

@@ -5,10 +5,19 @@ use std::{
     net::IpAddr,
 };
 
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
 use kube::{ResourceExt as _, runtime::watcher::Event};
 
-use super::{Change, NodeFacts, Unserved, key, pods::Pods, service, slice, unserved::SliceProblem};
+use super::{
+    Change, NodeFacts, Unserved, key,
+    peers::{self, Peers},
+    pods::Pods,
+    service, slice,
+    unserved::SliceProblem,
+};
 use crate::plan::{
     HealthCheck,
     desired::{DesiredPort, desired},
@@ -61,6 +70,9 @@ pub struct Store {
     /// This node as services see it: its addresses as netlink says, its zone as its object does.
     place: model::Node,
     node: NodeFacts,
+    peers: Peers,
+    /// Nodes that a full read has shown so far.
+    nodes_seen: BTreeSet<Box<str>>,
     dirty: BTreeSet<ServiceKey>,
     reading_services: Reading,
     reading_slices: Reading,
@@ -77,6 +89,8 @@ impl Store {
             pods: Pods::default(),
             place: model::Node::default(),
             node: NodeFacts::default(),
+            peers: Peers::default(),
+            nodes_seen: BTreeSet::new(),
             dirty: BTreeSet::new(),
             reading_services: Reading::default(),
             reading_slices: Reading::default(),
@@ -94,14 +108,7 @@ impl Store {
         match change {
             Change::Service(event) => self.apply_service(event),
             Change::Slice(event) => self.apply_slice(event),
-            Change::Node(Event::Apply(node) | Event::InitApply(node)) => {
-                self.node = NodeFacts::from(&node);
-                self.node_read = true;
-                self.set_zone();
-            }
-            // A node that is not registered yet still serves; so does one whose object was just deleted.
-            Change::Node(Event::InitDone) => self.node_read = true,
-            Change::Node(Event::Init | Event::Delete(_)) => {}
+            Change::Node(event) => self.apply_node(event),
             Change::Pod(event) => self.dirty.extend(self.pods.apply(event)),
             Change::NoPods(error) => {
                 if !self.pods.complete {
@@ -111,6 +118,57 @@ impl Store {
             }
             Change::Failed(error) => tracing::warn!(%error, "a watch broke; what is programmed stays"),
         }
+    }
+
+    fn apply_node(&mut self, event: Event<Node>) {
+        match event {
+            Event::Apply(node) => self.put_node(&node, true),
+            Event::InitApply(node) => {
+                self.nodes_seen.insert(node.name_any().into());
+                self.put_node(&node, true);
+            }
+            Event::Delete(node) => self.put_node(&node, false),
+            Event::Init => self.nodes_seen.clear(),
+            Event::InitDone => {
+                let seen = std::mem::take(&mut self.nodes_seen);
+                if self.peers.forget_others(&seen, &mut self.place.peers) {
+                    self.mark_all();
+                }
+                // A node that is not registered yet still serves.
+                self.node_read = true;
+            }
+        }
+    }
+
+    fn put_node(&mut self, node: &Node, present: bool) {
+        // What was known of the own one is served on when its object is gone.
+        if node.name_any() == self.node_name && present {
+            self.node = NodeFacts::from(node);
+            self.set_zone();
+        }
+        if self.peers.put(node, present, &mut self.place.peers) {
+            self.mark_all();
+        }
+    }
+
+    /// Nodes come and move rarely: every service is looked at again, and those that are not concerned need no writes. While
+    /// the watches are read for the first time nothing is planned anyway.
+    fn mark_all(&mut self) {
+        if self.node_read {
+            let all: Vec<ServiceKey> = self.services().cloned().collect();
+            self.dirty.extend(all);
+        }
+    }
+
+    /// Addresses of all nodes.
+    pub fn peers(&self) -> BTreeSet<IpAddr> {
+        peers::known(&self.place.peers)
+    }
+
+    /// Sets whether backends on other nodes answer clients outside themselves, where a Service does not say. Before anything
+    /// is planned.
+    pub fn set_direct_return(&mut self, direct_return: bool) {
+        self.place.direct_return = direct_return;
     }
 
     /// What is known of the own Node.
@@ -271,7 +329,7 @@ impl Store {
             self.remove_slice(&id);
         }
         let Some(owner) = owner else { return };
-        let (slice, left_out) = slice::slice(object, &self.node_name);
+        let (slice, left_out) = slice::slice(object, &self.node_name, &mut self.peers);
         let state = self.services.entry(owner.clone()).or_default();
         if state.slices.get(&id.1) != Some(&slice) {
             state.slices.insert(id.1.clone(), slice);

@@ -100,6 +100,11 @@ impl TestNode {
         Paths::new(self.run_dir.path())
     }
 
+    /// The maps, as anybody may open them.
+    pub(crate) fn maps(&self) -> Maps {
+        Maps::open(&self.paths()).unwrap()
+    }
+
     /// What an agent does when it starts; an earlier one's work is adopted.
     pub(crate) fn start(&mut self) {
         let (paths, socket_lb, cgroup) = (self.paths(), self.socket_lb, self.cgroup.path());

@@ -15,6 +15,8 @@ pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 pub(crate) const ICMPV6: u8 = 58;
 pub(crate) const SCTP: u8 = 132;
+const IPIP: u8 = 4;
+const IP6IP6: u8 = 41;
 
 /// Types of SCTP's chunks.
 pub(crate) const DATA: u8 = 0;
@@ -106,6 +108,21 @@ pub(crate) fn icmp(source: &str, (kind, code, word): Kind, quoted: &Frame) -> Fr
         protocol: if source.is_ipv4() { ICMP } else { ICMPV6 },
         message: Some(message),
         ..tcp(&quoted.destination.to_string(), &quoted.source.to_string())
+    }
+}
+
+/// A packet inside another one, between two nodes (RFC 2003, RFC 2473).
+pub(crate) fn inside(source: &str, destination: &str, packet: &Frame) -> Frame {
+    let socket = |text: &str| SocketAddr::new(text.parse().expect("an address"), 0);
+    let (source, destination) = (socket(source), socket(destination));
+    Frame {
+        source,
+        destination,
+        protocol: if source.is_ipv4() { IPIP } else { IP6IP6 },
+        message: Some(packet.bytes()[14..].to_vec()),
+        id: 0,
+        fragment: 0x4000,
+        ..tcp(&source.to_string(), &destination.to_string())
     }
 }
 
@@ -228,6 +245,9 @@ impl Frame {
     fn transport(&self) -> Vec<u8> {
         if let Some(message) = &self.message {
             let mut bytes = message.clone();
+            if matches!(self.protocol, IPIP | IP6IP6) {
+                return bytes;
+            }
             let pseudo = if self.protocol == ICMP { 0 } else { self.pseudo_sum(bytes.len()) };
             let checksum = !sum(&bytes, pseudo);
             bytes[2..4].copy_from_slice(&checksum.to_be_bytes());

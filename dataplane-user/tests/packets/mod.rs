@@ -66,6 +66,8 @@ pub(crate) trait Family: Address + Pod {
     fn insert_frontend(dataplane: &mut Dataplane, key: FrontendKey<Self>, value: Frontend);
     fn set_backend(dataplane: &mut Dataplane, id: u32, value: Backend<Self>);
     fn insert_endpoint(dataplane: &mut Dataplane, ip: Self, value: Endpoint);
+    /// Takes tunnelled packets from a node.
+    fn add_tunnel_peer(dataplane: &mut Dataplane, node: Self);
     fn flow(dataplane: &mut Dataplane, key: &FlowKey<Self>) -> Option<Flow<Self>>;
     fn remove_flow(dataplane: &mut Dataplane, key: &FlowKey<Self>);
     /// How many entries of established flows there are.
@@ -75,7 +77,7 @@ pub(crate) trait Family: Address + Pod {
 }
 
 macro_rules! family {
-    ($address:ty, $variant:ident, $frontends:literal, $backends:literal, $endpoints:literal, $flows:literal, $opening:literal) => {
+    ($address:ty, $variant:ident, $frontends:literal, $backends:literal, $endpoints:literal, $flows:literal, $opening:literal, $peers:literal) => {
         impl Family for $address {
             fn parse(ip: IpAddr) -> Self {
                 match ip {
@@ -96,6 +98,10 @@ macro_rules! family {
 
             fn insert_endpoint(dataplane: &mut Dataplane, ip: Self, value: Endpoint) {
                 dataplane.hash($endpoints).insert(ip, value, 0).expect("room");
+            }
+
+            fn add_tunnel_peer(dataplane: &mut Dataplane, node: Self) {
+                dataplane.hash($peers).insert(node, 0_u32, 0).expect("room");
             }
 
             fn flow(dataplane: &mut Dataplane, key: &FlowKey<Self>) -> Option<Flow<Self>> {
@@ -127,8 +133,8 @@ macro_rules! family {
     };
 }
 
-family!(Ip4, V4, "frontends_v4", "backends_v4", "endpoints_v4", "flows_v4", "opening_v4");
-family!(Ip6, V6, "frontends_v6", "backends_v6", "endpoints_v6", "flows_v6", "opening_v6");
+family!(Ip4, V4, "frontends_v4", "backends_v4", "endpoints_v4", "flows_v4", "opening_v4", "tunnel_peers_v4");
+family!(Ip6, V6, "frontends_v6", "backends_v6", "endpoints_v6", "flows_v6", "opening_v6", "tunnel_peers_v6");
 
 fn socket(text: &str) -> SocketAddr {
     text.parse().unwrap_or_else(|_| panic!("`{text}` is no ADDRESS:PORT"))

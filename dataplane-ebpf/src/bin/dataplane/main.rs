@@ -11,7 +11,7 @@
 //!
 //! An entry point reads the headers, asks [`service`] for a verdict, and carries it out. A packet goes through
 //! [`parse`] → [`filter`] (can it be a service's at all?) → [`flow`] (a known connection: one lookup) or [`start`] (a new one: frontend, Maglev, backend, two
-//! entries) → [`rewrite`] → the way out. An ICMP error about a packet that was rewritten goes the way of its flow
+//! entries) → [`rewrite`] or [`tunnel`] → the way out. An ICMP error about a packet that was rewritten goes the way of its flow
 //! through [`icmp`], and a packet for a service without endpoints becomes the answer that [`reject`] makes of it. IPv4
 //! and IPv6 share all of it through [`maps::Family`].
 
@@ -60,6 +60,8 @@ mod source_range;
 mod start;
 #[cfg(target_arch = "bpf")]
 mod tc;
+#[cfg(target_arch = "bpf")]
+mod tunnel;
 #[cfg(target_arch = "bpf")]
 mod xdp;
 

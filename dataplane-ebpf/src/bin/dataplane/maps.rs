@@ -10,11 +10,11 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use weir_dataplane_ebpf::{
-    Address, Backend, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, Namespace,
-    NodeConfig, Scope, SocketPeer, SocketPeerKey, Uplink, filter,
+    Address, Backend, Be16, Be32, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6,
+    Namespace, NodeConfig, Scope, SocketPeer, SocketPeerKey, Uplink, filter,
     maps::{
         AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, NODE_PORTS, OPENING_FLOWS,
-        SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, UPLINKS,
+        SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TUNNEL_PEERS, UPLINKS,
     },
 };
 
@@ -47,6 +47,18 @@ pub struct Packet {
     pub flags: TcpFlags,
     /// From where it came.
     pub scope: Scope,
+    /// Whether it came inside a packet from another node ([`crate::tunnel`]).
+    pub tunnelled: bool,
+}
+
+/// What an ICMP message says, but for its quote.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Complaint {
+    /// Type and code.
+    pub kind: Be16,
+    /// The word behind the checksum.
+    pub word: Be32,
 }
 
 /// Where a new flow is put together: two entries are more than a program's stack has room for. Each CPU has its own, and
@@ -57,6 +69,8 @@ pub struct Draft<A> {
     pub key: FlowKey<A>,
     /// The packet.
     pub packet: Packet,
+    /// What its sender is to be told.
+    pub complaint: Complaint,
     /// The client's direction.
     pub flow: Flow<A>,
     /// The backend's.
@@ -83,6 +97,8 @@ pub trait Family: Address {
     fn socket_affinity() -> &'static Choices<Namespace>;
     /// Who may use load balancer addresses, by service.
     fn source_ranges() -> &'static Ranges<Self>;
+    /// Other nodes whose tunnelled packets are taken.
+    fn tunnel_peers() -> &'static HashMap<Self, u32>;
     /// This CPU's draft of a new flow.
     fn draft() -> Option<*mut Draft<Self>>;
     /// The node's own address in the pod network.
@@ -92,7 +108,7 @@ pub trait Family: Address {
 }
 
 macro_rules! family {
-    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $opening:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $draft:literal) => {
+    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $opening:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $peers_map:literal, $draft:literal) => {
         mod $module {
             use super::*;
 
@@ -121,6 +137,9 @@ macro_rules! family {
             #[map(name = $ranges)]
             pub(super) static SOURCE_RANGES_MAP: Ranges<$address> =
                 LpmTrie::with_max_entries(SOURCE_RANGES, 0);
+            #[map(name = $peers_map)]
+            pub(super) static TUNNEL_PEERS_MAP: HashMap<$address, u32> =
+                HashMap::with_max_entries(TUNNEL_PEERS, 0);
             #[map(name = $draft)]
             pub(super) static DRAFT_MAP: PerCpuArray<Draft<$address>> = PerCpuArray::with_max_entries(1, 0);
         }
@@ -172,6 +191,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn tunnel_peers() -> &'static HashMap<Self, u32> {
+                &$module::TUNNEL_PEERS_MAP
+            }
+
+            #[inline(always)]
             fn draft() -> Option<*mut Draft<Self>> {
                 $module::DRAFT_MAP.get_ptr_mut(0)
             }
@@ -203,6 +227,7 @@ family!(
     "affinity_v4",
     "socket_affinity_v4",
     "source_ranges_v4",
+    "tunnel_peers_v4",
     "draft_v4"
 );
 family!(
@@ -219,5 +244,6 @@ family!(
     "affinity_v6",
     "socket_affinity_v6",
     "source_ranges_v6",
+    "tunnel_peers_v6",
     "draft_v6"
 );

@@ -251,6 +251,10 @@ pub trait Layout: Loggable + Routed + Reply {
     const NETWORK_CHECKSUM: Option<usize>;
     /// The family's ICMP.
     const ICMP: Protocol;
+    /// What a packet of this family is to one that carries it.
+    const TUNNEL: Protocol;
+    /// What a frame says of its packet.
+    const ETHERTYPE: Be16;
 
     /// Reads an address. Word by word: a copy of 16 unaligned bytes would be done byte by byte.
     fn read_address(frame: Frame, offset: usize) -> Self;
@@ -268,6 +272,8 @@ impl Layout for Ip4 {
     const TTL: usize = ETHERNET_LENGTH + 8;
     const NETWORK_CHECKSUM: Option<usize> = Some(ETHERNET_LENGTH + 10);
     const ICMP: Protocol = Protocol::ICMP;
+    const TUNNEL: Protocol = Protocol(4);
+    const ETHERTYPE: Be16 = ETHERTYPE_IPV4;
 
     #[inline(always)]
     fn read_address(frame: Frame, offset: usize) -> Self {
@@ -303,6 +309,8 @@ impl Layout for Ip6 {
     const TTL: usize = ETHERNET_LENGTH + 7;
     const NETWORK_CHECKSUM: Option<usize> = None;
     const ICMP: Protocol = Protocol::ICMPV6;
+    const TUNNEL: Protocol = Protocol(41);
+    const ETHERTYPE: Be16 = ETHERTYPE_IPV6;
 
     #[inline(always)]
     fn read_address(frame: Frame, offset: usize) -> Self {

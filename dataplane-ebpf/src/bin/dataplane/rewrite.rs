@@ -6,9 +6,12 @@ use weir_dataplane_ebpf::{Be16, DropReason, Endpoint, Flow, FlowKey, Mac, Scope,
 
 use crate::{
     counters::Verdict,
+    flow,
+    maps::Complaint,
     outline::Outlined,
     parse::{Frame, Headers, Layout, Transport},
     start::Started,
+    tunnel,
 };
 
 /// Where a program is attached, and what it can do there.
@@ -40,6 +43,16 @@ pub trait Hook {
     fn start<A: Outlined>(&self) -> Started;
     /// Looks after the flow of the packet in this CPU's draft.
     fn tend<A: Outlined>(&self);
+    /// Whether the packet came out of a tunnel.
+    fn tunnelled(&self) -> bool {
+        false
+    }
+    /// Whether the kernel will cut the packet into segments that fit.
+    fn is_segmented(&self) -> bool;
+    /// Makes room for one more network header behind the link header, whose bytes must all be written then.
+    fn make_room<A: Layout>(&self) -> bool;
+    /// Turns the packet in this CPU's draft into an ICMP message to its sender.
+    fn complain<A: Outlined>(&self, complaint: Complaint, reason: DropReason) -> Verdict;
     /// Refuses a packet whose service has no endpoint.
     fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>) -> Verdict;
     /// Serves a packet of the family's ICMP, `length` bytes from the network header on.
@@ -67,7 +80,7 @@ pub fn can_send<A, H: Hook>(flow: &Flow<A>) -> bool {
 
 /// Rewrites the packet as the flow says, and tells which way it goes on. The caller has asked [`can_send`].
 #[inline(always)]
-pub fn translate<A: Layout, T: Transport, H: Hook>(
+pub fn translate<A: Outlined, T: Transport, H: Hook>(
     hook: &H,
     headers: &Headers<A>,
     flow: &Flow<A>,
@@ -75,6 +88,10 @@ pub fn translate<A: Layout, T: Transport, H: Hook>(
     let frame = hook.frame();
     if !frame.holds(A::TRANSPORT + T::LENGTH) {
         return Verdict::Drop(DropReason::Truncated);
+    }
+    if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
+        flow::present(hook, headers);
+        return tunnel::send::<A, H>(hook, headers.length, headers.ttl, flow);
     }
     let leaves = H::FORWARDS && flow.ifindex != 0;
     if leaves && headers.ttl <= 1 {
@@ -175,7 +192,7 @@ pub fn write_link_addresses(frame: Frame, destination: Mac, source: Mac) {
 }
 
 #[inline(always)]
-fn decrement_ttl<A: Layout>(frame: Frame, ttl: u8) {
+pub fn decrement_ttl<A: Layout>(frame: Frame, ttl: u8) {
     frame.write(A::TTL, ttl - 1);
     // The time to live is the high byte of its word: the word falls by 0x0100.
     change_network_checksum::<A>(frame, !Be16::new(0x0100).bits());

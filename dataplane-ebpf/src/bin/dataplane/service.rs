@@ -55,7 +55,7 @@ fn serve_transport<A: Outlined, T: Transport, H: Hook>(hook: &H, frame: Frame, l
 fn decide<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
     let key = &headers.key;
     let concerns = if H::FORWARDS { filter::concerns(key) } else { filter::answers(key) };
-    if !concerns {
+    if !concerns && !hook.tunnelled() {
         return pass(hook, headers);
     }
     if let Some(verdict) = flow::follow::<A, T, H>(hook, headers) {

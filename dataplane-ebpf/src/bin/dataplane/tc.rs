@@ -9,17 +9,18 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use weir_dataplane_ebpf::{DropReason, Flow, Scope, checksum};
+use weir_dataplane_ebpf::{Be32, DropReason, Flow, Protocol, Scope, checksum};
 
 use crate::{
     counters::{Verdict, count_drop},
-    icmp,
-    outline::Outlined,
+    flow, icmp,
+    maps::Complaint,
+    outline::{self, Outlined},
     parse::{Frame, Headers, Layout, Transport},
-    reject,
     rewrite::Hook,
     service,
     start::Started,
+    tunnel,
 };
 
 /// Bytes that the longest headers we read take: Ethernet, IPv6, TCP.
@@ -31,6 +32,7 @@ const PACKET_HOST: u32 = 0;
 pub struct Skb<'a, const FORWARDS: bool> {
     context: &'a TcContext,
     scope: Scope,
+    tunnelled: bool,
 }
 
 impl<const FORWARDS: bool> Skb<'_, FORWARDS> {
@@ -116,12 +118,37 @@ impl<const FORWARDS: bool> Hook for Skb<'_, FORWARDS> {
     }
 
     #[inline(always)]
+    fn tunnelled(&self) -> bool {
+        self.tunnelled
+    }
+
+    #[inline(always)]
+    fn is_segmented(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb()).gso_size != 0 }
+    }
+
+    #[inline(always)]
+    fn make_room<A: Layout>(&self) -> bool {
+        self.context.adjust_room(A::NETWORK_LENGTH as i32, tunnel::AFTER_LINK_HEADER, A::ENCAPSULATES).is_ok()
+    }
+
+    #[inline(always)]
+    fn complain<A: Outlined>(&self, complaint: Complaint, reason: DropReason) -> Verdict {
+        let Some(draft) = A::draft() else { return Verdict::Drop(reason) };
+        // SAFETY: the draft is this CPU's own, see `Draft`.
+        unsafe { (*draft).complaint = complaint };
+        if A::complain(self.skb()) { Verdict::Answer(reason) } else { Verdict::Drop(reason) }
+    }
+
+    #[inline(always)]
     fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>) -> Verdict {
-        if reject::answer::<A, T, FORWARDS>(self, headers) {
-            Verdict::Answer(DropReason::NoBackend)
-        } else {
-            Verdict::Drop(DropReason::NoBackend)
+        flow::present(self, headers);
+        let reason = DropReason::NoBackend;
+        if T::PROTOCOL != Protocol::TCP {
+            return self.complain::<A>(Complaint { kind: A::PORT_UNREACHABLE, word: Be32::new(0) }, reason);
         }
+        if A::reset(self.skb()) { Verdict::Answer(reason) } else { Verdict::Drop(reason) }
     }
 
     #[inline(always)]
@@ -133,13 +160,13 @@ impl<const FORWARDS: bool> Hook for Skb<'_, FORWARDS> {
 /// Packets from outside.
 #[classifier]
 pub fn tc_uplink(context: TcContext) -> i32 {
-    carry_out(&context, try_skb(&Skb::<true> { context: &context, scope: Scope::EXTERNAL }))
+    carry_out(&context, try_skb(&Skb::<true> { context: &context, scope: Scope::EXTERNAL, tunnelled: false }))
 }
 
 /// Packets from a pod.
 #[classifier]
 pub fn tc_pod(context: TcContext) -> i32 {
-    carry_out(&context, try_skb(&Skb::<true> { context: &context, scope: Scope::INTERNAL }))
+    carry_out(&context, try_skb(&Skb::<true> { context: &context, scope: Scope::INTERNAL, tunnelled: false }))
 }
 
 /// Packets on their way out, by an uplink or into a pod: a backend in the node's own network is a process, whose answers
@@ -150,7 +177,7 @@ pub fn tc_egress(context: TcContext) -> i32 {
     if unsafe { (*context.skb.skb).ingress_ifindex } != 0 {
         return TC_ACT_UNSPEC;
     }
-    carry_out(&context, try_skb(&Skb::<false> { context: &context, scope: Scope::NONE }))
+    carry_out(&context, try_skb(&Skb::<false> { context: &context, scope: Scope::NONE, tunnelled: false }))
 }
 
 #[inline(always)]
@@ -160,9 +187,10 @@ fn try_skb<const FORWARDS: bool>(skb: &Skb<'_, FORWARDS>) -> Verdict {
     if kind != PACKET_HOST || tagged != 0 {
         return Verdict::Pass;
     }
+    let tunnelled = skb.scope.0 == Scope::EXTERNAL.0 && outline::receive(skb.skb());
     let length = skb.context.len();
     let _ = frame(skb.context, HEADERS_LENGTH);
-    service::serve(skb, length)
+    service::serve(&Skb::<FORWARDS> { tunnelled, ..*skb }, length)
 }
 
 /// `TC_ACT_UNSPEC` leaves the packet to whatever else is attached; the host's own programs keep their say.

@@ -9,7 +9,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
-    helpers::bpf_redirect,
+    helpers::{bpf_redirect, bpf_xdp_adjust_head},
     macros::xdp,
     programs::XdpContext,
 };
@@ -17,6 +17,7 @@ use weir_dataplane_ebpf::{DropReason, Flow, Scope};
 
 use crate::{
     counters::{Verdict, count_drop},
+    maps::Complaint,
     outline::Outlined,
     parse::{self, Frame, Headers, Layout, Transport},
     rewrite::Hook,
@@ -83,6 +84,22 @@ impl Hook for Uplink<'_> {
     #[inline(always)]
     fn tend<A: Outlined>(&self) {
         A::tend_at_xdp(self.0.ctx);
+    }
+
+    #[inline(always)]
+    fn is_segmented(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn make_room<A: Layout>(&self) -> bool {
+        // SAFETY: the context is the kernel's. No bytes of the packet are read past the call but through a new frame.
+        unsafe { bpf_xdp_adjust_head(self.0.ctx, -(A::NETWORK_LENGTH as i32)) == 0 }
+    }
+
+    #[inline(always)]
+    fn complain<A: Outlined>(&self, _: Complaint, _: DropReason) -> Verdict {
+        Verdict::Pass
     }
 
     #[inline(always)]

@@ -14,6 +14,7 @@ fn slice(endpoints: &[(&str, &str)]) -> Slice {
         serving: state.contains('s'),
         terminating: state.contains('t'),
         local: state.contains('l'),
+        node: crate::plan::model::NodeId::NONE,
         zones: u64::from(state.contains('a')) | u64::from(state.contains('b')) << 1,
     };
     Slice {
@@ -124,7 +125,7 @@ fn source_ranges_bind_load_balancer_addresses_and_nothing_else() {
         source_ranges: Some(ranges.iter().map(|range| range.parse().unwrap()).collect()),
         ..service()
     };
-    let nodes = Node { addresses: vec!["192.168.0.1".parse().unwrap()], zone: None };
+    let nodes = Node { addresses: vec!["192.168.0.1".parse().unwrap()], zone: None, ..Node::default() };
     let rows = |service: &Service| -> Vec<String> {
         let port = &desired(service, [].iter(), &nodes)[0];
         let rows = port.frontends.iter();
@@ -157,7 +158,7 @@ fn policies_bind_the_scope_they_are_for() {
     let service =
         Service { external_local: true, external_ips: vec!["192.0.2.1".parse().unwrap()], ..service() };
     let addresses = vec!["192.168.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
-    let nodes = Node { addresses, zone: None };
+    let nodes = Node { addresses, zone: None, ..Node::default() };
     let port = &desired(&service, [].iter(), &nodes)[0];
     let rows: Vec<String> = port
         .frontends

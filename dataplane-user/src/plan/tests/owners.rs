@@ -20,7 +20,10 @@ fn a_service_takes_its_node_port_from_a_pod_and_gives_it_back() {
     let wanted = |n: u8| {
         let port = HostPort { address: None, port: 30_001, protocol: Protocol::TCP.0, container_port: 80 };
         let pod = HostPorts { addresses: vec![IpAddr::from([10, 244, 0, n])], ports: vec![port] };
-        host_ports(&pod, &Node { addresses: vec![IpAddr::from([192, 168, 0, 1])], zone: None })
+        host_ports(
+            &pod,
+            &Node { addresses: vec![IpAddr::from([192, 168, 0, 1])], zone: None, ..Node::default() },
+        )
     };
     let mut books = Books::new(LIMITS);
     let mut world = World::default();
@@ -109,7 +112,7 @@ fn of_two_ports_of_one_service_the_first_has_the_address() {
         ports: vec![port("a", 80, Some(30_080)), port("b", 30_080, None)],
         ..Service::default()
     };
-    let node = Node { addresses: vec![node_address], zone: None };
+    let node = Node { addresses: vec![node_address], zone: None, ..Node::default() };
     let wanted = desired(&service, [].iter(), &node);
     let mut books = Books::new(LIMITS);
     let mut world = World::default();
@@ -133,6 +136,7 @@ fn a_million_endpoints_leave_room_for_other_services() {
         serving: true,
         terminating: false,
         local: false,
+        node: crate::plan::model::NodeId::NONE,
         zones: 0,
     };
     let slices: Vec<Slice> = (0..1_000_u32)
