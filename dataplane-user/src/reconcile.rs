@@ -12,6 +12,7 @@ use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey, Protocol, node_port_at
 
 use crate::{
     filter::{Bits, Filter},
+    flows,
     health_checks::HealthCheckError,
     kernel::maps::{Family, FamilyMaps, Maps, TableError, backend_address, frontend_address, source_range},
     metrics::Metrics,
@@ -287,7 +288,9 @@ pub fn prepare_filter(maps: &Maps) -> Result<(), TableError> {
     let frontends = adopted.frontends.iter().map(|(it, _)| SocketAddr::new(it.address, it.port));
     let backends = adopted.backends.iter().map(|backend| backend.address);
     let mut filter = read_filter(maps, 0)?;
-    maps.write_filter(&filter.widen(frontends.chain(backends)))
+    // A flow outlives its frontend, whose bit nobody has set in a new map.
+    let uses = if filter.is_empty() { flows::all_uses(maps)? } else { Vec::new() };
+    maps.write_filter(&filter.widen(frontends.chain(backends).chain(uses)))
 }
 
 fn read_filter(maps: &Maps, now_ms: u64) -> Result<Filter, TableError> {

@@ -45,6 +45,12 @@ enum Task {
         #[arg(long)]
         bless: bool,
     },
+    /// Build Weir's container image, an OCI archive below the target directory.
+    Image {
+        /// Of the quick build, for trying it.
+        #[arg(long)]
+        dev: bool,
+    },
     /// Throw random frames at the dataplane's programs for so long, and print what became of them.
     Fuzz {
         /// How long.
@@ -69,6 +75,7 @@ fn main() -> ExitCode {
         Task::Up(flags) => up::run(&flags),
         Task::Test { list: true, .. } => truth_table::list(),
         Task::Test { kind, filter, list: false, bless } => test::run(kind, &filter, bless),
+        Task::Image { dev } => image::weir(if dev { build::Profile::Dev } else { build::Profile::Release }),
         Task::Fuzz { seconds } => test::fuzz(seconds),
         Task::Bench { subject, json } => bench::run(subject, json.as_deref()),
         Task::Ci => ci::run(),

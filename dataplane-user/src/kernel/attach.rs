@@ -26,6 +26,7 @@ use weir_dataplane_ebpf::DROP_REASONS;
 
 use super::{
     bpffs,
+    migrate::{self, Handover},
     packet_log::{PacketLog, PacketLogError},
     release::{self, KernelError},
     sys,
@@ -112,10 +113,11 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Loads the programs, taking over the maps that are pinned. With `packet_log` they say what they drop.
+    /// Loads the programs, taking over the maps that are pinned, and what those of an older layout hold. With `packet_log` they say what they drop.
     pub fn load(paths: &Paths, packet_log: bool) -> Result<Self, AttachError> {
         release::require()?;
         bpffs::ensure(paths)?;
+        migrate::share(paths)?;
         forget_shorter_drops(paths)?;
         let pins = paths.maps();
         let options = programs::Options { pins: Some(&pins), packet_log, ..programs::Options::default() };
@@ -123,6 +125,7 @@ impl Programs {
             Some(error) => AttachError::Privilege(error),
             None => AttachError::Load { error },
         })?;
+        migrate::copy_books(paths);
         Ok(Self { ebpf, paths: paths.clone() })
     }
 
@@ -137,14 +140,17 @@ impl Programs {
         let path = self.paths.attach_lock();
         let lock = File::create(&path).and_then(|file| file.lock().map(|()| file));
         let _lock = lock.map_err(pin_error("lock", &path))?;
+        migrate::take_links(&self.paths)?;
         self.pin_programs()?;
 
         let mut wanted = Vec::new();
-        for link in targets.uplinks {
-            wanted.extend(self.attach_uplink(link)?);
-        }
         if let Some(cgroup) = targets.cgroup {
             wanted.extend(self.attach_hooks(cgroup)?);
+        }
+        let paths = self.paths.clone();
+        let handover = Handover::begin(&paths, targets.cgroup.is_some());
+        for link in targets.uplinks {
+            wanted.extend(self.attach_uplink(link)?);
         }
         for pin in list(&self.paths.links())? {
             let path = self.paths.link(&pin);
@@ -164,7 +170,7 @@ impl Programs {
                 remove(&path)?;
             }
         }
-        Ok(())
+        handover.finish()
     }
 
     fn pin_programs(&mut self) -> Result<(), AttachError> {
