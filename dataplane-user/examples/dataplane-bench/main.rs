@@ -121,7 +121,7 @@ fn main() -> ExitCode {
         Some((word, rest)) if word == generator::WORD => generator::main(rest),
         Some((word, rest)) if word == scale::WORD => scale::remember(rest),
         Some((word, rest)) if word == tidy::WORD => {
-            tidy::keep_mounts_private();
+            tidy::become_child();
             measure(rest);
         }
         _ => {

@@ -46,8 +46,16 @@ fn remove_cgroups(directory: &std::path::Path) {
     }
 }
 
-/// Mounts of this process are nobody else's. Call it before there is a second thread.
-pub(crate) fn keep_mounts_private() {
+/// What ends the child and not its parent.
+fn endings() -> SigSet {
+    SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM])
+}
+
+/// Makes this process the child: it ends when it is told to, and its mounts are nobody else's. Call it before there is a
+/// second thread.
+pub(crate) fn become_child() {
+    // The parent's mask came along.
+    endings().thread_unblock().expect("a thread may unblock its signals");
     unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace needs root");
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .expect("mounts can be made private");
