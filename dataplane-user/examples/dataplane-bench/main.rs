@@ -1,23 +1,36 @@
-//! What each path through the packet programs costs: nanoseconds per packet by `BPF_PROG_TEST_RUN`, and the instructions
-//! that the verifier walks. Prints rows as JSON; `cargo xtask bench dataplane` runs it, as root.
+//! What the dataplane costs and carries, part by part. Prints rows as JSON; `cargo xtask bench dataplane` runs it, as root.
+//!
+//! Here are the packet programs alone: nanoseconds per packet by `BPF_PROG_TEST_RUN`, and the instructions that the
+//! verifier walks. [`live`] sends frames, [`network`] loads a node, [`scale`] fills maps.
 //!
 //! Every time is the difference to the same driver over an empty program, measured just before it, so that neither the
 //! driver nor the kernel's test loop is counted. Each path is checked before it is timed: its verdict, what it did to
 //! the frame, and how many flow entries it left.
 
 mod driver;
+mod generator;
+mod live;
+mod network;
+#[path = "../../tests/node/mod.rs"]
+mod node;
+mod objects;
 #[path = "../../tests/packets/mod.rs"]
 mod packets;
 mod row;
+mod scale;
+mod tidy;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::ExitCode,
+};
 
 use driver::{Driver, Flows, Hook};
 use packets::{
     Dataplane, Family, Frame,
     frame::{SYN, TCP, UDP, tcp, udp},
 };
-use row::Row;
+use row::{Goal, Row};
 use weir_dataplane::programs::{SOCKET_HOOKS, TC_POD, TC_UPLINK, XDP_UPLINK};
 use weir_dataplane_ebpf::{Ip4, Ip6, Scope, bench::FRAME_LENGTH, maps::FLOWS};
 use weir_tests::Namespace;
@@ -86,11 +99,56 @@ enum Path {
     NoService,
 }
 
-fn main() {
+/// What can be measured alone.
+struct Part {
+    name: &'static str,
+    measure: fn() -> Vec<Row>,
+    by_default: bool,
+}
+
+const PARTS: [Part; 5] = [
+    Part { name: "packets", measure: measure_packets, by_default: true },
+    Part { name: "live", measure: live::measure, by_default: true },
+    Part { name: "netns", measure: network::measure, by_default: true },
+    Part { name: "scale", measure: scale::measure, by_default: true },
+    // Loading it takes minutes.
+    Part { name: "nft50k", measure: network::measure_large_nftables, by_default: false },
+];
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.split_first() {
+        Some((word, rest)) if word == generator::WORD => generator::main(rest),
+        Some((word, rest)) if word == scale::WORD => scale::remember(rest),
+        Some((word, rest)) if word == tidy::WORD => {
+            tidy::become_child();
+            measure(rest);
+        }
+        _ => {
+            if let Some(word) = words.iter().find(|word| !PARTS.iter().any(|part| part.name == *word)) {
+                let names: Vec<&str> = PARTS.iter().map(|part| part.name).collect();
+                eprintln!("`{word}` is no part; these are: {}", names.join(", "));
+                return ExitCode::FAILURE;
+            }
+            return tidy::supervise(&words);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Measures the parts that are named, or all that take no more than minutes, and prints their rows.
+fn measure(words: &[String]) {
+    let is_wanted = |part: &&Part| {
+        if words.is_empty() { part.by_default } else { words.iter().any(|word| word == part.name) }
+    };
+    let rows: Vec<Row> = PARTS.iter().filter(is_wanted).flat_map(|part| (part.measure)()).collect();
+    println!("{}", serde_json::to_string_pretty(&rows).expect("plain numbers"));
+}
+
+fn measure_packets() -> Vec<Row> {
     let namespace = Namespace::new().expect("a network namespace of its own");
     lay_routes(&namespace);
-    let rows = namespace.inside(measure_all);
-    println!("{}", serde_json::to_string_pretty(&rows).expect("plain numbers"));
+    namespace.inside(measure_all)
 }
 
 /// A way to pods on another node and back to the clients, by a neighbour that is known.
@@ -121,7 +179,11 @@ fn measure_all() -> Vec<Row> {
     for subject in &SUBJECTS {
         let mut measure_at = |place, name: &str, frame: &Frame, path| {
             let pairs = time(&mut driver, subject, place, frame, path);
-            rows.push(Row::net(&format!("{}: {name}", subject.name), &pairs));
+            let row = Row::net(&format!("{}: {name}", subject.name), &pairs);
+            rows.push(match goal(subject, place, name) {
+                Some(nanoseconds) => row.goal(Goal::AtMost(nanoseconds)),
+                None => row,
+            });
         };
         let mut measure = |name: &str, frame: &Frame, path| measure_at(Place::Here, name, frame, path);
         let tcp_v4 = tcp(CLIENT_V4, FRONTEND_V4);
@@ -145,10 +207,25 @@ fn measure_all() -> Vec<Row> {
         measure("established, 1 flow, TCP v4", &tcp_v4, Path::Established(1, IN_ORDER));
         measure("established, 1 flow, UDP v6", &udp_v6, Path::Established(1, IN_ORDER));
         measure("established, 65,536 flows scattered, TCP v4", &tcp_v4, Path::Established(MANY, SCATTERED));
+        measure("established, 65,536 flows scattered, UDP v6", &udp_v6, Path::Established(MANY, SCATTERED));
         measure("first packet of a flow, with insert, TCP v4", &tcp_v4.clone().flags(SYN), Path::Opening);
     }
     rows.extend(instructions(&mut Dataplane::new(), &driver));
     rows
+}
+
+/// What a packet may cost in XDP, whose part is what is for other nodes and what is nobody's.
+fn goal(subject: &Subject, place: Place, name: &str) -> Option<f64> {
+    const GOALS: [(Place, &str, f64); 6] = [
+        (Place::Far, "established, 1 flow, TCP v4", 73.0),
+        (Place::Far, "established, 65,536 flows scattered, TCP v4", 160.0),
+        (Place::Far, "established, 1 flow, UDP v6", 95.0),
+        (Place::Far, "established, 65,536 flows scattered, UDP v6", 200.0),
+        (Place::Far, "first packet of a flow, with insert, TCP v4", 600.0),
+        (Place::Here, "no service, TCP v4", 25.0),
+    ];
+    let goal = GOALS.iter().find(|(at, what, _)| *at == place && name.ends_with(what));
+    goal.filter(|_| subject.name == XDP_UPLINK).map(|(.., nanoseconds)| *nanoseconds)
 }
 
 /// Programs with empty tables of the real size. Every path starts with its own: entries that were removed leave the free

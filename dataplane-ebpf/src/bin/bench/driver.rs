@@ -85,6 +85,29 @@ pub fn empty_xdp(_: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
+/// The least that sends a frame back: its link addresses change places.
+#[xdp]
+pub fn swap_xdp(context: XdpContext) -> u32 {
+    let start = context.data();
+    if start + 12 > context.data_end() {
+        return xdp_action::XDP_DROP;
+    }
+    // SAFETY: below the bound that was just compared.
+    unsafe {
+        let (destination, source) = (start as *mut [u16; 3], (start + 6) as *mut [u16; 3]);
+        let (to, from) = (destination.read(), source.read());
+        destination.write(from);
+        source.write(to);
+    }
+    xdp_action::XDP_TX
+}
+
+/// Where frames end that were sent.
+#[xdp]
+pub fn drop_xdp(_: XdpContext) -> u32 {
+    xdp_action::XDP_DROP
+}
+
 /// TC that does nothing.
 #[classifier]
 pub fn empty_tc(_: TcContext) -> i32 {
