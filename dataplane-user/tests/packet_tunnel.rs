@@ -6,7 +6,7 @@ use packets::{
     Dataplane, Family, HOST_MAC, POD_MAC, Program, Row, Verdict,
     frame::{ACK, SYN, TCP, UDP, icmp, inside, tcp, udp},
 };
-use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey, Ip4, Ip6, Protocol, Scope, Uplink};
+use weir_dataplane_ebpf::{Ip4, Ip6, Scope, Uplink};
 use weir_tests::Namespace;
 
 /// What a family's addresses are called.
@@ -83,26 +83,16 @@ fn dataplane<A: Family>(names: &Names, here: bool) -> Dataplane {
         (TCP, if here { names.own_node_port } else { names.node_port }),
     ] {
         let service = dataplane.service::<A>(Scope::EXTERNAL, protocol, frontend, &[names.pod], here);
-        if here {
-            continue;
+        if !here {
+            let node = address(names.other);
+            dataplane.return_directly::<A>(
+                (Scope::EXTERNAL, protocol),
+                frontend,
+                &service,
+                &[names.pod],
+                node,
+            );
         }
-        let pod = packets::flow_key::<A>(TCP, names.pod, names.pod);
-        let backend = Backend {
-            address: pod.source,
-            node: address(names.other),
-            port: pod.source_port,
-            flags: Backend::<A>::FLAG_ACTIVE,
-        };
-        A::set_backend(&mut dataplane, service.first_backend, backend);
-        let key = packets::flow_key::<A>(TCP, frontend, frontend);
-        let key = FrontendKey {
-            address: key.source,
-            port: key.source_port,
-            protocol: Protocol(protocol),
-            scope: Scope::EXTERNAL,
-        };
-        let value = Frontend { flags: Frontend::FLAG_DIRECT_RETURN, ..service.value };
-        A::insert_frontend(&mut dataplane, key, value);
     }
     if here {
         let ip = names.pod.rsplit_once(':').expect("a port").0.trim_matches(['[', ']']);

@@ -7,6 +7,9 @@ use aya::{
 };
 use weir_dataplane_ebpf::bench::{FRAME_LENGTH, Load};
 
+/// Bytes of the longest network header.
+const LONGEST_HEADER: usize = 40;
+
 /// The object as the build script made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir-bench-programs"));
 
@@ -23,6 +26,8 @@ pub(crate) struct Flows {
     /// A power of two.
     pub(crate) count: u32,
     pub(crate) stride: u32,
+    /// Number of the first packet.
+    pub(crate) first: u32,
 }
 
 /// What a test run says.
@@ -89,7 +94,8 @@ impl Driver {
             Hook::Xdp => "drive_xdp",
             Hook::Tc => "drive_tc",
         };
-        let mut output = vec![0; FRAME_LENGTH];
+        // A frame may come out inside another packet.
+        let mut output = vec![0; FRAME_LENGTH + LONGEST_HEADER];
         let options = TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut output),
@@ -138,7 +144,8 @@ impl Driver {
 
     /// Puts a program behind the driver of its kind, and the frame where the driver finds it.
     fn prepare(&mut self, hook: Hook, target: &ProgramFd, frame: &[u8], flows: Flows) {
-        let mut load = Load { stride: flows.stride, mask: flows.count - 1, count: 0, ..Load::default() };
+        let mut load =
+            Load { stride: flows.stride, mask: flows.count - 1, count: flows.first, ..Load::default() };
         assert_eq!(frame.len(), FRAME_LENGTH);
         for (word, bytes) in load.frame.iter_mut().zip(frame.as_chunks().0) {
             *word = u64::from_ne_bytes(*bytes);

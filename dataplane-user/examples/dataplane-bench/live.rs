@@ -30,14 +30,14 @@ pub(crate) fn measure() -> Vec<Row> {
         drop.attach("up1", XdpMode::Driver).expect("veth takes native XDP");
         let ifindex = nix::net::if_::if_nametoindex("up0").expect("it was made");
         let frame = padded(&tcp(CLIENT_V4, FRONTEND_V4));
-        let one = Flows { count: 1, stride: IN_ORDER };
+        let one = Flows { count: 1, stride: IN_ORDER, first: 0 };
 
         let swap = driver::fd(driver.empty("swap_xdp"));
         let mut dataplane = dataplane(Place::Far);
         let weir = driver::fd(dataplane.program_mut(XDP_UPLINK));
         // The flow's entries.
         driver.run(Hook::Xdp, &weir, &frame, one, 1);
-        check_entries(&mut dataplane, 1);
+        check_entries(&mut dataplane, Place::Far, 1);
         let (mut swapped, mut served) = (Vec::new(), Vec::new());
         for _ in 0..RUNS {
             for (target, samples) in [(&swap, &mut swapped), (&weir, &mut served)] {

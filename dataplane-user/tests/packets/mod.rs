@@ -4,7 +4,10 @@
 
 pub(crate) mod frame;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use aya::{
     Ebpf, Pod, TestRun, TestRunOptions,
@@ -16,8 +19,8 @@ use weir_dataplane::{
     programs::{self, Options},
 };
 use weir_dataplane_ebpf::{
-    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Fragment,
-    FragmentKey, Frontend, FrontendKey, Ip4, Ip6, Mac, NodeConfig, Protocol, Scope, filter,
+    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, FlowState,
+    Fragment, FragmentKey, Frontend, FrontendKey, Ip4, Ip6, Mac, NodeConfig, Protocol, Scope, filter,
 };
 
 pub(crate) use frame::Frame;
@@ -70,6 +73,10 @@ pub(crate) trait Family: Address + Pod {
     fn add_tunnel_peer(dataplane: &mut Dataplane, node: Self);
     fn flow(dataplane: &mut Dataplane, key: &FlowKey<Self>) -> Option<Flow<Self>>;
     fn remove_flow(dataplane: &mut Dataplane, key: &FlowKey<Self>);
+    /// Moves all flows to the established ones, as their next packets would.
+    fn establish(dataplane: &mut Dataplane);
+    /// A node that measurements and tables know a way to.
+    fn neighbour() -> Self;
     /// How many entries of established flows there are.
     fn established(dataplane: &mut Dataplane) -> usize;
     /// Keys of all flow entries.
@@ -115,19 +122,35 @@ macro_rules! family {
                 established.or(opening).expect("it is there");
             }
 
+            fn establish(dataplane: &mut Dataplane) {
+                let opening = dataplane.hash::<FlowKey<Self>, Flow<Self>>($opening);
+                let opening: Vec<_> =
+                    opening.iter().map(|entry| entry.expect("nobody else writes")).collect();
+                for (key, flow) in opening {
+                    let flow = Flow { state: FlowState::ESTABLISHED, ..flow };
+                    dataplane.hash($flows).insert(key, flow, 0).expect("room");
+                    dataplane.hash::<_, Flow<Self>>($opening).remove(&key).expect("it is there");
+                }
+            }
+
+            fn neighbour() -> Self {
+                Self::parse(
+                    if size_of::<Self>() == 4 { "198.51.100.2" } else { "2001:db8::2" }.parse().expect("one"),
+                )
+            }
+
             fn established(dataplane: &mut Dataplane) -> usize {
                 dataplane.hash::<FlowKey<Self>, Flow<Self>>($flows).keys().count()
             }
 
             fn flows(dataplane: &mut Dataplane) -> Vec<FlowKey<Self>> {
                 let keys = |table: HashMap<&mut MapData, FlowKey<Self>, Flow<Self>>| {
-                    table.keys().map(|key| key.expect("nobody else writes")).collect::<Vec<_>>()
+                    table.keys().map(|key| key.expect("nobody else writes")).collect::<HashSet<_>>()
                 };
                 let mut all = keys(dataplane.hash($flows));
-                let opening = keys(dataplane.hash($opening));
                 // Without room for both halves, one may be established and opening.
-                all.extend(opening.into_iter().filter(|key| !all.contains(key)).collect::<Vec<_>>());
-                all
+                all.extend(keys(dataplane.hash($opening)));
+                all.into_iter().collect()
             }
         }
     };
@@ -278,6 +301,36 @@ impl Dataplane {
     /// How many entries of established flows there are.
     pub(crate) fn established<A: Family>(&mut self) -> usize {
         A::established(self)
+    }
+
+    /// Moves all flows to the established ones, as their next packets would.
+    pub(crate) fn establish<A: Family>(&mut self) {
+        A::establish(self);
+    }
+
+    /// Puts a service's backends on another node, which answers its clients itself.
+    pub(crate) fn return_directly<A: Family>(
+        &mut self,
+        (scope, protocol): (Scope, u8),
+        frontend: &str,
+        service: &Service,
+        backends: &[&str],
+        node: A,
+    ) {
+        for (id, text) in (service.first_backend..).zip(backends) {
+            let address = socket(text);
+            let (address, port) = (A::parse(address.ip()), Be16::new(address.port()));
+            A::set_backend(self, id, Backend { address, node, port, flags: Backend::<A>::FLAG_ACTIVE });
+        }
+        let address = socket(frontend);
+        let key = FrontendKey {
+            address: A::parse(address.ip()),
+            port: Be16::new(address.port()),
+            protocol: Protocol(protocol),
+            scope,
+        };
+        let flags = service.value.flags | Frontend::FLAG_DIRECT_RETURN;
+        A::insert_frontend(self, key, Frontend { flags, ..service.value });
     }
 
     pub(crate) fn remove_flow<A: Family>(&mut self, protocol: u8, source: &str, destination: &str) {

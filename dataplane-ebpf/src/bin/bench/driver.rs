@@ -3,6 +3,7 @@
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    helpers::bpf_xdp_adjust_head,
     macros::{cgroup_sock_addr, classifier, map, xdp},
     maps::{Array, ProgramArray},
     programs::{SockAddrContext, TcContext, XdpContext},
@@ -64,6 +65,12 @@ fn vary(start: usize, (address, port): (usize, usize), flow: u32) {
 /// A result of `XDP_ABORTED` says that `target_xdp` is empty.
 #[xdp]
 pub fn drive_xdp(context: XdpContext) -> u32 {
+    let length = context.data_end() - context.data();
+    if length > FRAME_LENGTH {
+        // The last run put the frame into another packet.
+        // SAFETY: the context is the kernel's. The packet is read through new pointers afterwards.
+        unsafe { bpf_xdp_adjust_head(context.ctx, (length - FRAME_LENGTH) as i32) };
+    }
     prepare(context.data(), context.data_end());
     // SAFETY: nothing is left to be dropped behind the call.
     unsafe { TARGET_XDP.tail_call(&context, 0) };
