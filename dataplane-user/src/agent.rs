@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use weir_dataplane_ebpf::{Ip4, Ip6, NodeConfig, maps::FLOWS};
 
 use crate::{
+    cni,
     config::Config,
     flows::{self, TickClock},
     kernel::{
@@ -34,6 +35,7 @@ use crate::{
     paths::Paths,
     plan::model::ServiceKey,
     reconcile::{Complaint, Reconciler, SyncError},
+    takeover::Takeover,
     watch::{self, Change, NodeFacts, Store},
 };
 
@@ -166,7 +168,8 @@ impl Agent {
             .map_err(|source| NetlinkError { operation: "watch addresses".into(), source })?;
         tokio::spawn(connection);
         let maps = Arc::new(maps);
-        let reconciler = Reconciler::new(&paths, Arc::clone(&maps), metrics.clone())?;
+        let mut reconciler = Reconciler::new(&paths, Arc::clone(&maps), metrics.clone())?;
+        reconciler.take_over(takeover(&netlink, &paths).await?);
         let mut agent = Self {
             store: Store::new(node_name),
             clock: TickClock::start().map_err(Error::Clock)?,
@@ -335,6 +338,16 @@ impl Agent {
             let _ = self.events.try_send((reference, complaint.to_string()));
         }
     }
+}
+
+/// What is needed to take connections over from rules that have served so far.
+async fn takeover(netlink: &Netlink, paths: &Paths) -> Result<Takeover, Error> {
+    let pods = cni::pod_links(paths).await.unwrap_or_else(|error| {
+        warn!(%error, "pods that have no program yet stay without");
+        Vec::new()
+    });
+    let addresses = netlink.addresses(None).await?;
+    Ok(Takeover { pods, node_addresses: addresses.into_iter().map(|(_, address, _)| address).collect() })
 }
 
 /// Writes Events one after the other, so that a slow API server delays nothing else.

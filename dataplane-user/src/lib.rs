@@ -25,9 +25,10 @@ pub mod plan;
 pub mod programs;
 pub mod reconcile;
 mod sysctl;
+pub mod takeover;
 pub mod watch;
 
 pub use agent::{Dataplane, Error};
-pub use cleanup::{CleanupError, cleanup};
+pub use cleanup::{CleanupError, cleanup, detach};
 pub use config::{Config, Uplinks};
 pub use metrics::Metrics;

@@ -15,6 +15,7 @@ use crate::{
     names::NameTable,
     paths::Paths,
     plan::{Adopted, AdoptedBackend, Batch, Books, Limits, Plan, PortName, Problem, model::ServiceKey},
+    takeover::Takeover,
     watch::{Store, Unserved},
 };
 
@@ -61,13 +62,20 @@ pub struct Reconciler {
     complaints: HashMap<ServiceKey, BTreeSet<Complaint>>,
     epoch: Instant,
     metrics: Metrics,
+    takeover: Option<Takeover>,
 }
 
 impl Reconciler {
     /// Over the pinned maps.
     pub fn new(paths: &Paths, maps: Arc<Maps>, metrics: Metrics) -> Result<Self, SyncError> {
         let names = NameTable::open(&paths.names()).map_err(SyncError::Names)?;
-        Ok(Self { maps, names, books: None, complaints: HashMap::new(), epoch: Instant::now(), metrics })
+        let epoch = Instant::now();
+        Ok(Self { maps, names, books: None, complaints: HashMap::new(), epoch, metrics, takeover: None })
+    }
+
+    /// Lets the first round take over what rules have decided, if it finds the maps empty.
+    pub fn take_over(&mut self, takeover: Takeover) {
+        self.takeover = Some(takeover);
     }
 
     /// Whether the next round looks at everything.
@@ -95,6 +103,7 @@ impl Reconciler {
             Some(books) => books,
             None => Books::adopt(limits, adopt(&self.maps, self.names.names())?),
         };
+        let takeover = self.takeover.take().filter(|_| first && books.usage().frontends == [0, 0]);
         let mut round = Round::default();
         let mut queue: Vec<ServiceKey> = if first {
             let wanted: BTreeSet<&ServiceKey> = store.keys().collect();
@@ -121,7 +130,7 @@ impl Reconciler {
                 round.add(plan);
             }
         }
-        let outcome = round.carry_out(&self.maps, &mut self.names)?;
+        let outcome = round.carry_out(&self.maps, &mut self.names, takeover)?;
         self.metrics.set_usage(&books.usage(), &limits);
         self.metrics.unserved.set(self.complaints.len() as i64);
         self.books = Some(books);
@@ -170,10 +179,21 @@ impl Round {
     }
 
     /// Names that are new come before the maps use them, names that are over go after.
-    fn carry_out(self, maps: &Maps, names: &mut NameTable) -> Result<Outcome, SyncError> {
+    fn carry_out(
+        self,
+        maps: &Maps,
+        names: &mut NameTable,
+        takeover: Option<Takeover>,
+    ) -> Result<Outcome, SyncError> {
         let steps = self.batch.into_steps();
         names.update(&self.new_names).map_err(SyncError::Names)?;
-        maps.execute(&steps)?;
+        match takeover {
+            None => maps.execute(&steps)?,
+            Some(takeover) => {
+                let connections = takeover.carry_out(maps, &steps)?;
+                tracing::info!(connections, "taken over from rules of the kernel's NAT");
+            }
+        }
         names.update(&self.old_names).map_err(SyncError::Names)?;
         Ok(Outcome { steps: steps.len(), ..self.outcome })
     }

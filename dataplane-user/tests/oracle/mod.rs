@@ -1,5 +1,7 @@
 //! Cases that are run against two implementations of Services, over the same links.
 
+#![allow(dead_code, reason = "each test uses its part")]
+
 pub(crate) mod case;
 pub(crate) mod generated;
 pub(crate) mod objects;

@@ -52,9 +52,10 @@ pub(crate) struct Place {
     pub(crate) node: Namespace,
     pub(crate) cgroup: Cgroup,
     pub(crate) run_dir: tempfile::TempDir,
-    outside: Namespace,
-    near: Vec<Namespace>,
-    _far: Namespace,
+    pub(crate) outside: Namespace,
+    /// `a`, `b`, `pod`.
+    pub(crate) near: Vec<Namespace>,
+    pub(crate) far: Namespace,
 }
 
 impl Place {
@@ -110,7 +111,7 @@ impl Place {
         }
         let run_dir = tempfile::Builder::new().prefix("weir-oracle-").tempdir().unwrap();
         let cgroup = Cgroup::new(&run_dir.path().file_name().unwrap().to_string_lossy()).unwrap();
-        Self { node, cgroup, run_dir, outside, near: Vec::new(), _far: far }
+        Self { node, cgroup, run_dir, outside, near: Vec::new(), far }
     }
 
     pub(crate) fn paths(&self) -> Paths {
