@@ -257,8 +257,10 @@ fn serve(namespace: &Namespace, name: &'static str, address: IpAddr) {
     });
 }
 
-/// Hears the client's word and tells it.
+/// Hears the client's word and tells it. The client closes first, so that no port of it rests here: with masquerade, ports
+/// are drawn by chance, and one that rests refuses.
 fn tell(mut stream: TcpStream, answer: &str) -> io::Result<()> {
     stream.read_exact(&mut [0; 5])?;
-    stream.write_all(answer.as_bytes())
+    stream.write_all(answer.as_bytes())?;
+    io::copy(&mut stream, &mut io::sink()).map(drop)
 }
