@@ -22,6 +22,7 @@ use weir_dataplane_ebpf::{
 };
 
 use crate::{
+    cni,
     config::{Config, ForwardingMode},
     events::Events,
     filter::Bits,
@@ -39,6 +40,7 @@ use crate::{
     plan::model::{NodePort, ServiceKey},
     reconcile::{self, Complaint, Reconciler, SyncError},
     sockets::{Progress, Reaper, in_use},
+    takeover::Takeover,
     watch::{self, Change, NodeFacts, Store},
 };
 
@@ -176,7 +178,8 @@ impl Agent {
             .map_err(|source| NetlinkError { operation: "watch addresses".into(), source })?;
         tokio::spawn(connection);
         let maps = Arc::new(maps);
-        let reconciler = Reconciler::new(&paths, Arc::clone(&maps), metrics.clone())?;
+        let mut reconciler = Reconciler::new(&paths, Arc::clone(&maps), metrics.clone())?;
+        reconciler.take_over(takeover(&netlink, &paths).await?);
         let health = Health::default();
         let mut store = Store::new(node_name);
         store.set_direct_return(config.forwarding_mode == ForwardingMode::Dsr);
@@ -391,6 +394,16 @@ impl Agent {
             }
         });
     }
+}
+
+/// What is needed to take connections over from rules that have served so far.
+async fn takeover(netlink: &Netlink, paths: &Paths) -> Result<Takeover, Error> {
+    let pods = cni::pod_links(paths).await.unwrap_or_else(|error| {
+        warn!(%error, "pods that have no program yet stay without");
+        Vec::new()
+    });
+    let addresses = netlink.addresses(None).await?;
+    Ok(Takeover { pods, node_addresses: addresses.into_iter().map(|(_, address, _)| address).collect() })
 }
 
 /// Tells the programs about their node. A family without a new address keeps the one that it has.

@@ -1,4 +1,5 @@
-//! Gives the machine back: everything that the dataplane made is found by name, mark or note, and removed.
+//! Gives the machine back: everything that the dataplane made is found by name, mark or note, and removed; or gives only
+//! Services back, to whoever serves them next, and leaves pods their links.
 //!
 //! Works from the state on disk and in the kernel alone, after a crash as well as after an orderly end, and twice.
 
@@ -57,6 +58,32 @@ pub async fn cleanup(run_dir: &Path) -> Result<(), CleanupError> {
         note(remove_file(&file));
     }
     first
+}
+
+/// Where links are pinned, in the order in which they go: sockets first, while packets are still served; then XDP, while
+/// TC still serves what it passes.
+const ORDER: [&str; 4] = ["cgroup_", "xdp_uplink_", "tc_uplink_", "pod_"];
+
+/// Takes all programs, pins and maps away, and what kept service addresses from leaving the node. Whatever programs
+/// Services on this node by then serves every new connection; those that Weir served end. Pods keep their links,
+/// addresses and routes, and the next agent serves them again. No agent may run.
+pub async fn detach(run_dir: &Path) -> Result<(), CleanupError> {
+    let paths = Paths::new(run_dir);
+    // Before any program goes: a packet that none serves must find its way.
+    Netlink::connect()?.delete_unreachable_routes().await?;
+    let mut pins: Vec<_> = match fs::read_dir(paths.links()) {
+        Ok(pins) => pins.flatten().map(|pin| pin.file_name().to_string_lossy().into_owned()).collect(),
+        Err(_) => Vec::new(),
+    };
+    pins.sort_by_key(|pin| ORDER.iter().position(|prefix| pin.starts_with(prefix)));
+    for pin in pins {
+        remove_file(&paths.link(&pin))?;
+    }
+    bpffs::remove(&paths)?;
+    for file in [paths.names(), paths.names().with_extension("next")] {
+        remove_file(&file)?;
+    }
+    Ok(())
 }
 
 async fn remove_links(paths: &Paths) -> Result<(), CleanupError> {

@@ -29,9 +29,10 @@ pub mod programs;
 pub mod reconcile;
 pub mod sockets;
 mod sysctl;
+pub mod takeover;
 pub mod watch;
 
 pub use agent::{Dataplane, Error};
-pub use cleanup::{CleanupError, cleanup};
+pub use cleanup::{CleanupError, cleanup, detach};
 pub use config::{Config, Uplinks};
 pub use metrics::Metrics;

@@ -257,12 +257,20 @@ impl Netlink {
 
     /// Deletes every route that Weir made in this namespace; says how many there were.
     pub async fn delete_weir_routes(&self) -> Result<usize, NetlinkError> {
+        self.delete_routes(|_| true).await
+    }
+
+    /// Deletes those among them that [`Netlink::ensure_unreachable`] made.
+    pub async fn delete_unreachable_routes(&self) -> Result<usize, NetlinkError> {
+        self.delete_routes(|route| route.header.kind == RouteType::Unreachable).await
+    }
+
+    async fn delete_routes(&self, which: impl Fn(&RouteMessage) -> bool) -> Result<usize, NetlinkError> {
         let mut deleted = 0;
         for family in families() {
             let routes = self.routes(family).await?;
-            for route in
-                routes.into_iter().filter(|r| r.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL))
-            {
+            let ours = |r: &RouteMessage| r.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
+            for route in routes.into_iter().filter(|route| ours(route) && which(route)) {
                 match self.handle.route().del(route).execute().await {
                     Ok(()) => deleted += 1,
                     Err(error) if is(&error, nix::errno::Errno::ESRCH) => {}

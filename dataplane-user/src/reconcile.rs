@@ -23,6 +23,7 @@ use crate::{
         model::{NodePort, ServiceKey},
     },
     sockets::{Peer, PortInUse},
+    takeover::Takeover,
     watch::{Store, Unserved},
 };
 
@@ -89,6 +90,7 @@ pub struct Reconciler {
     complaints: HashMap<ServiceKey, BTreeSet<Complaint>>,
     epoch: Instant,
     metrics: Metrics,
+    takeover: Option<Takeover>,
 }
 
 impl Reconciler {
@@ -103,7 +105,13 @@ impl Reconciler {
             complaints: HashMap::new(),
             epoch: Instant::now(),
             metrics,
+            takeover: None,
         })
+    }
+
+    /// Lets the first round take over what rules have decided, if it finds the maps empty.
+    pub fn take_over(&mut self, takeover: Takeover) {
+        self.takeover = Some(takeover);
     }
 
     /// Whether the next round looks at everything.
@@ -156,6 +164,7 @@ impl Reconciler {
                 read_filter(&self.maps, now_ms)?,
             ),
         };
+        let takeover = self.takeover.take().filter(|_| first && books.usage().frontends == [0, 0]);
         let mut round = Round::default();
         let mut queue: Vec<ServiceKey> = if first {
             let wanted: BTreeSet<&ServiceKey> = store.keys().collect();
@@ -182,7 +191,7 @@ impl Reconciler {
                 round.add(&key, plan);
             }
         }
-        let outcome = round.carry_out(&self.maps, &mut self.names, &mut filter, now_ms)?;
+        let outcome = round.carry_out(&self.maps, &mut self.names, &mut filter, now_ms, takeover)?;
         self.metrics.set_usage(&books.usage(), &limits);
         self.metrics.unserved.set(self.complaints.len() as i64);
         self.books = Some((books, filter));
@@ -266,11 +275,18 @@ impl Round {
         names: &mut NameTable,
         filter: &mut Filter,
         now_ms: u64,
+        takeover: Option<Takeover>,
     ) -> Result<Outcome, SyncError> {
         let steps = self.batch.into_steps();
         names.update(&self.new_names).map_err(SyncError::Names)?;
         maps.write_filter(&filter.widen(steps.iter().filter_map(Step::serves)))?;
-        maps.execute(&steps)?;
+        match takeover {
+            None => maps.execute(&steps)?,
+            Some(takeover) => {
+                let connections = takeover.carry_out(maps, &steps)?;
+                tracing::info!(connections, "taken over from rules of the kernel's NAT");
+            }
+        }
         if steps.iter().any(Step::ends) {
             filter.leave_over(now_ms);
         }

@@ -62,6 +62,9 @@ pub struct Allocation {
     /// `namespace/name` of the pod, as far as the runtime said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
+    /// The link was asked for without the dataplane's program, and never gets it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain: bool,
 }
 
 /// The books of one network, while their lock is held.
@@ -101,6 +104,20 @@ impl Ipam {
             Err(error) => return Err(at("read", &path)(error)),
         };
         Ok(Self { path, books, _lock: lock })
+    }
+
+    /// Addresses and sandboxes of all networks whose books are below `directory`, but for plain ones.
+    pub fn all(directory: &Path) -> Result<Vec<(IpAddr, String)>, IpamError> {
+        let Ok(files) = fs::read_dir(directory) else { return Ok(Vec::new()) };
+        let mut all = Vec::new();
+        for file in files.flatten() {
+            let name = file.file_name();
+            let Some(network) = name.to_str().and_then(|name| name.strip_suffix(".json")) else { continue };
+            let books = Self::open(directory, network)?;
+            let served = books.allocations().filter(|(_, held)| !held.plain);
+            all.extend(served.map(|(address, held)| (address, held.container_id.clone())));
+        }
+        Ok(all)
     }
 
     /// All allocations, by address.
@@ -167,7 +184,7 @@ mod tests {
     use super::*;
 
     fn owner(id: &str) -> Allocation {
-        Allocation { container_id: id.into(), interface: "eth0".into(), pod: None }
+        Allocation { container_id: id.into(), interface: "eth0".into(), pod: None, plain: false }
     }
 
     fn give(ipam: &mut Ipam, range: &str, id: &str) -> String {

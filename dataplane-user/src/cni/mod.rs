@@ -21,7 +21,7 @@ use serde::Serialize;
 
 pub use config::{NetworkConfig, Request};
 pub use ipam::{Allocation, Ipam, IpamError};
-pub use pod::host_link_name;
+pub use pod::{PodLink, host_link_name, pod_links};
 
 /// The one version of the specification that the plugin speaks.
 pub const CNI_VERSION: &str = "1.0.0";

@@ -25,6 +25,7 @@ fn pod_programs(host: &str) -> [(&'static str, String); 2] {
 }
 
 /// What follows from a sandbox's id alone, so that DEL needs no memory.
+#[derive(Debug)]
 struct Names {
     host: String,
     host_mac: Mac,
@@ -44,6 +45,49 @@ impl Names {
 /// Name of the host's end of a sandbox's link.
 pub fn host_link_name(container_id: &str) -> String {
     Names::of(container_id).host
+}
+
+/// The link of a pod of this node, found in the books of addresses.
+#[derive(Debug)]
+pub struct PodLink {
+    paths: Paths,
+    link: Link,
+    names: Names,
+    /// The pod's address.
+    pub address: IpAddr,
+}
+
+impl PodLink {
+    /// Name of the host's end.
+    pub fn name(&self) -> &str {
+        &self.link.name
+    }
+
+    /// What the programs know of it.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint { ifindex: self.link.index, pod_mac: self.names.pod_mac, host_mac: self.names.host_mac }
+    }
+
+    /// Gives it the pinned programs, unless it has them.
+    pub fn attach(&self) -> Result<(), CniError> {
+        if self.paths.link(&pod_pin(&self.link.name)).exists() {
+            return Ok(());
+        }
+        attach(&self.paths, &self.link, &self.names, self.address)
+    }
+}
+
+/// All links of this node's pods that exist and are the dataplane's.
+pub async fn pod_links(paths: &Paths) -> Result<Vec<PodLink>, CniError> {
+    let netlink = Netlink::connect()?;
+    let mut all = Vec::new();
+    for (address, container_id) in Ipam::all(&paths.ipam())? {
+        let names = Names::of(&container_id);
+        if let Some(link) = netlink.link(&names.host).await? {
+            all.push(PodLink { paths: paths.clone(), link, names, address });
+        }
+    }
+    Ok(all)
 }
 
 pub(super) async fn add(config: &NetworkConfig, request: &Request) -> Result<AddResult, CniError> {
@@ -67,6 +111,7 @@ pub(super) async fn add(config: &NetworkConfig, request: &Request) -> Result<Add
         container_id: request.container_id.clone(),
         interface: request.interface.clone(),
         pod: request.pod.clone(),
+        plain: !config.dataplane,
     };
     // The books are closed again at once: links of several pods are made side by side.
     let address = Ipam::open(&paths.ipam(), &config.name)?.allocate(config.pod_cidr, owner)?;

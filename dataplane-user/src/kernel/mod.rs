@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod bpffs;
+pub mod conntrack;
 pub mod maps;
 pub mod migrate;
 pub mod packet_log;

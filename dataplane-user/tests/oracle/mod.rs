@@ -1,5 +1,7 @@
 //! Cases that are run against two implementations of Services, over the same links.
 
+#![allow(dead_code, reason = "each test uses its part")]
+
 pub(crate) mod case;
 pub(crate) mod generated;
 pub(crate) mod objects;
@@ -22,8 +24,9 @@ pub(crate) fn outcome(place: &Place, question: &Question) -> Outcome {
     let tries = if question.from == Client::Node { NODE_TRIES } else { TRIES };
     for _ in 0..tries {
         let mut one = place.attempt(question);
-        if question.protocol == Protocol::Udp && one == Try::Failed(Failure::Silent) {
-            // Nobody promises that a datagram arrives.
+        let doubtful = question.protocol == Protocol::Udp || !outcome.is_empty();
+        if doubtful && one == Try::Failed(Failure::Silent) {
+            // Nobody promises that a datagram arrives; and where others came through, a busy machine may be the cause.
             one = place.attempt(question);
         }
         let failed = matches!(one, Try::Failed(_));

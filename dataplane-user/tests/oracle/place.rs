@@ -52,9 +52,10 @@ pub(crate) struct Place {
     pub(crate) node: Namespace,
     pub(crate) cgroup: Cgroup,
     pub(crate) run_dir: tempfile::TempDir,
-    outside: Namespace,
-    near: Vec<Namespace>,
-    _far: Namespace,
+    pub(crate) outside: Namespace,
+    /// `a`, `b`, `pod`.
+    pub(crate) near: Vec<Namespace>,
+    pub(crate) far: Namespace,
 }
 
 impl Place {
@@ -110,7 +111,7 @@ impl Place {
         }
         let run_dir = tempfile::Builder::new().prefix("weir-oracle-").tempdir().unwrap();
         let cgroup = Cgroup::new(&run_dir.path().file_name().unwrap().to_string_lossy()).unwrap();
-        Self { node, cgroup, run_dir, outside, near: Vec::new(), _far: far }
+        Self { node, cgroup, run_dir, outside, near: Vec::new(), far }
     }
 
     pub(crate) fn paths(&self) -> Paths {
@@ -256,8 +257,10 @@ fn serve(namespace: &Namespace, name: &'static str, address: IpAddr) {
     });
 }
 
-/// Hears the client's word and tells it.
+/// Hears the client's word and tells it. The client closes first, so that no port of it rests here: with masquerade, ports
+/// are drawn by chance, and one that rests refuses.
 fn tell(mut stream: TcpStream, answer: &str) -> io::Result<()> {
     stream.read_exact(&mut [0; 5])?;
-    stream.write_all(answer.as_bytes())
+    stream.write_all(answer.as_bytes())?;
+    io::copy(&mut stream, &mut io::sink()).map(drop)
 }

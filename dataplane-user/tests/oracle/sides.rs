@@ -6,15 +6,15 @@ use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::runtime::watcher::Event;
 use prometheus_client::registry::Registry;
 use weir_dataplane::{
-    Config, Metrics, Uplinks,
+    Config, Metrics, Uplinks, cni,
     kernel::{
         attach::{Programs, Targets},
-        bpffs,
         maps::Maps,
     },
     netlink::Netlink,
     node,
     reconcile::Reconciler,
+    takeover::Takeover,
     watch::{Change, Store},
 };
 use weir_dataplane_ebpf::NodeConfig;
@@ -77,7 +77,12 @@ impl Weir {
                 node::enable_forwarding(&paths).unwrap();
                 node::keep_inside(&netlink, &config).await.unwrap();
                 let metrics = Metrics::new(&mut Registry::default());
-                (programs, Reconciler::new(&paths, Arc::new(maps), metrics).unwrap())
+                let mut reconciler = Reconciler::new(&paths, Arc::new(maps), metrics).unwrap();
+                let pods = cni::pod_links(&paths).await.unwrap();
+                let addresses = netlink.addresses(None).await.unwrap();
+                let node_addresses = addresses.into_iter().map(|(_, address, _)| address).collect();
+                reconciler.take_over(Takeover { pods, node_addresses });
+                (programs, reconciler)
             })
         });
         let mut store = Store::new("here");
@@ -85,23 +90,15 @@ impl Weir {
         Self { _programs: programs, reconciler, store, known: (Vec::new(), Vec::new()) }
     }
 
-    /// Takes everything but the links away.
+    /// Gives Services on the node back.
     pub(crate) fn leave(self, place: &Place) {
         drop(self);
-        bpffs::remove(&place.paths()).unwrap();
-        for (family, cidr) in [
-            ("-4", SERVICE_CIDRS[0]),
-            ("-6", SERVICE_CIDRS[1]),
-            ("-4", CLUSTER_CIDRS[0]),
-            ("-6", CLUSTER_CIDRS[1]),
-        ] {
-            place.node.ip(&format!("{family} route del unreachable {cidr}")).unwrap();
-        }
+        place.node.inside(|| block_on(weir_dataplane::detach(place.run_dir.path()))).unwrap();
     }
 }
 
 impl Side for Weir {
-    fn program(&mut self, _: &Place, services: &[Service], slices: &[EndpointSlice]) {
+    fn program(&mut self, place: &Place, services: &[Service], slices: &[EndpointSlice]) {
         let (old_services, old_slices) = std::mem::take(&mut self.known);
         for slice in old_slices {
             self.store.apply(Change::Slice(Event::Delete(slice)));
@@ -117,7 +114,10 @@ impl Side for Weir {
         }
         self.known = (services.to_vec(), slices.to_vec());
         let dirty = self.store.take_dirty();
-        let outcome = self.reconciler.sync(&self.store, dirty).unwrap_or_else(|error| panic!("{error}"));
+        // The first round takes connections over, and those are the namespace's.
+        let (reconciler, store) = (&mut self.reconciler, &self.store);
+        let outcome =
+            place.node.inside(|| reconciler.sync(store, dirty)).unwrap_or_else(|error| panic!("{error}"));
         assert!(outcome.complaints.is_empty(), "{:?}", outcome.complaints);
     }
 }

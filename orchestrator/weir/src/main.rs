@@ -56,7 +56,16 @@ struct DataplaneFlags {
     #[arg(short, long, value_enum, default_value_t, global = true)]
     output: Output,
     #[command(subcommand)]
-    view: Option<View>,
+    action: Option<DataplaneAction>,
+}
+
+#[derive(Subcommand)]
+enum DataplaneAction {
+    #[command(flatten)]
+    View(View),
+    /// Give Services on this node back: remove all programs and maps, and leave pods their links. Stop the dataplane
+    /// and start what serves next before.
+    Detach,
 }
 
 fn main() -> ExitCode {
@@ -66,9 +75,12 @@ fn main() -> ExitCode {
         Command::Scheduler(flags) => role::scheduler(flags),
         Command::Controllers(flags) => role::controllers(flags),
         Command::Kubelet(flags) => role::kubelet(flags),
-        Command::Dataplane(DataplaneFlags { role, view: None, .. }) => role::dataplane(role),
-        Command::Dataplane(DataplaneFlags { role, view: Some(view), output }) => {
+        Command::Dataplane(DataplaneFlags { role, action: None, .. }) => role::dataplane(role),
+        Command::Dataplane(DataplaneFlags { role, action: Some(DataplaneAction::View(view)), output }) => {
             print(cli::view(view, &ViewArgs { run_dir: role.config.run_dir, output }))
+        }
+        Command::Dataplane(DataplaneFlags { role, action: Some(DataplaneAction::Detach), .. }) => {
+            role::detach(&role.config.run_dir)
         }
         Command::Ingress(flags) => role::ingress(flags),
         Command::Explain(args) => print(cli::explain(&args)),

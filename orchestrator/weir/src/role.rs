@@ -1,6 +1,11 @@
 //! What every role does around its own work: logs, an API client, metrics, readiness, and an orderly end.
 
-use std::{future::Future, net::SocketAddr, os::unix::net::UnixDatagram, path::PathBuf};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use kube::{
@@ -109,6 +114,12 @@ client_role!(controllers, weir_controllers::Controllers, 1);
 client_role!(kubelet, weir_kubelet::Kubelet, 2);
 client_role!(dataplane, weir_dataplane::Dataplane, 1);
 client_role!(ingress, weir_ingress::Ingress, 1);
+
+/// `weir dataplane detach`.
+pub(crate) fn detach(run_dir: &Path) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(weir_dataplane::detach(run_dir)).context("giving Services on this node back")
+}
 
 /// Logs, the TLS provider, and the tie to `weir up`.
 fn start(log: &LogFlags) -> Result<()> {
