@@ -17,7 +17,7 @@ use std::{
     },
 };
 
-use weir_dataplane::programs::{self, Options, SOCKET_HOOKS, TC_POD, TC_UPLINK, XDP_UPLINK};
+use weir_dataplane::programs::{self, Options};
 
 /// Instructions at which every kernel gives up (`BPF_COMPLEXITY_LIMIT_INSNS`).
 const LIMIT: u32 = 1_000_000;
@@ -111,11 +111,12 @@ fn every_program_is_well_below_the_limit() {
         panic!("needs root and a kernel with BTF: {error}: {:?}", std::error::Error::source(&error))
     });
     let verified = VERIFIED.lock().unwrap();
-    for name in [XDP_UPLINK, TC_UPLINK, TC_POD].iter().chain(&SOCKET_HOOKS) {
-        let (_, log) =
-            verified.iter().find(|it| it.0 == *name).unwrap_or_else(|| panic!("{name} was not loaded"));
+    for (name, program) in ebpf.programs() {
+        let (_, log) = verified
+            .iter()
+            .find(|it| it.0 == name)
+            .unwrap_or_else(|| panic!("the kernel was not asked about {name}"));
         let count = processed(log).unwrap_or_else(|| panic!("no count in {log:?}"));
-        let program = ebpf.program(name).expect("it was loaded");
         // Nothing before 5.16.
         if let Some(told) = program.info().expect("of a loaded program").verified_instruction_count() {
             assert_eq!(told, count, "{name}");

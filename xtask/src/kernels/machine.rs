@@ -21,6 +21,8 @@ const MEMORY_MIB: u32 = 1024;
 const TIME_LIMIT: Duration = Duration::from_mins(20);
 /// The last line of a machine that came to its end.
 const END: &str = "weir-end";
+/// What tests call to make themselves a network.
+const TOOLS: [&str; 2] = ["ip", "nsenter"];
 /// A test that makes a clock's reading a minute older, which needs a machine that has run for longer.
 const NEEDS_UPTIME: &str = "packet_affinity";
 
@@ -49,6 +51,11 @@ pub(super) fn archive(directory: &Path, tests: &[(String, PathBuf)], filter: &st
     fs::copy(command::find("busybox").context("no busybox on the PATH")?, root.join("bin/busybox"))?;
     symlink("busybox", root.join("bin/sh"))?;
     let mut libraries = BTreeSet::new();
+    for tool in TOOLS {
+        let path = command::find(tool).with_context(|| format!("no {tool} on the PATH"))?;
+        libraries.extend(command::shared_libraries(&path)?);
+        fs::copy(path, root.join("bin").join(tool))?;
+    }
     for (name, executable) in tests {
         libraries.extend(command::shared_libraries(executable)?);
         // Without what a debugger would need: the archive is the machine's memory.
@@ -85,6 +92,7 @@ fn script(tests: &[(String, PathBuf)], filter: &str) -> String {
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox mount -t bpf bpf /sys/fs/bpf
 /bin/busybox ip link set lo up
+export PATH=/bin
 for test in {names}; do
     echo \"weir-test $test\"
     RUST_BACKTRACE=1 /tests/$test --test-threads=1 --nocapture '{filter}'

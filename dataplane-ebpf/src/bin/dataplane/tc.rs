@@ -176,12 +176,14 @@ impl<const FORWARDS: bool> Hook for Skb<'_, FORWARDS> {
 
 /// Packets from outside.
 #[classifier]
+#[inline(always)]
 pub fn tc_uplink(context: TcContext) -> i32 {
     carry_out(&context, try_skb(&Skb::<true> { context: &context, scope: Scope::EXTERNAL, tunnelled: false }))
 }
 
 /// Packets from a pod.
 #[classifier]
+#[inline(always)]
 pub fn tc_pod(context: TcContext) -> i32 {
     carry_out(&context, try_skb(&Skb::<true> { context: &context, scope: Scope::INTERNAL, tunnelled: false }))
 }
@@ -189,6 +191,7 @@ pub fn tc_pod(context: TcContext) -> i32 {
 /// Packets on their way out, by an uplink or into a pod: a backend in the node's own network is a process, whose answers
 /// come by no other hook. What was forwarded has been through one, and is known by the interface that it came in by.
 #[classifier]
+#[inline(always)]
 pub fn tc_egress(context: TcContext) -> i32 {
     // SAFETY: the context is the kernel's, for as long as the program runs.
     if unsafe { (*context.skb.skb).ingress_ifindex } != 0 {

@@ -120,6 +120,7 @@ impl Hook for Uplink<'_> {
 
 /// See the module.
 #[xdp]
+#[inline(always)]
 pub fn xdp_uplink(context: XdpContext) -> u32 {
     let uplink = Uplink(&context);
     match try_uplink(&uplink) {
