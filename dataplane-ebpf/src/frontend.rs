@@ -8,6 +8,8 @@ use crate::{Be16, family_layout, layout};
 pub struct Protocol(pub u8);
 
 impl Protocol {
+    /// Hop-by-hop options of IPv6.
+    pub const HOP_BY_HOP: Self = Self(0);
     /// ICMP.
     pub const ICMP: Self = Self(1);
     /// TCP.
@@ -18,6 +20,8 @@ impl Protocol {
     pub const FRAGMENT: Self = Self(44);
     /// ICMPv6.
     pub const ICMPV6: Self = Self(58);
+    /// Destination options of IPv6.
+    pub const DESTINATION_OPTIONS: Self = Self(60);
     /// SCTP.
     pub const SCTP: Self = Self(132);
 }

@@ -21,8 +21,8 @@ use std::{
 
 use nix::sched::{CloneFlags, unshare};
 use packets::{
-    Dataplane, Program,
-    frame::{SYN, tcp, udp},
+    Dataplane, Program, Verdict,
+    frame::{HOP_BY_HOP, SYN, tcp, udp},
 };
 use random::{Generator, Judge, Model, Outcome, Run};
 use weir_dataplane::netlink::Netlink;
@@ -176,16 +176,26 @@ fn no_frame_is_spoilt() {
 fn the_judge_sees_every_bit() {
     let mut dataplane = Dataplane::new();
     let model = Model::new(&mut dataplane);
-    let frames =
-        [tcp("192.168.0.9:40000", "192.168.0.1:30080").flags(SYN), udp("[fd00::9]:40000", "[fd00::1]:30080")];
-    for frame in frames {
-        let (program, input) = (Program::XdpUplink, frame.bytes());
+    let (v4, v6) = (tcp("192.168.0.9:40000", "192.168.0.1:30080"), udp("[fd00::9]:40000", "[fd00::1]:30080"));
+    let padding = [0, 1, 4, 0, 0, 0, 0];
+    let frames = [
+        (Program::XdpUplink, v4.clone().flags(SYN)),
+        (Program::XdpUplink, v6.clone()),
+        (Program::TcUplink, v4.clone().flags(SYN).options(&[148, 4, 0, 0])),
+        (Program::TcUplink, v4.part(0, 24)),
+        (Program::TcUplink, v6.clone().extension(HOP_BY_HOP, &padding)),
+        (Program::TcUplink, v6.extension(HOP_BY_HOP, &padding).part(0, 8)),
+    ];
+    for (program, frame) in frames {
+        let input = frame.bytes();
         let (verdict, output) = dataplane.run(program, &input);
         let judge = |output: &[u8]| {
             Judge::new(&model).judge(&Run { program, input: &input, verdict, output, drops: 0 })
         };
-        assert_eq!(judge(&output), Ok(Outcome::TranslatedUp));
-        for at in 0..output.len() * 8 {
+        assert!(matches!(judge(&output), Ok(Outcome::TranslatedUp | Outcome::TranslatedOn)));
+        // What is sent on gets link addresses that the judge does not know.
+        let first = if verdict == Verdict::Redirect { 12 } else { 0 };
+        for at in first * 8..output.len() * 8 {
             let mut wrong = output.clone();
             wrong[at / 8] ^= 1 << (at % 8);
             assert!(judge(&wrong).is_err(), "bit {} of byte {}", at % 8, at / 8);

@@ -13,7 +13,10 @@ pub(crate) const ACK: u8 = 0x10;
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
+pub(crate) const HOP_BY_HOP: u8 = 0;
+pub(crate) const ROUTING: u8 = 43;
 pub(crate) const FRAGMENT: u8 = 44;
+pub(crate) const DESTINATION_OPTIONS: u8 = 60;
 pub(crate) const ICMPV6: u8 = 58;
 pub(crate) const SCTP: u8 = 132;
 const IPIP: u8 = 4;
@@ -42,6 +45,10 @@ pub(crate) struct Frame {
     id: u16,
     fragment: u16,
     options: Vec<u8>,
+    /// Extension headers, each by its number and what follows its first byte: those before the fragment header, and
+    /// those behind it.
+    extensions: Vec<(u8, Vec<u8>)>,
+    inner_extensions: Vec<(u8, Vec<u8>)>,
     checksum: Checksum,
     length: Option<usize>,
     /// An ICMP message, its checksum left out, in place of ports and payload.
@@ -81,6 +88,8 @@ pub(crate) fn tcp(source: &str, destination: &str) -> Frame {
         id: 0x1234,
         fragment: 0,
         options: Vec::new(),
+        extensions: Vec::new(),
+        inner_extensions: Vec::new(),
         checksum: Checksum::Full,
         length: None,
         message: None,
@@ -202,6 +211,18 @@ impl Frame {
         Self { options: options.to_vec(), ..self }
     }
 
+    /// An extension header, by its number and what follows its first byte.
+    pub(crate) fn extension(mut self, number: u8, body: &[u8]) -> Self {
+        self.extensions.push((number, body.to_vec()));
+        self
+    }
+
+    /// The same, behind the fragment header. IPv4 has none.
+    pub(crate) fn inner_extension(mut self, number: u8, body: &[u8]) -> Self {
+        self.inner_extensions.push((number, body.to_vec()));
+        self
+    }
+
     pub(crate) fn without_checksum(self) -> Self {
         Self { checksum: Checksum::None, ..self }
     }
@@ -216,7 +237,8 @@ impl Frame {
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        let mut transport = self.transport();
+        let inner = if self.source.is_ipv4() { &[][..] } else { &self.inner_extensions };
+        let (mut next, mut transport) = chain(inner, self.protocol, &self.transport());
         let (mut offset, mut more) = (0, false);
         if let Some((start, length)) = self.part {
             more = start + length < transport.len();
@@ -248,17 +270,17 @@ impl Frame {
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-                let mut extensions = Vec::new();
                 if self.part.is_some() {
-                    extensions.extend([self.protocol, 0]);
-                    extensions.extend((offset | u16::from(more)).to_be_bytes());
-                    extensions.extend(u32::from(self.id).to_be_bytes());
+                    let mut header = vec![0];
+                    header.extend((offset | u16::from(more)).to_be_bytes());
+                    header.extend(u32::from(self.id).to_be_bytes());
+                    (next, transport) = chain(&[(FRAGMENT, header)], next, &transport);
                 }
-                frame.extend(((extensions.len() + transport.len()) as u16).to_be_bytes());
-                frame.extend([if extensions.is_empty() { self.protocol } else { FRAGMENT }, self.ttl]);
+                (next, transport) = chain(&self.extensions, next, &transport);
+                frame.extend((transport.len() as u16).to_be_bytes());
+                frame.extend([next, self.ttl]);
                 frame.extend(source.octets());
                 frame.extend(destination.octets());
-                frame.extend(extensions);
             }
             _ => panic!("{} and {} are of different families", self.source, self.destination),
         }
@@ -336,6 +358,13 @@ impl Frame {
         pseudo.extend((length as u16).to_be_bytes());
         sum(&pseudo, 0)
     }
+}
+
+/// Puts extension headers before what has this number: the number of the first, and all bytes.
+fn chain(headers: &[(u8, Vec<u8>)], number: u8, bytes: &[u8]) -> (u8, Vec<u8>) {
+    headers.iter().rev().fold((number, bytes.to_vec()), |(next, bytes), (number, body)| {
+        (*number, [&[next], &body[..], &bytes[..]].concat())
+    })
 }
 
 /// The one's complement sum of RFC 1071, not complemented.

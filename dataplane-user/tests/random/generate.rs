@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use super::{Model, Random};
 use crate::packets::{
     Frame, Program,
-    frame::{ABORT, ACK, DATA, FIN, INIT, INIT_ACK, RST, SCTP, SYN, TCP, UDP, icmp, sctp, tcp, udp},
+    frame::{
+        ABORT, ACK, DATA, DESTINATION_OPTIONS, FIN, HOP_BY_HOP, INIT, INIT_ACK, ROUTING, RST, SCTP, SYN, TCP,
+        UDP, icmp, sctp, tcp, udp,
+    },
 };
 
 /// Bytes that a socket buffer of a test run holds at least: its link header and the longer network header.
@@ -117,21 +120,61 @@ impl<'a> Generator<'a> {
         if self.random.once_in(4) {
             return self.complaint(&frame);
         }
+        if self.random.once_in(10) {
+            return self.with_options(frame);
+        }
         match self.random.below(24) {
             0 => frame.vlan(5),
-            1 if source.is_ipv4() => frame.options(&[1, 1, 1, 0]),
-            2 if source.is_ipv4() => frame.fragment(*self.random.of(&[0x2000, 0x0010, 0x4000, 0x2001])),
+            1 if source.is_ipv4() => frame.fragment(*self.random.of(&[0x2000, 0x0010, 0x4000, 0x2001])),
             3 => frame.protocol(*self.random.of(&[0, 1, 33, 44, 47, 58, 60])),
             4 => frame.link([2; 6], *self.random.of(&[[1, 0, 0x5e, 0, 0, 1], [2, 0, 0, 0, 0, 9], [0xff; 6]])),
             _ => frame,
         }
     }
 
+    /// Options before the ports, most of them sound.
+    fn with_options(&mut self, mut frame: Frame) -> Frame {
+        if frame.destination().is_ipv4() {
+            let options: &[&[u8]] = &[
+                &[1, 1, 1, 0],
+                &[148, 4, 0, 0],
+                &[1, 7, 7, 4, 0, 0, 0, 0],
+                &[68, 12, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 9, 9],
+                &[1; 40],
+                &[131, 7, 4, 10, 0, 0, 1, 0],
+                &[1, 1, 137, 3, 4, 0, 0, 0],
+                &[7, 1, 0, 0],
+                &[1, 1, 7, 3],
+                &[1, 1, 1, 7],
+                &[7, 40, 4, 0],
+            ];
+            let chosen: &&[u8] = self.random.of(options);
+            return frame.options(chosen);
+        }
+        for _ in 0..=self.random.below(5) {
+            let number = *self.random.of(&[HOP_BY_HOP, DESTINATION_OPTIONS, DESTINATION_OPTIONS, ROUTING]);
+            let words = self.random.below(3);
+            let mut body = vec![0; 8 * words + 7];
+            body[0] = words as u8;
+            frame = frame.extension(number, &body);
+            if self.random.once_in(2) {
+                break;
+            }
+        }
+        frame
+    }
+
     /// The first fragment of a packet. Its others come next: two of them, one of them, or none, in any order.
     fn fragments(&mut self, program: Program) -> Frame {
         let (source, destination) = self.tuple();
         let size = 8 * (1 + self.random.below(4));
-        let packet = self.packet(source, destination).id(self.random.below(4) as u16);
+        let mut packet = self.packet(source, destination).id(self.random.below(4) as u16);
+        if self.random.once_in(4) {
+            packet = self.with_options(packet);
+        }
+        if self.random.once_in(8) {
+            packet = packet.inner_extension(DESTINATION_OPTIONS, &[0, 1, 4, 0, 0, 0, 0]);
+        }
         for at in [size, size + 8] {
             if !self.random.once_in(3) {
                 let length = if self.random.once_in(2) { 8 } else { 200 };

@@ -15,7 +15,7 @@ use weir_dataplane_ebpf::maps::{MASQUERADE_PORT_FIRST, MASQUERADE_PORTS};
 use super::Model;
 use crate::packets::{
     HOST_MAC, POD_MAC, Program, Verdict,
-    frame::{FRAGMENT, ICMP, ICMPV6, RST, SCTP, TCP, UDP, crc32c, sum},
+    frame::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ICMP, ICMPV6, RST, SCTP, TCP, UDP, crc32c, sum},
 };
 
 /// What a frame came to.
@@ -54,7 +54,7 @@ pub(crate) struct Run<'a> {
 type Tuple = (SocketAddr, SocketAddr);
 
 /// What the fragments of a packet have in common: addresses, identification, and the protocol of IPv4.
-type Fragments = (IpAddr, IpAddr, u32, u8);
+type Fragments = (IpAddr, IpAddr, Option<u32>, u8);
 
 /// What of a packet is in a frame.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -85,11 +85,11 @@ struct Packet<'a> {
     end: usize,
     protocol: u8,
     part: Part,
-    identification: u32,
+    identification: Option<u32>,
 }
 
 impl<'a> Packet<'a> {
-    /// The packet of a frame that is for one machine, whole or a fragment, without options.
+    /// The packet of a frame that is for one machine, whole or a fragment.
     fn of_frame(bytes: &'a [u8]) -> Option<Self> {
         if bytes.first()? & 1 != 0 { None } else { Self::of_any_frame(bytes) }
     }
@@ -120,9 +120,13 @@ impl<'a> Packet<'a> {
             (0, true) => Part::First,
             _ => Part::Later,
         };
-        let transport = network + header.len();
+        let mut transport = network + header.len();
         if v4 {
-            if header[0] != 0x45 {
+            transport = network + usize::from(header[0] & 0x0f) * 4;
+            if header[0] >> 4 != 4
+                || transport < network + 20
+                || !sound_options(bytes.get(network + 20..transport)?)
+            {
                 return None;
             }
             // Segmentation offload writes no length.
@@ -135,7 +139,7 @@ impl<'a> Packet<'a> {
                 end: network + length,
                 protocol: header[9],
                 part: part(word(6) & 0x1fff, word(6) & 0x2000 != 0),
-                identification: word(4) as u32,
+                identification: Some(word(4) as u32),
             });
         }
         if header[0] >> 4 != 6 {
@@ -149,15 +153,31 @@ impl<'a> Packet<'a> {
             end: transport + word(4),
             protocol: header[6],
             part: Part::Whole,
-            identification: 0,
+            identification: None,
         };
-        if packet.protocol == FRAGMENT {
-            let header = bytes.get(transport..transport + 8)?;
-            let word = u16::from_be_bytes([header[2], header[3]]);
-            packet.part = part(usize::from(word >> 3), word & 1 != 0);
-            packet.identification = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+        if packet.protocol == HOP_BY_HOP && word(4) == 0 {
+            packet.end = bytes.len();
+        }
+        let mut left = 4;
+        while matches!(packet.protocol, HOP_BY_HOP | DESTINATION_OPTIONS | FRAGMENT)
+            && packet.part != Part::Later
+        {
+            left -= 1;
+            let header = bytes.get(packet.transport..packet.transport + 8)?;
+            if left < 0 || packet.protocol == FRAGMENT && packet.identification.is_some() {
+                return None;
+            }
+            let mut length = 8;
+            if packet.protocol == FRAGMENT {
+                let word = u16::from_be_bytes([header[2], header[3]]);
+                packet.part = part(usize::from(word >> 3), word & 1 != 0);
+                packet.identification =
+                    Some(u32::from_be_bytes([header[4], header[5], header[6], header[7]]));
+            } else {
+                length += usize::from(header[1]) * 8;
+            }
             packet.protocol = header[0];
-            packet.transport += 8;
+            packet.transport += length;
         }
         Some(packet)
     }
@@ -275,6 +295,21 @@ impl<'a> Packet<'a> {
     }
 }
 
+/// Whether options of IPv4 are whole, and none of them routes the packet.
+fn sound_options(mut options: &[u8]) -> bool {
+    loop {
+        options = match options {
+            [] | [0, ..] => return true,
+            [1, rest @ ..] => rest,
+            [131 | 137, ..] => return false,
+            [_, length, ..] if *length >= 2 && usize::from(*length) <= options.len() => {
+                &options[usize::from(*length)..]
+            }
+            _ => return false,
+        }
+    }
+}
+
 fn ensure(holds: bool, problem: &str) -> Result<(), String> {
     if holds { Ok(()) } else { Err(problem.to_owned()) }
 }
@@ -314,6 +349,8 @@ impl<'a> Judge<'a> {
         }
         let before = Packet::of_frame(run.input).ok_or("nobody's packet was changed")?;
         let after = Packet::of_frame(run.output).ok_or("the packet is none any more")?;
+        let parts = |packet: &Packet<'_>| (packet.part, packet.transport, packet.end, packet.protocol);
+        ensure(parts(&before) == parts(&after), "its parts are where they were")?;
         let mut changes = vec![false; run.input.len()];
         let on = run.verdict == Verdict::Redirect;
         if on {

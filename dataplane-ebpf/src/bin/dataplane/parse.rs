@@ -1,9 +1,9 @@
 //! From bytes to a tuple.
 //!
 //! Everything else works on [`Headers`]; only this file, [`crate::rewrite`], [`crate::icmp`] and [`crate::reject`] know
-//! where a field stands. What cannot be a service's packet (other ethertypes and protocols, IP options, extension headers,
-//! frames for a link group) is [`Error::NotOurs`] and passes untouched: a rewrite on a guess would be worse than none.
-//! Fragments are [`crate::slow_path`]'s to read.
+//! where a field stands. What cannot be a service's packet (other ethertypes and protocols, frames for a link group) is
+//! [`Error::NotOurs`] and passes untouched: a rewrite on a guess would be worse than none. Fragments, and packets with IP
+//! options or extension headers, are [`crate::slow_path`]'s to read.
 
 use weir_dataplane_ebpf::{Be16, DropReason, FlowKey, Ip4, Ip6, Protocol, checksum};
 
@@ -335,11 +335,9 @@ impl Layout for Ip4 {
     #[inline(always)]
     fn network(frame: Frame) -> Result<(Protocol, u32), Error> {
         let fragment: Be16 = frame.read(ETHERNET_LENGTH + 6);
-        if frame.read::<u8>(ETHERNET_LENGTH) != IPV4_WITHOUT_OPTIONS {
-            return Err(Error::NotOurs);
-        }
-        if fragment.bits() & IPV4_FRAGMENT.bits() != 0 {
-            return Err(Error::Elsewhere);
+        let version: u8 = frame.read(ETHERNET_LENGTH);
+        if version != IPV4_WITHOUT_OPTIONS || fragment.bits() & IPV4_FRAGMENT.bits() != 0 {
+            return Err(if version >> 4 == 4 { Error::Elsewhere } else { Error::NotOurs });
         }
         Ok((frame.read(ETHERNET_LENGTH + 9), u32::from(frame.read::<Be16>(ETHERNET_LENGTH + 2).get())))
     }
@@ -387,10 +385,11 @@ impl Layout for Ip6 {
         Ok((frame.read(ETHERNET_LENGTH + 6), payload + Self::NETWORK_LENGTH as u32))
     }
 
-    /// The fragment header.
+    /// Those that [`crate::slow_path`] steps over. Behind a routing header the destination is not the packet's last, which
+    /// is the one in the checksum.
     #[inline(always)]
     fn is_extension(protocol: Protocol) -> bool {
-        protocol == Protocol::FRAGMENT
+        matches!(protocol, Protocol::HOP_BY_HOP | Protocol::FRAGMENT | Protocol::DESTINATION_OPTIONS)
     }
 
     /// Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443).

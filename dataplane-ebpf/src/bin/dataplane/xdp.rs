@@ -3,7 +3,7 @@
 //! A backend on another node gets its packet from here, with this node's address as the source, and its answers come back
 //! through here: neither climbs the stack. A backend of this node gets its packet by way of the stack's first steps and
 //! `tc_uplink`. Flows whose next hop is not known yet, senders whose checksums are not finished (a veth peer with
-//! transmit offload), ICMP errors, fragments, and packets that get an answer from here are `tc_uplink`'s.
+//! transmit offload), ICMP errors, fragments, options, and packets that get an answer from here are `tc_uplink`'s.
 
 use core::ffi::c_void;
 
