@@ -30,6 +30,7 @@ pub mod maps;
 mod node_port;
 mod socket;
 mod source_range;
+mod traffic;
 mod uplink;
 
 pub use address::{Address, Be16, Be32, Ip4, Ip6, Mac};
@@ -43,6 +44,7 @@ pub use frontend::{Frontend, FrontendKey, Protocol, Scope};
 pub use node_port::{node_port_at, node_port_index};
 pub use socket::{SocketPeer, SocketPeerKey};
 pub use source_range::{SourceRange, SourceRangeKey};
+pub use traffic::{Count, Traffic, TrafficKey};
 pub use uplink::Uplink;
 
 /// Version of all layouts together. Pins live below a directory of this name, so that an agent never adopts a map

@@ -28,6 +28,7 @@ pub mod programs;
 pub mod reconcile;
 pub mod sockets;
 mod sysctl;
+pub mod traffic;
 pub mod watch;
 
 pub use agent::{Dataplane, Error};

@@ -37,7 +37,7 @@ pub const SOCKET_HOOKS: [&str; 10] = [
 ];
 
 /// Every map of the object, by its name, which is also the name of its pin.
-pub const MAPS: [&str; 24] = [
+pub const MAPS: [&str; 25] = [
     "filter",
     "frontends_v4",
     "frontends_v6",
@@ -62,6 +62,7 @@ pub const MAPS: [&str; 24] = [
     "uplinks",
     "node_ports",
     "drops",
+    "traffic",
 ];
 
 /// What can go wrong on the way into the kernel.

@@ -85,6 +85,11 @@ impl Reconciler {
         Ok(Self { maps, names, books: None, complaints: HashMap::new(), epoch: Instant::now(), metrics })
     }
 
+    /// What service ids mean.
+    pub fn names(&self) -> &HashMap<u32, PortName> {
+        self.names.names()
+    }
+
     /// Whether the next round looks at everything.
     pub fn starts_over(&self) -> bool {
         self.books.is_none()

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 pub use explain::{AffinityReport, Candidate, ExplainArgs, Explanation, FlowReport, explain};
 pub use status::{LinkRow, Status, UplinkRow};
-pub use views::{BackendRow, DropRow, FlowRow, MapRow, ServiceRow, View, ViewArgs, view};
+pub use views::{BackendRow, DropRow, FlowRow, MapRow, ServiceRow, TrafficRow, View, ViewArgs, view};
 
 use crate::{
     kernel::{attach::AttachError, maps::TableError},

@@ -15,7 +15,7 @@ use aya::{
 use weir_dataplane_ebpf::{
     Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend,
     FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Protocol, Scope, SocketPeer, SocketPeerKey, SourceRange,
-    SourceRangeKey, Uplink, node_port_index,
+    SourceRangeKey, Traffic, TrafficKey, Uplink, node_port_index,
 };
 
 use super::sys;
@@ -230,6 +230,8 @@ pub struct Maps {
     pub uplinks: Table<u32, Uplink>,
     /// Which ports of the node are services', by [`node_port_index`].
     pub node_ports: Table<u32, u32>,
+    /// Packets and bytes of services and backends, which the agent adds up.
+    pub traffic: Table<TrafficKey, Traffic>,
     drops: Map,
 }
 
@@ -344,6 +346,7 @@ impl Maps {
             node_config: Table::open(&paths.map("node_config"))?,
             uplinks: Table::open(&paths.map("uplinks"))?,
             node_ports: Table::open(&paths.map("node_ports"))?,
+            traffic: Table::open(&paths.map("traffic"))?,
             drops: drops.map_err(|error| TableError {
                 operation: "open",
                 map: "drops".into(),

@@ -6,15 +6,16 @@
 //! which a new connection asks.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use weir_dataplane_ebpf::{
     Address, Backend, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, Namespace,
-    NodeConfig, Scope, SocketPeer, SocketPeerKey, Uplink, filter,
+    NodeConfig, Scope, SocketPeer, SocketPeerKey, Traffic, TrafficKey, Uplink, filter,
     maps::{
         AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, NODE_PORTS, OPENING_FLOWS,
-        SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, UPLINKS,
+        SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TRAFFIC, UPLINKS,
     },
 };
 
@@ -32,6 +33,10 @@ pub static UPLINKS_MAP: HashMap<u32, Uplink> = HashMap::with_max_entries(UPLINKS
 pub static NODE_PORTS_MAP: Array<u32> = Array::with_max_entries(NODE_PORTS, 0);
 #[map(name = "drops")]
 pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROP_REASONS.len() as u32, 0);
+
+/// The agent's own: a map to outlive it beside the flows that it adds up.
+#[map(name = "traffic")]
+pub static TRAFFIC_MAP: HashMap<TrafficKey, Traffic> = HashMap::with_max_entries(TRAFFIC, BPF_F_NO_PREALLOC);
 
 /// What the start of a flow must know of the packet, beside its tuple.
 #[repr(C)]
