@@ -37,7 +37,7 @@ pub const SOCKET_HOOKS: [&str; 10] = [
 ];
 
 /// Every map of the object, by its name, which is also the name of its pin.
-pub const MAPS: [&str; 25] = [
+pub const MAPS: [&str; 28] = [
     "filter",
     "frontends_v4",
     "frontends_v6",
@@ -63,6 +63,9 @@ pub const MAPS: [&str; 25] = [
     "node_ports",
     "drops",
     "traffic",
+    "events",
+    "events_lost",
+    "monitor",
 ];
 
 /// What can go wrong on the way into the kernel.

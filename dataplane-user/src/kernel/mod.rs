@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod bpffs;
+pub mod events;
 pub mod maps;
 pub mod packet_log;
 pub mod release;

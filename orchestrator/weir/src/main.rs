@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use weir_dataplane::cli::{self, CliError, Output, View, ViewArgs};
+use weir_dataplane::cli::{self, CliError, MonitorArgs, Output, View, ViewArgs};
 
 /// A cluster whose network runs in the kernel.
 #[derive(Parser)]
@@ -56,7 +56,15 @@ struct DataplaneFlags {
     #[arg(short, long, value_enum, default_value_t, global = true)]
     output: Output,
     #[command(subcommand)]
-    view: Option<View>,
+    look: Option<Look>,
+}
+
+#[derive(Subcommand)]
+enum Look {
+    #[command(flatten)]
+    View(View),
+    /// Show new flows and drops as they happen, until Ctrl-C; as JSON one object a line.
+    Monitor(MonitorArgs),
 }
 
 fn main() -> ExitCode {
@@ -66,9 +74,12 @@ fn main() -> ExitCode {
         Command::Scheduler(flags) => role::scheduler(flags),
         Command::Controllers(flags) => role::controllers(flags),
         Command::Kubelet(flags) => role::kubelet(flags),
-        Command::Dataplane(DataplaneFlags { role, view: None, .. }) => role::dataplane(role),
-        Command::Dataplane(DataplaneFlags { role, view: Some(view), output }) => {
+        Command::Dataplane(DataplaneFlags { role, look: None, .. }) => role::dataplane(role),
+        Command::Dataplane(DataplaneFlags { role, look: Some(Look::View(view)), output }) => {
             print(cli::view(view, &ViewArgs { run_dir: role.config.run_dir, output }))
+        }
+        Command::Dataplane(DataplaneFlags { role, look: Some(Look::Monitor(args)), output }) => {
+            role::monitor(role, &args, output)
         }
         Command::Ingress(flags) => role::ingress(flags),
         Command::Explain(args) => print(cli::explain(&args)),

@@ -15,6 +15,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use weir_dataplane::{
+    cli::{self, MonitorArgs, Output},
+    paths::Paths,
+};
 
 use crate::admin;
 
@@ -109,6 +113,23 @@ client_role!(controllers, weir_controllers::Controllers, 1);
 client_role!(kubelet, weir_kubelet::Kubelet, 2);
 client_role!(dataplane, weir_dataplane::Dataplane, 1);
 client_role!(ingress, weir_ingress::Ingress, 1);
+
+/// Shows events of the dataplane. Asks the API server for names of pods if the flags or `KUBECONFIG` say where it is.
+pub(crate) fn monitor(
+    flags: ClientFlags<weir_dataplane::Config>,
+    args: &MonitorArgs,
+    output: Output,
+) -> Result<()> {
+    install_tls_provider();
+    block_on(1, async {
+        let shutdown = CancellationToken::new();
+        end_on_signals(shutdown.clone())?;
+        let told = flags.kubeconfig.is_some() || std::env::var_os("KUBECONFIG").is_some();
+        let client = if told { Some(client(flags.kubeconfig).await?) } else { None };
+        let paths = Paths::new(&flags.config.run_dir);
+        Ok(cli::monitor(args, &paths, output, client, &mut std::io::stdout().lock(), shutdown).await?)
+    })
+}
 
 /// Logs, the TLS provider, and the tie to `weir up`.
 fn start(log: &LogFlags) -> Result<()> {

@@ -7,7 +7,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use weir_dataplane_ebpf::{Backend, Flow, FlowKey, FlowState, Protocol, Scope};
+use weir_dataplane_ebpf::{Backend, EventKind, Flow, FlowKey, FlowState, Protocol, Scope};
 
 use crate::{
     affinity,
@@ -99,7 +99,8 @@ pub fn present<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>) -> Option<&'s
     let (ifindex, scope) = (hook.ifindex(), hook.scope());
     let way_back = if scope.0 == Scope::EXTERNAL.0 { ifindex } else { 0 };
     draft.key = headers.key;
-    draft.packet = Packet { ifindex, way_back, length: headers.length, flags: headers.flags, scope };
+    draft.packet =
+        Packet { ifindex, way_back, length: headers.length, flags: headers.flags, scope, news: EventKind(0) };
     Some(draft)
 }
 

@@ -11,7 +11,8 @@
 //! An entry point reads the headers, asks [`service`] for a verdict, and carries it out. A packet goes through
 //! [`parse`] → [`filter`] (can it be a service's at all?) → [`flow`] (a known connection: one lookup) or [`start`] (a new one: frontend, Maglev, backend, two
 //! entries) → [`rewrite`] → the way out. An ICMP error about a packet that was rewritten goes the way of its flow
-//! through [`icmp`], and a packet for a service without endpoints becomes the answer that [`reject`] makes of it. IPv4
+//! through [`icmp`], and a packet for a service without endpoints becomes the answer that [`reject`] makes of it. Whoever listens hears of what
+//! begins and ends through [`events`]. IPv4
 //! and IPv6 share all of it through [`maps::Family`].
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -23,6 +24,8 @@ mod affinity;
 mod bind;
 #[cfg(target_arch = "bpf")]
 mod counters;
+#[cfg(target_arch = "bpf")]
+mod events;
 #[cfg(target_arch = "bpf")]
 mod filter;
 #[cfg(target_arch = "bpf")]

@@ -8,14 +8,14 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use weir_dataplane_ebpf::{
-    Address, Backend, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, Namespace,
-    NodeConfig, Scope, SocketPeer, SocketPeerKey, Traffic, TrafficKey, Uplink, filter,
+    Address, Backend, DROP_REASONS, Endpoint, EventKind, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6,
+    Namespace, NodeConfig, Scope, SocketPeer, SocketPeerKey, Traffic, TrafficKey, Uplink, filter,
     maps::{
-        AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRONTENDS, MAGLEV_SLOTS, NODE_PORTS, OPENING_FLOWS,
-        SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TRAFFIC, UPLINKS,
+        AFFINITY, BACKENDS, ENDPOINTS, EVENTS_BYTES, FLOWS, FRONTENDS, MAGLEV_SLOTS, NODE_PORTS,
+        OPENING_FLOWS, SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TRAFFIC, UPLINKS,
     },
 };
 
@@ -33,6 +33,16 @@ pub static UPLINKS_MAP: HashMap<u32, Uplink> = HashMap::with_max_entries(UPLINKS
 pub static NODE_PORTS_MAP: Array<u32> = Array::with_max_entries(NODE_PORTS, 0);
 #[map(name = "drops")]
 pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROP_REASONS.len() as u32, 0);
+
+/// What is told to whoever listens.
+#[map(name = "events")]
+pub static EVENTS_MAP: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+/// What had no room there.
+#[map(name = "events_lost")]
+pub static EVENTS_LOST_MAP: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+/// Until when somebody listens, in nanoseconds since boot; 0 for nobody.
+#[map(name = "monitor")]
+pub static MONITOR_MAP: Array<u64> = Array::with_max_entries(1, 0);
 
 /// The agent's own: a map to outlive it beside the flows that it adds up.
 #[map(name = "traffic")]
@@ -52,6 +62,8 @@ pub struct Packet {
     pub flags: TcpFlags,
     /// From where it came.
     pub scope: Scope,
+    /// What it began, zero for nothing.
+    pub news: EventKind,
 }
 
 /// Where a new flow is put together: two entries are more than a program's stack has room for. Each CPU has its own, and

@@ -4,7 +4,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use weir_dataplane_ebpf::{
-    AffinityKey, Backend, Be16, DropReason, Flow, FlowKey, FlowState, Frontend, FrontendKey, Scope, hash,
+    AffinityKey, Backend, Be16, DropReason, EventKind, Flow, FlowKey, FlowState, Frontend, FrontendKey,
+    Scope, hash,
     maps::{MASQUERADE_PORT_FIRST, MASQUERADE_PORTS, MASQUERADE_TRIES},
 };
 
@@ -196,6 +197,10 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, place: &Place, draft: 
     }
     if frontend.affinity_timeout_s != 0 {
         affinity::record(A::affinity(), &client, id);
+    }
+    // The others were told of: only one of their halves was gone.
+    if matches!(standing, Standing::Nothing | Standing::Over) {
+        draft.packet.news = EventKind::OPENED;
     }
     Started::Serve
 }
