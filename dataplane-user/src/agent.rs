@@ -29,6 +29,7 @@ use weir_dataplane_ebpf::{
 };
 
 use crate::{
+    check,
     config::Config,
     filter::Bits,
     flows::{self, TickClock},
@@ -231,6 +232,8 @@ impl Agent {
         let mut ready = Some(ready);
         let mut passes = interval(flows::PASS_INTERVAL);
         passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut checks = interval(check::STEP_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let retry = self.retry.map(|(when, _)| when);
             tokio::select! {
@@ -261,6 +264,7 @@ impl Agent {
                     self.health_checks.retry();
                     continue;
                 }
+                _ = checks.tick() => if !self.check() { continue },
                 Some((uses, traffic)) = self.flow_uses.1.recv() => {
                     self.metrics.set_traffic(&traffic, self.reconciler.names());
                     if let Err(error) = self.reconciler.narrow_filter(uses) {
@@ -334,6 +338,22 @@ impl Agent {
                 self.retry_later();
             }
         }
+    }
+
+    /// One step of looking for what differs. Whether the next round must start over for it.
+    fn check(&mut self) -> bool {
+        if self.reconciler.starts_over() {
+            return false;
+        }
+        let clock = self.clock.read().unwrap_or_else(|error| {
+            warn!(%error, "cannot tell the age of flows");
+            None
+        });
+        match self.reconciler.check(clock) {
+            Ok(complaints) => self.complain(complaints),
+            Err(error) => warn!(%error, "cannot compare the maps with what was written"),
+        }
+        self.reconciler.starts_over()
     }
 
     /// Complains about processes that had the port of a service first.

@@ -9,6 +9,7 @@
 //! by a newer one, and packets go on. Speaks the Kubernetes API and the kernel's interfaces, and nothing of Weir's own.
 
 mod agent;
+pub mod check;
 pub mod cidr;
 mod cleanup;
 pub mod cli;

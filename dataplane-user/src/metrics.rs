@@ -59,6 +59,12 @@ pub(crate) struct MapLabel {
     map: &'static str,
 }
 
+/// What differs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct KindLabel {
+    kind: &'static str,
+}
+
 /// Why a packet was dropped.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ReasonLabel {
@@ -84,6 +90,9 @@ pub struct Metrics {
     pub(crate) sockets_destroyed: Counter,
     /// One pass over the flows.
     pub(crate) flow_pass: Histogram,
+    /// Rounds of comparing the kernel's maps with the books.
+    pub(crate) checks: Counter,
+    drift: Family<KindLabel, Counter>,
     entries: Family<MapLabel, Gauge>,
     bounds: Family<MapLabel, Gauge>,
     drops: Family<ReasonLabel, Gauge>,
@@ -131,6 +140,8 @@ impl Metrics {
                 "Connected sockets whose backend went, and that were ended for it",
             ),
             flow_pass: durations(r, "flow_pass", "One pass over the flow tables"),
+            checks: registered(r, "checks", "Times that all maps were compared with what was written"),
+            drift: registered(r, "drift", "Differences between the maps and what was written, all repaired"),
             entries: registered(r, "map_entries", "Entries in use"),
             bounds: registered(r, "map_bound", "Entries that there is room for"),
             drops: registered(
@@ -196,6 +207,10 @@ impl Metrics {
             raise(&self.packets.get_or_create(&labels), count.packets);
             raise(&self.bytes.get_or_create(&labels), count.bytes);
         }
+    }
+
+    pub(crate) fn add_drift(&self, kind: &'static str, count: u64) {
+        self.drift.get_or_create(&KindLabel { kind }).inc_by(count);
     }
 
     pub(crate) fn set_drops(&self, drops: &[(&'static str, u64)]) {

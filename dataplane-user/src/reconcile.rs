@@ -8,9 +8,11 @@ use std::{
     time::Instant,
 };
 
+use tracing::warn;
 use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey, Protocol, node_port_at};
 
 use crate::{
+    check::{Checker, Compared, Drift},
     filter::{Bits, Filter},
     health_checks::HealthCheckError,
     kernel::maps::{Family, FamilyMaps, Maps, TableError, backend_address, frontend_address, source_range},
@@ -48,6 +50,9 @@ pub enum Complaint {
     /// A process has its port.
     #[error(transparent)]
     PortInUse(PortInUse),
+    /// The maps were damaged.
+    #[error(transparent)]
+    Drift(Drift),
     /// Load balancers cannot ask for it.
     #[error(transparent)]
     HealthCheck(HealthCheckError),
@@ -74,6 +79,7 @@ pub struct Reconciler {
     /// Nothing until the maps have been read, and again after a failed write.
     books: Option<(Books, Filter)>,
     complaints: HashMap<ServiceKey, BTreeSet<Complaint>>,
+    checker: Checker,
     epoch: Instant,
     metrics: Metrics,
 }
@@ -82,7 +88,9 @@ impl Reconciler {
     /// Over the pinned maps.
     pub fn new(paths: &Paths, maps: Arc<Maps>, metrics: Metrics) -> Result<Self, SyncError> {
         let names = NameTable::open(&paths.names()).map_err(SyncError::Names)?;
-        Ok(Self { maps, names, books: None, complaints: HashMap::new(), epoch: Instant::now(), metrics })
+        let complaints = HashMap::new();
+        let (checker, epoch) = (Checker::default(), Instant::now());
+        Ok(Self { maps, names, books: None, complaints, checker, epoch, metrics })
     }
 
     /// What service ids mean.
@@ -170,6 +178,35 @@ impl Reconciler {
         self.metrics.unserved.set(self.complaints.len() as i64);
         self.books = Some((books, filter));
         Ok(outcome)
+    }
+
+    /// One step of comparing the maps with the books. What differs is counted and complained about; the next round starts
+    /// over where that repairs it. Nothing while it does so anyway.
+    pub fn check(&mut self, clock: Option<(u32, f64)>) -> Result<Vec<(ServiceKey, Complaint)>, TableError> {
+        let Some((books, filter)) = &self.books else { return Ok(Vec::new()) };
+        let found = self.checker.step(&Compared { maps: &self.maps, books, filter, clock })?;
+        for (kind, count) in &found.counts {
+            self.metrics.add_drift(kind.name(), *count);
+        }
+        self.metrics.checks.inc_by(self.checker.rounds() - self.metrics.checks.get());
+        if found.starts_over() {
+            self.books = None;
+        }
+        let mut complaints = Vec::new();
+        for (owner, drift) in found.described {
+            match owner {
+                Some(owner) if self.checker.tells(&owner) => {
+                    complaints.push((owner, Complaint::Drift(drift)))
+                }
+                _ => warn!("{drift}"),
+            }
+        }
+        Ok(complaints)
+    }
+
+    /// Rounds of such steps that are over.
+    pub fn checks(&self) -> u64 {
+        self.checker.rounds()
     }
 
     /// Clears what is left in the filter of services that are long gone, but for what live flows use. Costs nothing while

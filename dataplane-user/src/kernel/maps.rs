@@ -41,6 +41,9 @@ pub struct TableError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
+/// Entries, and where those behind them begin.
+pub type Batch<K, V> = (Vec<(K, V)>, Option<Vec<u8>>);
+
 /// A pinned hash, array or trie.
 #[derive(Debug)]
 pub struct Table<K, V> {
@@ -94,6 +97,16 @@ impl<K: Pod, V: Pod> Table<K, V> {
         sys::Batches::new(self.fd()).map(|batch| batch.map_err(|error| self.failed("read", error)))
     }
 
+    /// Some thousand entries of a hash map behind a place, and where to go on, if there are more.
+    pub fn batch(&self, behind: Option<Vec<u8>>) -> Result<Batch<K, V>, TableError> {
+        let mut batches = match behind {
+            Some(cursor) => sys::Batches::behind(self.fd(), cursor),
+            None => sys::Batches::new(self.fd()),
+        };
+        let entries = batches.next().transpose().map_err(|error| self.failed("read", error))?;
+        Ok((entries.unwrap_or_default(), batches.cursor()))
+    }
+
     /// Writes entries, in order.
     pub fn write(&self, keys: &[K], values: &[V]) -> Result<(), TableError> {
         sys::update(self.fd(), keys, values).map_err(|error| self.failed("write", error))
@@ -135,6 +148,24 @@ impl<K: Pod + Eq + std::hash::Hash, V: Pod> Table<K, V> {
 }
 
 impl<V: Pod> Table<u32, V> {
+    /// Elements of an array from one index up to, and without, another.
+    pub fn elements(&self, from: u32, end: u32) -> Result<Vec<(u32, V)>, TableError> {
+        let batches = match from.checked_sub(1) {
+            Some(before) => sys::Batches::behind(self.fd(), before.to_ne_bytes().to_vec()),
+            None => sys::Batches::new(self.fd()),
+        };
+        let mut all = Vec::new();
+        for batch in batches {
+            let batch = batch.map_err(|error| self.failed("read", error))?;
+            let inside = batch.into_iter().take_while(|(index, _)| *index < end);
+            all.extend(inside);
+            if all.len() as u32 >= end - from {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
     /// One element of an array.
     pub fn at(&self, index: u32) -> Result<V, TableError> {
         let map = Array::<_, V>::try_from(&self.map).map_err(|error| self.failed("open", error))?;

@@ -158,6 +158,16 @@ impl<'a, K: Pod, V: Pod> Batches<'a, K, V> {
         Self { map, cursor: None, size: BATCH, done: false, entry: PhantomData }
     }
 
+    /// The entries behind a cursor of an earlier reading, or, for an array, behind an index.
+    pub(crate) fn behind(map: BorrowedFd<'a>, cursor: Vec<u8>) -> Self {
+        Self { cursor: Some(cursor), ..Self::new(map) }
+    }
+
+    /// Where a later reading can go on; nothing when there is no more.
+    pub(crate) fn cursor(self) -> Option<Vec<u8>> {
+        self.cursor.filter(|_| !self.done)
+    }
+
     fn next_batch(&mut self) -> io::Result<Vec<(K, V)>> {
         loop {
             let mut keys: Vec<MaybeUninit<K>> = Vec::with_capacity(self.size);
