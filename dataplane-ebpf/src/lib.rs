@@ -21,6 +21,7 @@ mod config;
 mod counters;
 pub mod crc32c;
 mod endpoint;
+mod event;
 pub mod filter;
 mod flow;
 mod fragment;
@@ -31,6 +32,7 @@ pub mod maps;
 mod node_port;
 mod socket;
 mod source_range;
+mod traffic;
 mod uplink;
 
 pub use address::{Address, Be16, Be32, Ip4, Ip6, Mac};
@@ -39,12 +41,14 @@ pub use backend::Backend;
 pub use config::NodeConfig;
 pub use counters::{DROP_REASONS, DropReason};
 pub use endpoint::Endpoint;
+pub use event::{Event, EventKind};
 pub use flow::{Flow, FlowKey, FlowState};
 pub use fragment::{Fragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey, Protocol, Scope};
 pub use node_port::{node_port_at, node_port_index};
 pub use socket::{SocketPeer, SocketPeerKey};
 pub use source_range::{SourceRange, SourceRangeKey};
+pub use traffic::{Count, Traffic, TrafficKey};
 pub use uplink::Uplink;
 
 /// Version of all layouts together. Pins live below a directory of this name, so that an agent never adopts a map

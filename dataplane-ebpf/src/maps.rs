@@ -27,6 +27,11 @@ pub const AFFINITY: u32 = 65_536;
 pub const SOCKET_AFFINITY: u32 = 16_384;
 /// Source ranges of all services together, by family: one for each range of each port of a service.
 pub const SOURCE_RANGES: u32 = 65_536;
+/// Pairs of service and backend whose traffic is counted apart; what more there are is counted together. Entries take memory
+/// as they come.
+pub const TRAFFIC: u32 = 65_536;
+/// Bytes of the ring buffer that events wait in for whoever listens: some 3,000 events. What has no room is lost and counted.
+pub const EVENTS_BYTES: u32 = 256 * 1024;
 /// Every port of TCP and UDP: which of them are node ports.
 pub const NODE_PORTS: u32 = 2 << u16::BITS;
 

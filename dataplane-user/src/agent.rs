@@ -3,7 +3,12 @@
 //! One task owns everything that changes; it waits for the watches, for addresses of this machine, and for two timers.
 //! When it ends, or is killed, programs, maps and links stay and serve.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures::{FutureExt as _, Stream, StreamExt as _, channel::mpsc::UnboundedReceiver};
 use prometheus_client::registry::Registry;
@@ -18,11 +23,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use weir_dataplane_ebpf::{
     Ip4, Ip6, NodeConfig,
-    maps::{FLOWS, OPENING_FLOWS},
+    maps::{FLOWS, OPENING_FLOWS, TRAFFIC},
 };
 
 use crate::{
-    cni,
+    check, cni,
     config::{Config, ForwardingMode},
     events::Events,
     filter::Bits,
@@ -41,6 +46,7 @@ use crate::{
     reconcile::{self, Complaint, Reconciler, SyncError},
     sockets::{Progress, Reaper, in_use},
     takeover::Takeover,
+    traffic::{Ledger, Sums},
     watch::{self, Change, NodeFacts, Store},
 };
 
@@ -112,6 +118,9 @@ impl Dataplane {
     }
 }
 
+/// What a pass over the flow tables found in use, and the traffic of services by id.
+type FlowUses = (Bits, HashMap<u32, Sums>);
+
 /// Everything that the one task owns.
 struct Agent {
     config: Config,
@@ -123,7 +132,9 @@ struct Agent {
     maps: Arc<Maps>,
     clock: TickClock,
     /// What a pass over the flow tables found in use. One at a time: a pass that is not heard yet says enough.
-    flow_uses: (mpsc::Sender<Bits>, mpsc::Receiver<Bits>),
+    flow_uses: (mpsc::Sender<FlowUses>, mpsc::Receiver<FlowUses>),
+    /// The traffic that passes add up. Held by one pass for as long as it takes.
+    ledger: Arc<Mutex<Ledger>>,
     store: Store,
     known_node: NodeFacts,
     reconciler: Reconciler,
@@ -191,6 +202,7 @@ impl Agent {
             store,
             clock: TickClock::start().map_err(Error::Clock)?,
             flow_uses: mpsc::channel(1),
+            ledger: Arc::new(Mutex::new(Ledger::adopt(&maps)?)),
             known_node: NodeFacts::default(),
             waiting_since: None,
             retry: None,
@@ -218,6 +230,8 @@ impl Agent {
         let mut ready = Some(ready);
         let mut passes = interval(flows::PASS_INTERVAL);
         passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut checks = interval(check::STEP_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let retry = self.retry.map(|(when, _)| when);
             tokio::select! {
@@ -248,7 +262,9 @@ impl Agent {
                     self.health_checks.retry();
                     continue;
                 }
-                Some(uses) = self.flow_uses.1.recv() => {
+                _ = checks.tick() => if !self.check() { continue },
+                Some((uses, traffic)) = self.flow_uses.1.recv() => {
+                    self.metrics.set_traffic(&traffic, self.reconciler.names());
                     if let Err(error) = self.reconciler.narrow_filter(uses) {
                         warn!(%error, "more packets than need be are looked up");
                     }
@@ -322,6 +338,22 @@ impl Agent {
         }
     }
 
+    /// One step of looking for what differs. Whether the next round must start over for it.
+    fn check(&mut self) -> bool {
+        if self.reconciler.starts_over() {
+            return false;
+        }
+        let clock = self.clock.read().unwrap_or_else(|error| {
+            warn!(%error, "cannot tell the age of flows");
+            None
+        });
+        match self.reconciler.check(clock) {
+            Ok(complaints) => self.events.tell(complaints, &self.store),
+            Err(error) => warn!(%error, "cannot compare the maps with what was written"),
+        }
+        self.reconciler.starts_over()
+    }
+
     /// Complains about processes that had the port of a service first.
     fn tell_of_ports_in_use(&self, guarded: &[(ServiceKey, NodePort)]) {
         match in_use(guarded) {
@@ -376,18 +408,24 @@ impl Agent {
             Err(error) => return warn!(%error, "cannot tell the age of flows"),
         };
         let (maps, metrics, paths) = (Arc::clone(&self.maps), self.metrics.clone(), self.paths.clone());
-        let uses = self.flow_uses.0.clone();
+        let (uses, ledger) = (self.flow_uses.0.clone(), Arc::clone(&self.ledger));
+        let services = self.reconciler.names().keys().copied().collect();
         tokio::task::spawn_blocking(move || {
+            // The last pass still runs: this one is late enough at the next tick.
+            let Ok(mut ledger) = ledger.try_lock() else { return };
             let started = std::time::Instant::now();
-            match flows::pass(&maps, now, rate).and_then(|pass| Ok((pass, maps.drops()?))) {
+            match flows::pass(&maps, now, rate, &mut ledger, &services)
+                .and_then(|pass| Ok((pass, maps.drops()?)))
+            {
                 Ok((pass, drops)) => {
                     observe(&metrics.flow_pass, started.elapsed());
-                    let _ = uses.try_send(pass.uses);
+                    let _ = uses.try_send((pass.uses, ledger.services()));
                     metrics.flows_removed.inc_by(pass.removed);
                     metrics.set_fill("flows_v4", pass.live[0], FLOWS);
                     metrics.set_fill("flows_v6", pass.live[1], FLOWS);
                     metrics.set_fill("opening_v4", pass.opening[0], OPENING_FLOWS);
                     metrics.set_fill("opening_v6", pass.opening[1], OPENING_FLOWS);
+                    metrics.set_fill("traffic", ledger.len(), TRAFFIC);
                     metrics.set_drops(&drops);
                 }
                 Err(error) => warn!(%error, run_dir = %paths.run_dir().display(), "cannot look after flows"),

@@ -59,6 +59,12 @@ impl Filter {
         addresses.filter_map(|address| self.bits.set(address)).collect()
     }
 
+    /// The elements of the map that say something else, with what they should say.
+    pub fn corrections(&self, words: &[u64]) -> Vec<(u32, u64)> {
+        let pairs = (0..).zip(self.bits.0.iter().zip(words));
+        pairs.filter(|(_, (right, word))| right != word).map(|(index, (right, _))| (index, *right)).collect()
+    }
+
     /// Something was removed.
     pub fn leave_over(&mut self, now_ms: u64) {
         self.left_over_ms = Some(now_ms);
@@ -92,7 +98,8 @@ impl Filter {
     }
 }
 
-fn position(address: SocketAddr) -> (u32, u64) {
+/// Element and bit of an address and port.
+pub(crate) fn position(address: SocketAddr) -> (u32, u64) {
     let port = Be16::new(address.port());
     match address.ip() {
         IpAddr::V4(ip) => filter::position(&Ip4::from(ip), port),

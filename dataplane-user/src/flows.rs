@@ -6,7 +6,7 @@
 //! to that); each is judged alone, and the one that is left repairs the other.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -19,6 +19,7 @@ use crate::{
         maps::{Family, FamilyMaps, Maps, Table, TableError, backend_address},
         sys::Jiffies,
     },
+    traffic::Ledger,
 };
 
 /// How often the flow tables are read. Lifetimes are exact to this.
@@ -103,7 +104,7 @@ fn is_over<A: Family>(
     flow: &Flow<A>,
     now: u32,
     ticks_per_s: f64,
-    backends: &HashMap<SocketAddr, u32>,
+    backends: &Backends,
 ) -> bool {
     // Signed: a packet may have passed after the tick was read.
     let idle = f64::from(now.wrapping_sub(flow.last_seen_jiffies).cast_signed().max(0)) / ticks_per_s;
@@ -120,58 +121,101 @@ fn is_over<A: Family>(
     idle > CLOSED.as_secs_f64() && backends.get(&backend) != Some(&flow.backend)
 }
 
-fn collect<A: Family>(
-    maps: &FamilyMaps<A>,
-    table: &Table<FlowKey<A>, Flow<A>>,
+/// One pass under way.
+struct Collector<'a> {
     now: u32,
     ticks_per_s: f64,
-    uses: &mut Bits,
-) -> Result<(u32, u64), TableError> {
-    let (mut live, mut removed) = (0, 0);
-    let mut backends: Option<HashMap<SocketAddr, u32>> = None;
-    for batch in table.batches() {
-        let batch = batch?;
-        if batch.is_empty() {
-            continue;
-        }
-        if backends.is_none() {
-            // Only with flows at all: the array has an element for every id.
-            let all = maps.backends.entries()?;
-            let active = all.iter().filter(|(_, b)| b.flags & Backend::<A>::FLAG_ACTIVE != 0);
-            backends = Some(active.map(|(id, backend)| (backend_address(backend), *id)).collect());
-        }
-        let known = backends.as_ref().expect("read just above");
-        let over = |key: &FlowKey<A>, flow: &Flow<A>| is_over(key, flow, now, ticks_per_s, known);
-        let mut gone = Vec::new();
-        for (key, flow) in &batch {
-            // Once more, now: the batch is some milliseconds old.
-            if over(key, flow) && table.get(key)?.is_some_and(|flow| over(key, &flow)) {
-                gone.push(*key);
-            } else {
-                live += 1;
-                uses.set(used(key, flow));
-            }
-        }
-        table.remove(&gone)?;
-        removed += gone.len() as u64;
-    }
-    Ok((live, removed))
+    ledger: &'a mut Ledger,
+    uses: Bits,
+    removed: u64,
 }
 
-/// Removes what is over from both families' tables.
-pub fn pass(maps: &Maps, now: u32, ticks_per_s: f64) -> Result<Pass, TableError> {
-    let mut uses = Bits::default();
+/// Ids of one family's backends.
+type Backends = HashMap<SocketAddr, u32>;
+
+/// Those in use, read when somebody asks: the array has an element for every id.
+struct Known<'a, A> {
+    maps: &'a FamilyMaps<A>,
+    backends: Option<Backends>,
+}
+
+impl<'a, A: Family> Known<'a, A> {
+    fn new(maps: &'a FamilyMaps<A>) -> Self {
+        Self { maps, backends: None }
+    }
+
+    fn backends(&mut self) -> Result<&Backends, TableError> {
+        if self.backends.is_none() {
+            let mut known = Backends::new();
+            for batch in self.maps.backends.batches() {
+                let batch = batch?;
+                let active = batch.iter().filter(|(_, b)| b.flags & Backend::<A>::FLAG_ACTIVE != 0);
+                known.extend(active.map(|(id, backend)| (backend_address(backend), *id)));
+            }
+            self.backends = Some(known);
+        }
+        Ok(self.backends.as_ref().expect("read just above"))
+    }
+}
+
+impl Collector<'_> {
+    /// Removes what is over, and counts what stays.
+    fn collect<A: Family>(
+        &mut self,
+        table: &Table<FlowKey<A>, Flow<A>>,
+        known: &mut Known<'_, A>,
+    ) -> Result<u32, TableError> {
+        let mut live = 0;
+        for batch in table.batches() {
+            let batch = batch?;
+            if batch.is_empty() {
+                continue;
+            }
+            let backends = known.backends()?;
+            let (now, rate) = (self.now, self.ticks_per_s);
+            let over = |key: &FlowKey<A>, flow: &Flow<A>| is_over(key, flow, now, rate, backends);
+            let mut gone = Vec::new();
+            for (key, flow) in &batch {
+                // Once more, now: the batch is some milliseconds old.
+                let last = if over(key, flow) { table.get(key)? } else { None };
+                let last = last.filter(|flow| over(key, flow));
+                self.ledger.see(key, last.as_ref().unwrap_or(flow), last.is_none());
+                if last.is_some() {
+                    gone.push(*key);
+                } else {
+                    live += 1;
+                    self.uses.set(used(key, flow));
+                }
+            }
+            table.remove(&gone)?;
+            self.removed += gone.len() as u64;
+        }
+        Ok(live)
+    }
+}
+
+/// Removes what is over from both families' tables, and adds up the traffic of `services`, those whose ids mean something.
+pub fn pass(
+    maps: &Maps,
+    now: u32,
+    ticks_per_s: f64,
+    ledger: &mut Ledger,
+    services: &HashSet<u32>,
+) -> Result<Pass, TableError> {
     let (v4, v6) = (&maps.v4, &maps.v6);
-    let live_v4 = collect(v4, &v4.flows, now, ticks_per_s, &mut uses)?;
-    let live_v6 = collect(v6, &v6.flows, now, ticks_per_s, &mut uses)?;
-    let opening_v4 = collect(v4, &v4.opening, now, ticks_per_s, &mut uses)?;
-    let opening_v6 = collect(v6, &v6.opening, now, ticks_per_s, &mut uses)?;
-    Ok(Pass {
-        live: [live_v4.0, live_v6.0],
-        opening: [opening_v4.0, opening_v6.0],
-        removed: live_v4.1 + live_v6.1 + opening_v4.1 + opening_v6.1,
-        uses,
-    })
+    let (mut known_v4, mut known_v6) = (Known::new(v4), Known::new(v6));
+    let mut pass = Collector { now, ticks_per_s, ledger, uses: Bits::default(), removed: 0 };
+    let opening = [pass.collect(&v4.opening, &mut known_v4)?, pass.collect(&v6.opening, &mut known_v6)?];
+    let live = [pass.collect(&v4.flows, &mut known_v4)?, pass.collect(&v6.flows, &mut known_v6)?];
+    let Collector { uses, removed, ledger, .. } = pass;
+    let mut in_use = HashSet::new();
+    if !ledger.is_empty() {
+        in_use.extend(known_v4.backends()?.keys());
+        in_use.extend(known_v6.backends()?.keys());
+    }
+    ledger.close(services, &in_use);
+    ledger.write(maps)?;
+    Ok(Pass { live, opening, removed, uses })
 }
 
 /// What makes the programs look up packets of any flow that there is.

@@ -9,6 +9,7 @@
 //! by a newer one, and packets go on. Speaks the Kubernetes API and the kernel's interfaces, and nothing of Weir's own.
 
 mod agent;
+pub mod check;
 pub mod cidr;
 mod cleanup;
 pub mod cli;
@@ -30,6 +31,7 @@ pub mod reconcile;
 pub mod sockets;
 mod sysctl;
 pub mod takeover;
+pub mod traffic;
 pub mod watch;
 
 pub use agent::{Dataplane, Error};

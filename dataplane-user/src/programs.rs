@@ -39,7 +39,7 @@ pub const SOCKET_HOOKS: [&str; 10] = [
 ];
 
 /// Every map of the object, by its name, which is also the name of its pin.
-pub const MAPS: [&str; 28] = [
+pub const MAPS: [&str; 32] = [
     "filter",
     "frontends_v4",
     "frontends_v6",
@@ -68,6 +68,10 @@ pub const MAPS: [&str; 28] = [
     "uplinks",
     "node_ports",
     "drops",
+    "traffic",
+    "events",
+    "events_lost",
+    "monitor",
 ];
 
 /// What can go wrong on the way into the kernel.

@@ -8,9 +8,11 @@ use std::{
     time::Instant,
 };
 
+use tracing::warn;
 use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey, Protocol, node_port_at};
 
 use crate::{
+    check::{Checker, Compared, Drift},
     filter::{Bits, Filter},
     flows,
     health_checks::HealthCheckError,
@@ -50,6 +52,9 @@ pub enum Complaint {
     /// A process has its port.
     #[error(transparent)]
     PortInUse(PortInUse),
+    /// The maps were damaged.
+    #[error(transparent)]
+    Drift(Drift),
     /// Load balancers cannot ask for it.
     #[error(transparent)]
     HealthCheck(HealthCheckError),
@@ -88,6 +93,7 @@ pub struct Reconciler {
     /// Nodes whose tunnelled packets are taken, as the maps say; nothing until they were written.
     peers: Option<BTreeSet<IpAddr>>,
     complaints: HashMap<ServiceKey, BTreeSet<Complaint>>,
+    checker: Checker,
     epoch: Instant,
     metrics: Metrics,
     takeover: Option<Takeover>,
@@ -105,6 +111,7 @@ impl Reconciler {
             complaints: HashMap::new(),
             epoch: Instant::now(),
             metrics,
+            checker: Checker::default(),
             takeover: None,
         })
     }
@@ -112,6 +119,11 @@ impl Reconciler {
     /// Lets the first round take over what rules have decided, if it finds the maps empty.
     pub fn take_over(&mut self, takeover: Takeover) {
         self.takeover = Some(takeover);
+    }
+
+    /// What service ids mean.
+    pub fn names(&self) -> &HashMap<u32, PortName> {
+        self.names.names()
     }
 
     /// Whether the next round looks at everything.
@@ -207,6 +219,35 @@ impl Reconciler {
             self.peers = Some(peers);
         }
         Ok(())
+    }
+
+    /// One step of comparing the maps with the books. What differs is counted and complained about; the next round starts
+    /// over where that repairs it. Nothing while it does so anyway.
+    pub fn check(&mut self, clock: Option<(u32, f64)>) -> Result<Vec<(ServiceKey, Complaint)>, TableError> {
+        let Some((books, filter)) = &self.books else { return Ok(Vec::new()) };
+        let found = self.checker.step(&Compared { maps: &self.maps, books, filter, clock })?;
+        for (kind, count) in &found.counts {
+            self.metrics.add_drift(kind.name(), *count);
+        }
+        self.metrics.checks.inc_by(self.checker.rounds() - self.metrics.checks.get());
+        if found.starts_over() {
+            self.books = None;
+        }
+        let mut complaints = Vec::new();
+        for (owner, drift) in found.described {
+            match owner {
+                Some(owner) if self.checker.tells(&owner) => {
+                    complaints.push((owner, Complaint::Drift(drift)))
+                }
+                _ => warn!("{drift}"),
+            }
+        }
+        Ok(complaints)
+    }
+
+    /// Rounds of such steps that are over.
+    pub fn checks(&self) -> u64 {
+        self.checker.rounds()
     }
 
     /// Clears what is left in the filter of services that are long gone, but for what live flows use. Costs nothing while

@@ -59,7 +59,11 @@ fn the_command_line_says_what_the_maps_do_with_the_agent_dead() {
         .find(|line| line.contains("10.96.0.1:80") && line.contains("tcp://"))
         .expect(&services);
     let cells: Vec<&str> = row.split_whitespace().collect();
-    assert_eq!(cells, ["default/s1:t", "tcp://10.96.0.1:80", "internal", "cluster", "1", "1", "-"]);
+    assert_eq!(
+        cells,
+        ["default/s1:t", "tcp://10.96.0.1:80", "internal", "cluster", "1", "1", "-", "0/0", "0/0"],
+        "no pass has counted yet"
+    );
     assert!(show(View::Backends).contains(&format!("{b_address}:8080  here")), "{}", show(View::Backends));
     assert!(show(View::Flows).contains("request    established"), "{}", show(View::Flows));
     assert!(show(View::Status).contains("10.244.7.1") && show(View::Maps).contains("frontends_v4"));

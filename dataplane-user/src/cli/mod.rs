@@ -1,7 +1,8 @@
-//! What the live maps say, for people and scripts: `weir dataplane services|backends|flows|drops|status|maps` and
-//! `weir explain`. Reads pins and the name table only; neither the agent nor an API server has to run.
+//! What the live maps say, for people and scripts: `weir dataplane services|backends|flows|drops|status|maps|monitor`
+//! and `weir explain`. Reads pins and the name table only; neither the agent nor an API server has to run.
 
 mod explain;
+mod monitor;
 mod status;
 mod views;
 
@@ -10,11 +11,12 @@ use std::{io, path::PathBuf};
 use serde::Serialize;
 
 pub use explain::{AffinityReport, Candidate, ExplainArgs, Explanation, FlowReport, explain};
+pub use monitor::{EventRow, Kind, LISTEN, MonitorArgs, monitor};
 pub use status::{LinkRow, Status, UplinkRow};
-pub use views::{BackendRow, DropRow, FlowRow, MapRow, ServiceRow, View, ViewArgs, view};
+pub use views::{BackendRow, DropRow, FlowRow, MapRow, ServiceRow, TrafficRow, View, ViewArgs, view};
 
 use crate::{
-    kernel::{attach::AttachError, maps::TableError},
+    kernel::{attach::AttachError, events::EventsError, maps::TableError},
     paths::Paths,
 };
 
@@ -40,6 +42,14 @@ pub enum CliError {
     /// The pins.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The programs' events.
+    #[error(transparent)]
+    Events(#[from] EventsError),
+    /// A pod is asked for, and nobody knows its address.
+    #[error(
+        "--pod needs an API server to ask for its address: pass --kubeconfig FILE, or --ip ADDRESS instead"
+    )]
+    PodsUnknown,
     /// Two families in one question.
     #[error("source and destination are not of one address family")]
     MixedFamilies,

@@ -81,7 +81,7 @@ fn uplinks(maps: &Maps) -> Result<Vec<UplinkRow>, CliError> {
 }
 
 /// The name of an interface, or its number when it is gone.
-fn interface_name(index: u32) -> String {
+pub(super) fn interface_name(index: u32) -> String {
     let name = nix::net::if_::if_indextoname(index).ok().and_then(|name| name.into_string().ok());
     name.unwrap_or_else(|| format!("interface {index}"))
 }

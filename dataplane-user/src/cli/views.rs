@@ -12,6 +12,7 @@ use crate::{
     names,
     paths::Paths,
     plan::{PortName, model::protocol_name},
+    traffic::{self, Sums},
 };
 
 /// What to show.
@@ -42,6 +43,38 @@ pub struct ViewArgs {
     pub output: Output,
 }
 
+/// Packets and bytes, as the agent's last pass over the flows (every 15 s) left them.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficRow {
+    /// Packets from clients.
+    pub request_packets: u64,
+    /// Their bytes, from the network header on.
+    pub request_bytes: u64,
+    /// Packets from backends.
+    pub reply_packets: u64,
+    /// Their bytes.
+    pub reply_bytes: u64,
+}
+
+impl TrafficRow {
+    fn of(sums: Option<&Sums>) -> Self {
+        let Sums { requests, replies } = sums.copied().unwrap_or_default();
+        Self {
+            request_packets: requests.packets,
+            request_bytes: requests.bytes,
+            reply_packets: replies.packets,
+            reply_bytes: replies.bytes,
+        }
+    }
+
+    /// Packets and bytes, each from clients and from backends.
+    fn cells(&self) -> [String; 2] {
+        let Self { request_packets, request_bytes, reply_packets, reply_bytes } = self;
+        [format!("{request_packets}/{reply_packets}"), format!("{request_bytes}/{reply_bytes}")]
+    }
+}
+
 /// One frontend.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -60,6 +93,8 @@ pub struct ServiceRow {
     pub policy: &'static str,
     /// Seconds of session affinity, 0 without.
     pub affinity_timeout_s: u32,
+    /// Of the whole service port, over all its frontends and scopes.
+    pub traffic: TrafficRow,
 }
 
 /// One backend.
@@ -72,6 +107,8 @@ pub struct BackendRow {
     pub address: SocketAddr,
     /// It runs on this node.
     pub local: bool,
+    /// Over all services.
+    pub traffic: TrafficRow,
 }
 
 /// One direction of a flow.
@@ -155,9 +192,13 @@ impl Reader {
     }
 
     fn services(&self, output: Output) -> Result<String, CliError> {
+        let mut traffic = HashMap::<u32, Sums>::new();
+        for (key, count) in self.maps.traffic.entries()? {
+            traffic.entry(key.service).or_default().add(&count);
+        }
         let mut rows = Vec::new();
-        self.service_rows(&self.maps.v4, &mut rows)?;
-        self.service_rows(&self.maps.v6, &mut rows)?;
+        self.service_rows(&self.maps.v4, &traffic, &mut rows)?;
+        self.service_rows(&self.maps.v6, &traffic, &mut rows)?;
         rows.sort_by(|a, b| (&a.service, &a.frontend, a.scope).cmp(&(&b.service, &b.frontend, b.scope)));
         Ok(match output {
             Output::Json => json(&rows),
@@ -167,6 +208,7 @@ impl Reader {
                         0 => "-".into(),
                         seconds => format!("{seconds}s"),
                     };
+                    let [packets, bytes] = row.traffic.cells();
                     vec![
                         row.service.clone(),
                         row.frontend.clone(),
@@ -175,9 +217,14 @@ impl Reader {
                         row.backends.to_string(),
                         row.slots.to_string(),
                         affinity,
+                        packets,
+                        bytes,
                     ]
                 });
-                let head = ["SERVICE", "FRONTEND", "SCOPE", "POLICY", "BACKENDS", "SLOTS", "AFFINITY"];
+                let head = [
+                    "SERVICE", "FRONTEND", "SCOPE", "POLICY", "BACKENDS", "SLOTS", "AFFINITY", "PACKETS",
+                    "BYTES",
+                ];
                 table(&head, &cells.collect::<Vec<_>>())
             }
         })
@@ -186,6 +233,7 @@ impl Reader {
     fn service_rows<A: Family>(
         &self,
         maps: &FamilyMaps<A>,
+        traffic: &HashMap<u32, Sums>,
         rows: &mut Vec<ServiceRow>,
     ) -> Result<(), CliError> {
         let entries: Vec<(FrontendKey<A>, Frontend)> = maps.frontends.entries()?;
@@ -197,11 +245,18 @@ impl Reader {
             slots: if value.backends == 0 { 0 } else { value.maglev_mask.saturating_add(1) },
             policy: policy_name(&value),
             affinity_timeout_s: value.affinity_timeout_s,
+            traffic: TrafficRow::of(traffic.get(&value.service)),
         }));
         Ok(())
     }
 
     fn backends(&self, output: Output) -> Result<String, CliError> {
+        let mut traffic = HashMap::<SocketAddr, Sums>::new();
+        for (key, count) in self.maps.traffic.entries()? {
+            if let Some(backend) = traffic::backend(&key) {
+                traffic.entry(backend).or_default().add(&count);
+            }
+        }
         let mut rows = Vec::new();
         for (id, backend) in self.maps.v4.backends.entries()? {
             rows.extend(backend_row(id, &backend));
@@ -209,17 +264,18 @@ impl Reader {
         for (id, backend) in self.maps.v6.backends.entries()? {
             rows.extend(backend_row(id, &backend));
         }
+        for row in &mut rows {
+            row.traffic = TrafficRow::of(traffic.get(&row.address));
+        }
         Ok(match output {
             Output::Json => json(&rows),
             Output::Table => {
                 let cells = rows.iter().map(|row| {
-                    vec![
-                        row.id.to_string(),
-                        row.address.to_string(),
-                        if row.local { "here" } else { "elsewhere" }.into(),
-                    ]
+                    let [packets, bytes] = row.traffic.cells();
+                    let node = if row.local { "here" } else { "elsewhere" };
+                    vec![row.id.to_string(), row.address.to_string(), node.into(), packets, bytes]
                 });
-                table(&["ID", "ADDRESS", "NODE"], &cells.collect::<Vec<_>>())
+                table(&["ID", "ADDRESS", "NODE", "PACKETS", "BYTES"], &cells.collect::<Vec<_>>())
             }
         })
     }
@@ -339,6 +395,7 @@ impl Reader {
             hash!("socket_affinity_v6", v6.socket_affinity),
             hash!("source_ranges_v4", v4.source_ranges),
             hash!("source_ranges_v6", v6.source_ranges),
+            hash!("traffic", self.maps.traffic),
         ];
         Ok(match output {
             Output::Json => json(&rows),
@@ -357,6 +414,7 @@ fn backend_row<A: Family>(id: u32, backend: &Backend<A>) -> Option<BackendRow> {
         id,
         address: backend_address(backend),
         local: backend.flags & Backend::<A>::FLAG_LOCAL != 0,
+        traffic: TrafficRow::default(),
     })
 }
 

@@ -16,7 +16,7 @@ use aya::{
 use weir_dataplane_ebpf::{
     Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Fragment,
     FragmentKey, Frontend, FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Protocol, Scope, SocketPeer,
-    SocketPeerKey, SourceRange, SourceRangeKey, Uplink, node_port_index,
+    SocketPeerKey, SourceRange, SourceRangeKey, Traffic, TrafficKey, Uplink, node_port_index,
 };
 
 use super::sys;
@@ -41,6 +41,9 @@ pub struct TableError {
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
+
+/// Entries, and where those behind them begin.
+pub type Batch<K, V> = (Vec<(K, V)>, Option<Vec<u8>>);
 
 /// A pinned hash, array or trie.
 #[derive(Debug)]
@@ -95,6 +98,16 @@ impl<K: Pod, V: Pod> Table<K, V> {
         sys::Batches::new(self.fd()).map(|batch| batch.map_err(|error| self.failed("read", error)))
     }
 
+    /// Some thousand entries of a hash map behind a place, and where to go on, if there are more.
+    pub fn batch(&self, behind: Option<Vec<u8>>) -> Result<Batch<K, V>, TableError> {
+        let mut batches = match behind {
+            Some(cursor) => sys::Batches::behind(self.fd(), cursor),
+            None => sys::Batches::new(self.fd()),
+        };
+        let entries = batches.next().transpose().map_err(|error| self.failed("read", error))?;
+        Ok((entries.unwrap_or_default(), batches.cursor()))
+    }
+
     /// Writes entries, in order.
     pub fn write(&self, keys: &[K], values: &[V]) -> Result<(), TableError> {
         sys::update(self.fd(), keys, values).map_err(|error| self.failed("write", error))
@@ -136,6 +149,24 @@ impl<K: Pod + Eq + std::hash::Hash, V: Pod> Table<K, V> {
 }
 
 impl<V: Pod> Table<u32, V> {
+    /// Elements of an array from one index up to, and without, another.
+    pub fn elements(&self, from: u32, end: u32) -> Result<Vec<(u32, V)>, TableError> {
+        let batches = match from.checked_sub(1) {
+            Some(before) => sys::Batches::behind(self.fd(), before.to_ne_bytes().to_vec()),
+            None => sys::Batches::new(self.fd()),
+        };
+        let mut all = Vec::new();
+        for batch in batches {
+            let batch = batch.map_err(|error| self.failed("read", error))?;
+            let inside = batch.into_iter().take_while(|(index, _)| *index < end);
+            all.extend(inside);
+            if all.len() as u32 >= end - from {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
     /// One element of an array.
     pub fn at(&self, index: u32) -> Result<V, TableError> {
         let map = Array::<_, V>::try_from(&self.map).map_err(|error| self.failed("open", error))?;
@@ -235,6 +266,8 @@ pub struct Maps {
     pub uplinks: Table<u32, Uplink>,
     /// Which ports of the node are services', by [`node_port_index`].
     pub node_ports: Table<u32, u32>,
+    /// Packets and bytes of services and backends, which the agent adds up.
+    pub traffic: Table<TrafficKey, Traffic>,
     drops: Map,
 }
 
@@ -362,6 +395,7 @@ impl Maps {
             node_config: Table::open(&paths.map("node_config"))?,
             uplinks: Table::open(&paths.map("uplinks"))?,
             node_ports: Table::open(&paths.map("node_ports"))?,
+            traffic: Table::open(&paths.map("traffic"))?,
             drops: drops.map_err(|error| TableError {
                 operation: "open",
                 map: "drops".into(),

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod bpffs;
 pub mod conntrack;
+pub mod events;
 pub mod maps;
 pub mod migrate;
 pub mod packet_log;

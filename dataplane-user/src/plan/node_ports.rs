@@ -17,6 +17,11 @@ pub(super) struct NodePorts {
 }
 
 impl NodePorts {
+    /// What the map holds.
+    pub(super) fn guarded(&self) -> &BTreeSet<NodePort> {
+        &self.guarded
+    }
+
     /// Takes in a guard that is in the map already.
     pub(super) fn adopt(&mut self, port: NodePort) {
         self.guarded.insert(port);

@@ -30,6 +30,11 @@ impl SourceRanges {
         self.used
     }
 
+    /// All of them, by service id.
+    pub(super) fn all(&self) -> impl Iterator<Item = (u32, Cidr)> {
+        self.of.iter().flat_map(|(id, ranges)| ranges.iter().map(|range| (*id, *range)))
+    }
+
     /// Services that have any.
     pub(super) fn services(&self) -> impl Iterator<Item = u32> {
         self.of.keys().copied()

@@ -154,6 +154,17 @@ impl TestNode {
         self.complaints.clone()
     }
 
+    /// A whole round of comparing the maps with what was written; what it complains about. The next `sync` repairs it.
+    pub(crate) fn check(&mut self) -> Vec<String> {
+        let (_, reconciler) = self.agent.as_mut().expect("an agent runs");
+        let (before, mut complaints) = (reconciler.checks(), Vec::new());
+        while reconciler.checks() == before && !reconciler.starts_over() {
+            let found = reconciler.check(None).unwrap_or_else(|error| panic!("{error}"));
+            complaints.extend(found.iter().map(|(key, complaint)| format!("{key}: {complaint}")));
+        }
+        complaints
+    }
+
     /// Sockets that talk to what their service does not have any more.
     pub(crate) fn stale(&self, peers: Vec<Peer>) -> Vec<Peer> {
         let (_, reconciler) = self.agent.as_ref().expect("an agent runs");

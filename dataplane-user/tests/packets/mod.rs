@@ -11,15 +11,15 @@ use std::{
 
 use aya::{
     Ebpf, Pod, TestRun, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf},
     programs::{SchedClassifier, Xdp},
 };
 use weir_dataplane::{
-    kernel::packet_log::PacketLog,
+    kernel::{events, packet_log::PacketLog},
     programs::{self, Options},
 };
 use weir_dataplane_ebpf::{
-    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, FlowState,
+    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Event, Flow, FlowKey, FlowState,
     Fragment, FragmentKey, Frontend, FrontendKey, Ip4, Ip6, Mac, NodeConfig, Protocol, Scope, filter,
 };
 
@@ -395,6 +395,22 @@ impl Dataplane {
     /// The reader of what the programs say.
     pub(crate) fn packet_log<T: log::Log>(&mut self, logger: T) -> PacketLog<T> {
         PacketLog::open(&mut self.ebpf, logger).expect("the object has the ring buffer")
+    }
+
+    /// What the programs told since this was asked last.
+    pub(crate) fn events(&mut self) -> Vec<Event> {
+        let map = self.ebpf.map_mut("events").expect("events");
+        let mut ring = RingBuf::try_from(map).expect("its type");
+        let mut all = Vec::new();
+        events::drain(&mut ring, |event| all.push(event));
+        all
+    }
+
+    /// What they could not tell for lack of room.
+    pub(crate) fn events_lost(&mut self) -> u64 {
+        let map = self.ebpf.map_mut("events_lost").expect("events_lost");
+        let lost = PerCpuArray::<_, u64>::try_from(map).expect("its layout");
+        lost.get(&0, 0).expect("counter").iter().sum()
     }
 
     /// Reasons that were counted, with how often.

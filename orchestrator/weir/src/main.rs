@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use weir_dataplane::cli::{self, CliError, Output, View, ViewArgs};
+use weir_dataplane::cli::{self, CliError, MonitorArgs, Output, View, ViewArgs};
 
 /// A cluster whose network runs in the kernel.
 #[derive(Parser)]
@@ -66,6 +66,8 @@ enum DataplaneAction {
     /// Give Services on this node back: remove all programs and maps, and leave pods their links. Stop the dataplane
     /// and start what serves next before.
     Detach,
+    /// Show new flows and drops as they happen, until Ctrl-C; as JSON one object a line.
+    Monitor(MonitorArgs),
 }
 
 fn main() -> ExitCode {
@@ -81,6 +83,9 @@ fn main() -> ExitCode {
         }
         Command::Dataplane(DataplaneFlags { role, action: Some(DataplaneAction::Detach), .. }) => {
             role::detach(&role.config.run_dir)
+        }
+        Command::Dataplane(DataplaneFlags { role, action: Some(DataplaneAction::Monitor(args)), output }) => {
+            role::monitor(role, &args, output)
         }
         Command::Ingress(flags) => role::ingress(flags),
         Command::Explain(args) => print(cli::explain(&args)),

@@ -20,6 +20,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use weir_dataplane::{
+    cli::{self, MonitorArgs, Output},
+    paths::Paths,
+};
 
 use crate::admin;
 
@@ -119,6 +123,23 @@ client_role!(ingress, weir_ingress::Ingress, 1);
 pub(crate) fn detach(run_dir: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(weir_dataplane::detach(run_dir)).context("giving Services on this node back")
+}
+
+/// Shows events of the dataplane. Asks the API server for names of pods if the flags or `KUBECONFIG` say where it is.
+pub(crate) fn monitor(
+    flags: ClientFlags<weir_dataplane::Config>,
+    args: &MonitorArgs,
+    output: Output,
+) -> Result<()> {
+    install_tls_provider();
+    block_on(1, async {
+        let shutdown = CancellationToken::new();
+        end_on_signals(shutdown.clone())?;
+        let told = flags.kubeconfig.is_some() || std::env::var_os("KUBECONFIG").is_some();
+        let client = if told { Some(client(flags.kubeconfig).await?) } else { None };
+        let paths = Paths::new(&flags.config.run_dir);
+        Ok(cli::monitor(args, &paths, output, client, &mut std::io::stdout().lock(), shutdown).await?)
+    })
 }
 
 /// Logs, the TLS provider, and the tie to `weir up`.

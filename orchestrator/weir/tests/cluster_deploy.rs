@@ -4,6 +4,7 @@
 mod deploy;
 
 use std::{
+    collections::HashSet,
     fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener},
@@ -21,6 +22,7 @@ use deploy::{
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+use weir_dataplane::{kernel::maps::Maps, paths::Paths};
 use weir_tests::{Cgroup, Link, Namespace, eventually, get};
 use weir_tests_apiserver::Apiserver;
 
@@ -197,13 +199,22 @@ impl Machine {
         .unwrap();
     }
 
-    /// The admin server at the address that the flags name says so.
-    fn is_ready(&self, shipped: &[String]) {
+    /// The admin server's address, which the flags name.
+    fn admin(shipped: &[String]) -> SocketAddr {
         let after = |flag: &str| {
             let at = shipped.iter().position(|it| it.split('=').next() == Some(flag)).expect("it is named");
             shipped[at].split_once('=').map_or_else(|| shipped[at + 1].clone(), |(_, value)| value.to_owned())
         };
-        let address: SocketAddr = after("--metrics-address").parse().expect("ADDRESS:PORT");
+        after("--metrics-address").parse().expect("ADDRESS:PORT")
+    }
+
+    fn metrics(&self, shipped: &[String]) -> String {
+        self.node.run(|| get(Self::admin(shipped), "weir", "/metrics", PATIENCE)).unwrap().body
+    }
+
+    /// The admin server says so.
+    fn is_ready(&self, shipped: &[String]) {
+        let address = Self::admin(shipped);
         for path in ["/readyz", "/healthz"] {
             eventually("the agent is ready", || {
                 let answer = self.node.run(|| get(address, "weir", path, PATIENCE))?;
@@ -336,6 +347,53 @@ fn what_is_shipped_is_enough() {
         }
     }
     assert!(allowed.contains(&action("create", "", "events")), "nobody needs to create events");
+}
+
+#[test]
+fn the_running_agent_repairs_damaged_maps_and_counts_what_it_serves() {
+    let machine = Machine::new();
+    let unit = manifest::unit_flags();
+    let _agent = machine.agent(&manifest::unit_capabilities(), &unit, true);
+    machine.is_ready(&unit);
+    let (pod, address) = machine.pod();
+    greet(&pod);
+    machine.serve(address);
+    machine.is_served();
+
+    let maps = Maps::open(&Paths::new(machine.run_dir())).unwrap();
+    let keys: Vec<_> = maps.v4.frontends.entries().unwrap().into_iter().map(|(key, _)| key).collect();
+    maps.v4.frontends.remove(&keys).unwrap();
+    let has_drift = |event: &Value| {
+        let of_service = event["regarding"]["name"] == "hello" || event["involvedObject"]["name"] == "hello";
+        of_service && event.to_string().contains("(frontend)")
+    };
+    let mirror = machine.server.as_ref().expect("it runs").mirror().clone();
+    let waits = mirror.wait_until("the agent tells of the damage", |mirror| {
+        mirror.list("events/").iter().any(|event| has_drift(event))
+    });
+    machine.runtime.block_on(waits);
+    machine.is_served();
+    let left: HashSet<_> = maps.v4.frontends.entries().unwrap().into_iter().map(|(key, _)| key).collect();
+    assert_eq!(left, keys.iter().copied().collect(), "all of them are there again");
+
+    let metrics = machine.metrics(&unit);
+    let drift = format!("weir_dataplane_drift_total{{kind=\"frontend\"}} {}", keys.len());
+    assert!(metrics.lines().any(|line| line == drift), "{metrics}");
+    eventually("the client's packets are counted", || {
+        let metrics = machine.metrics(&unit);
+        let labels = r#"{namespace="default",service="hello",port="t",protocol="tcp",direction="request"}"#;
+        let count = metrics.lines().find_map(|line| {
+            line.strip_prefix("weir_dataplane_service_packets_total")?
+                .strip_prefix(labels)?
+                .trim()
+                .parse::<u64>()
+                .ok()
+        });
+        // SYN, what acknowledges its answer, the request, FIN: of two connections.
+        anyhow::ensure!(count.is_some_and(|count| count >= 8), "{count:?} in {metrics}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]

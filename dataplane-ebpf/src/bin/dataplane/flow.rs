@@ -7,7 +7,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use weir_dataplane_ebpf::{Backend, Flow, FlowKey, FlowState, Protocol, Scope};
+use weir_dataplane_ebpf::{Backend, EventKind, Flow, FlowKey, FlowState, Protocol, Scope};
 
 use crate::{
     affinity,
@@ -120,7 +120,7 @@ pub fn present<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>) -> Option<&'s
     let way_back = if scope.0 == Scope::EXTERNAL.0 { ifindex } else { 0 };
     draft.key = headers.key;
     let (length, flags, tunnelled) = (headers.length, headers.flags, hook.tunnelled());
-    draft.packet = Packet { ifindex, way_back, length, flags, scope, tunnelled };
+    draft.packet = Packet { ifindex, way_back, length, flags, scope, tunnelled, news: EventKind(0) };
     Some(draft)
 }
 

@@ -13,7 +13,8 @@
 //! [`parse`] → [`filter`] (can it be a service's at all?) → [`flow`] (a known connection: one lookup) or [`start`] (a new one: frontend, Maglev, backend, two
 //! entries) → [`rewrite`] or [`tunnel`] → the way out. An ICMP error about a packet that was rewritten goes the way of its flow
 //! through [`icmp`], and a packet for a service without endpoints becomes the answer that [`reject`] makes of it.
-//! Fragments and packets with options take [`slow_path`] in place of [`parse`] and [`rewrite`]. IPv4 and IPv6 share all of it through [`maps::Family`].
+//! Fragments and packets with options take [`slow_path`] in place of [`parse`] and [`rewrite`]. Whoever listens hears of
+//! what begins and ends through [`events`]. IPv4 and IPv6 share all of it through [`maps::Family`].
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", allow(clippy::inline_always, reason = "a call is a BPF subprogram"))]
@@ -24,6 +25,8 @@ mod affinity;
 mod bind;
 #[cfg(target_arch = "bpf")]
 mod counters;
+#[cfg(target_arch = "bpf")]
+mod events;
 #[cfg(target_arch = "bpf")]
 mod filter;
 #[cfg(target_arch = "bpf")]

@@ -6,15 +6,17 @@
 //! which a new connection asks.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use weir_dataplane_ebpf::{
-    Address, Backend, Be16, Be32, DROP_REASONS, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-    FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Scope, SocketPeer, SocketPeerKey, Uplink, filter,
+    Address, Backend, Be16, Be32, DROP_REASONS, Endpoint, EventKind, Flow, FlowKey, Fragment, FragmentKey,
+    Frontend, FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Scope, SocketPeer, SocketPeerKey, Traffic,
+    TrafficKey, Uplink, filter,
     maps::{
-        AFFINITY, BACKENDS, ENDPOINTS, FLOWS, FRAGMENTS, FRONTENDS, MAGLEV_SLOTS, NODE_PORTS, OPENING_FLOWS,
-        SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TUNNEL_PEERS, UPLINKS,
+        AFFINITY, BACKENDS, ENDPOINTS, EVENTS_BYTES, FLOWS, FRAGMENTS, FRONTENDS, MAGLEV_SLOTS, NODE_PORTS,
+        OPENING_FLOWS, SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TRAFFIC, TUNNEL_PEERS, UPLINKS,
     },
 };
 
@@ -33,6 +35,20 @@ pub static NODE_PORTS_MAP: Array<u32> = Array::with_max_entries(NODE_PORTS, 0);
 #[map(name = "drops")]
 pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROP_REASONS.len() as u32, 0);
 
+/// What is told to whoever listens.
+#[map(name = "events")]
+pub static EVENTS_MAP: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+/// What had no room there.
+#[map(name = "events_lost")]
+pub static EVENTS_LOST_MAP: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+/// Until when somebody listens, in nanoseconds since boot; 0 for nobody.
+#[map(name = "monitor")]
+pub static MONITOR_MAP: Array<u64> = Array::with_max_entries(1, 0);
+
+/// The agent's own: a map to outlive it beside the flows that it adds up.
+#[map(name = "traffic")]
+pub static TRAFFIC_MAP: HashMap<TrafficKey, Traffic> = HashMap::with_max_entries(TRAFFIC, BPF_F_NO_PREALLOC);
+
 /// What the start of a flow must know of the packet, beside its tuple.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -49,6 +65,8 @@ pub struct Packet {
     pub scope: Scope,
     /// Whether it came inside a packet from another node ([`crate::tunnel`]).
     pub tunnelled: bool,
+    /// What it began, zero for nothing.
+    pub news: EventKind,
 }
 
 /// What an ICMP message says, but for its quote.

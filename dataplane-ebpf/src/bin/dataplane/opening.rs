@@ -6,7 +6,7 @@
 //! again for the client's next packet.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use weir_dataplane_ebpf::{Flow, FlowKey, FlowState};
+use weir_dataplane_ebpf::{EventKind, Flow, FlowKey, FlowState};
 
 use crate::{
     flow,
@@ -47,6 +47,7 @@ pub fn establish<A: Family>(key: &FlowKey<A>, state: FlowState, draft: &mut Draf
         draft.flow.state = state;
         if A::flows().insert(key, &draft.flow, u64::from(BPF_ANY)).is_ok() {
             let _ = A::opening().remove(key);
+            draft.packet.news = EventKind::ESTABLISHED;
         }
         return true;
     }
@@ -71,6 +72,7 @@ pub fn establish<A: Family>(key: &FlowKey<A>, state: FlowState, draft: &mut Draf
     if A::flows().insert(key, &draft.flow, u64::from(BPF_ANY)).is_ok() {
         let _ = A::opening().remove(&other_key);
         let _ = A::opening().remove(key);
+        draft.packet.news = EventKind::ESTABLISHED;
     }
     true
 }

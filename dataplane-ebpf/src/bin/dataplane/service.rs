@@ -4,7 +4,7 @@ use weir_dataplane_ebpf::{DropReason, FlowKey, Ip4, Ip6};
 
 use crate::{
     counters::Verdict,
-    filter, flow, log,
+    events, filter, flow, log,
     maps::Family,
     outline::Outlined,
     parse::{self, Error, Frame, Headers, Kind, Sctp, Tcp, Transport, Udp},
@@ -49,6 +49,7 @@ fn serve_transport<A: Outlined, T: Transport, H: Hook>(hook: &H, frame: Frame, l
     };
     if let Verdict::Drop(reason) | Verdict::Answer(reason) = verdict {
         log::dropped(&headers.key, hook.ifindex(), reason);
+        events::dropped(&headers.key, hook.ifindex(), reason);
     }
     verdict
 }
@@ -75,7 +76,10 @@ fn decide<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) ->
     }
     let Some(draft) = flow::present(hook, headers) else { return Verdict::Pass };
     match hook.start::<A>() {
-        Started::Serve => rewrite::translate::<A, T, H>(hook, headers, &draft.flow),
+        Started::Serve => {
+            events::begun(draft);
+            rewrite::translate::<A, T, H>(hook, headers, &draft.flow)
+        }
         Started::Leave => Verdict::Pass,
         Started::Nobody => pass(hook, headers),
         Started::Drop(reason) => Verdict::Drop(reason),

@@ -24,7 +24,7 @@ use weir_dataplane_ebpf::{Be16, Be32, DropReason, Flow, Fragment, FragmentKey, I
 
 use crate::{
     counters::Verdict,
-    flow,
+    events, flow,
     kernel::now_s,
     log,
     maps::{Draft, Family},
@@ -307,6 +307,7 @@ pub fn serve<A: Outlined, const FORWARDS: bool>(hook: &Skb<'_, FORWARDS>) -> Ver
     };
     if let Verdict::Drop(reason) | Verdict::Answer(reason) = verdict {
         log::dropped(&headers.key, hook.ifindex(), reason);
+        events::dropped(&headers.key, hook.ifindex(), reason);
     }
     verdict
 }
@@ -326,7 +327,9 @@ fn decide<A: Outlined, const FORWARDS: bool>(
     } else {
         let Some(draft) = flow::present(hook, headers) else { return Verdict::Pass };
         if part.0 != Part::LATER {
-            hook.start::<A>()
+            let started = hook.start::<A>();
+            events::begun(draft);
+            started
         } else if opening::find(&headers.key, &mut draft.flow) {
             opening::count(&headers.key, headers.length);
             Started::Serve

@@ -18,6 +18,7 @@ use weir_dataplane_ebpf::{
 use crate::{
     affinity,
     counters::count_drop,
+    events,
     kernel::{has_set_retval, node_namespace},
     log::{self, Loggable},
     maglev,
@@ -234,6 +235,7 @@ fn ask<V: View>(context: *mut bpf_sock_addr) -> i32 {
         Err(reason) => {
             count_drop(reason);
             log::refused(&key, reason);
+            events::refused(&key, reason);
             // A client that may not ask gets EPERM, as from a firewall of its own.
             if reason != DropReason::SourceRange && has_set_retval() {
                 // SAFETY: the helper takes a plain number.

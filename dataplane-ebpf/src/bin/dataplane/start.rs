@@ -4,7 +4,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use weir_dataplane_ebpf::{
-    AffinityKey, Backend, Be16, DropReason, Flow, FlowKey, FlowState, Frontend, FrontendKey, Scope, hash,
+    AffinityKey, Backend, Be16, DropReason, EventKind, Flow, FlowKey, FlowState, Frontend, FrontendKey,
+    Scope, hash,
     maps::{MASQUERADE_PORT_FIRST, MASQUERADE_PORTS, MASQUERADE_TRIES},
 };
 
@@ -220,6 +221,10 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, place: &Place, draft: 
     if frontend.affinity_timeout_s != 0 {
         affinity::record(A::affinity(), &client, id);
     }
+    // The others were told of: only one of their halves was gone.
+    if standing == Standing::NOTHING || standing == Standing::OVER {
+        draft.packet.news = EventKind::OPENED;
+    }
     Started::Serve
 }
 
@@ -236,6 +241,7 @@ fn open_tunnel<A: Layout>(key: &FlowKey<A>, place: &Place, draft: &mut Draft<A>,
     }
     let Some(own) = own_address::<A>(flow) else { return Started::Drop(DropReason::NoGateway) };
     flow.source = own;
+    draft.packet.news = EventKind::OPENED;
     // Without room the next packet finds the same backend.
     let _ = A::opening().insert(key, &draft.flow, u64::from(BPF_ANY));
     Started::Serve

@@ -114,6 +114,18 @@ impl<'a, K: Pod, V: Pod> Batches<'a, K, V> {
         // SAFETY: `Table`, which has this map, compared the sizes when it opened it, and is of no per-CPU map.
         Self(unsafe { RawBatches::new(map, size_of::<K>(), size_of::<V>()) }, PhantomData)
     }
+
+    /// The entries behind a cursor of an earlier reading, or, for an array, behind an index.
+    pub(crate) fn behind(map: BorrowedFd<'a>, cursor: Vec<u8>) -> Self {
+        let mut batches = Self::new(map);
+        batches.0.cursor = Some(cursor);
+        batches
+    }
+
+    /// Where a later reading can go on; nothing when there is no more.
+    pub(crate) fn cursor(self) -> Option<Vec<u8>> {
+        self.0.cursor.filter(|_| !self.0.done)
+    }
 }
 
 /// Bytes as values.

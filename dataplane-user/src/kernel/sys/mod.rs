@@ -110,6 +110,12 @@ pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
+/// The value whose bytes these are, if there are as many.
+pub(crate) fn read_pod<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: there are enough bytes, at whatever alignment, and any bits make a `Pod`.
+    (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
 /// Replaces the program of a link in one step: every packet meets the old one or the new one, none meets neither.
 pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes = LinkUpdateAttributes {

@@ -4,6 +4,7 @@
 
 mod adopt;
 mod backends;
+mod inspect;
 mod tables;
 
 use std::{
