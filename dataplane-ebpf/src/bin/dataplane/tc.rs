@@ -147,12 +147,14 @@ impl Hook for Ingress<'_> {
 
 /// Packets from outside.
 #[classifier]
+#[inline(always)]
 pub fn tc_uplink(context: TcContext) -> i32 {
     carry_out(&context, try_ingress(&Ingress { context: &context, scope: Scope::EXTERNAL }))
 }
 
 /// Packets from a pod.
 #[classifier]
+#[inline(always)]
 pub fn tc_pod(context: TcContext) -> i32 {
     carry_out(&context, try_ingress(&Ingress { context: &context, scope: Scope::INTERNAL }))
 }
