@@ -11,9 +11,9 @@ use crate::{
     counters::Verdict,
     flow, icmp,
     parse::Error,
-    reject,
-    slow_path::{self, Walk},
+    reject, slow_path,
     start::{self, Started},
+    walk::Walk,
 };
 
 /// The global functions of an address family, for each kind of context.
