@@ -68,6 +68,8 @@ mod tc;
 #[cfg(target_arch = "bpf")]
 mod tunnel;
 #[cfg(target_arch = "bpf")]
+mod walk;
+#[cfg(target_arch = "bpf")]
 mod xdp;
 
 /// Some helpers that the programs call are the kernel's only for programs under a licence that the GPL accepts.

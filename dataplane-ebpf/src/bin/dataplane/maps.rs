@@ -20,7 +20,7 @@ use weir_dataplane_ebpf::{
     },
 };
 
-use crate::{affinity::Choices, parse::TcpFlags, slow_path::Extent, source_range::Ranges};
+use crate::{affinity::Choices, parse::TcpFlags, source_range::Ranges, walk::Extent};
 
 #[map(name = "maglev")]
 pub static MAGLEV: Array<u32> = Array::with_max_entries(MAGLEV_SLOTS, 0);

@@ -8,16 +8,17 @@ use aya_ebpf::{
     bindings::{__sk_buff, xdp_md},
     programs::TcContext,
 };
-use weir_dataplane_ebpf::{Ip4, Ip6};
+use weir_dataplane_ebpf::{DropReason, Ip4, Ip6};
 
 use crate::{
     counters::Verdict,
-    flow, icmp,
+    events, flow, icmp, log,
+    maps::Draft,
     parse::Error,
-    reject,
-    slow_path::{self, Walk},
+    reject, slow_path,
     start::{self, Started},
     tunnel,
+    walk::Walk,
 };
 
 /// See [`tunnel::receive`].
@@ -30,6 +31,16 @@ pub fn receive(context: *mut __sk_buff) -> bool {
 #[inline(never)]
 extern "C" fn receive_from_tunnel(context: *mut __sk_buff) -> u32 {
     u32::from(tunnel::receive(&TcContext::new(context)))
+}
+
+#[inline(always)]
+fn tell_dropped<A: Walk>(reason: u32) -> Option<()> {
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let Draft { key, packet, .. } = unsafe { &*A::draft()? };
+    let reason = DropReason::from_index(reason)?;
+    log::dropped(key, packet.ifindex, reason);
+    events::dropped(key, packet.ifindex, reason);
+    Some(())
 }
 
 /// The global functions of an address family, for each kind of context.
@@ -48,6 +59,8 @@ pub trait Outlined: Walk {
     fn reset(context: *mut __sk_buff) -> bool;
     /// See [`reject::complain`].
     fn complain(context: *mut __sk_buff) -> bool;
+    /// Tells whoever wants to know that the packet in the draft ends here.
+    fn tell_dropped(reason: DropReason);
     /// See [`slow_path::read`].
     fn read_slowly(context: *mut __sk_buff) -> Result<(), Error>;
     /// See [`slow_path::rewrite`].
@@ -55,7 +68,7 @@ pub trait Outlined: Walk {
 }
 
 macro_rules! outlined {
-    ($address:ty: $start_xdp:ident, $start_tc:ident, $tend_xdp:ident, $tend_tc:ident, $restore:ident, $reset:ident, $complain:ident, $read:ident, $rewrite:ident) => {
+    ($address:ty: $start_xdp:ident, $start_tc:ident, $tend_xdp:ident, $tend_tc:ident, $restore:ident, $reset:ident, $complain:ident, $tell:ident, $read:ident, $rewrite:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $start_xdp(context: *mut xdp_md) -> u32 {
@@ -96,6 +109,12 @@ macro_rules! outlined {
         #[inline(never)]
         extern "C" fn $complain(context: *mut __sk_buff) -> u32 {
             u32::from(reject::complain::<$address>(context).is_some())
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $tell(reason: u32) -> u32 {
+            u32::from(tell_dropped::<$address>(reason).is_some())
         }
 
         #[unsafe(no_mangle)]
@@ -147,6 +166,11 @@ macro_rules! outlined {
             }
 
             #[inline(always)]
+            fn tell_dropped(reason: DropReason) {
+                $tell(reason as u32);
+            }
+
+            #[inline(always)]
             fn read_slowly(context: *mut __sk_buff) -> Result<(), Error> {
                 Error::from_number($read(context))
             }
@@ -158,5 +182,5 @@ macro_rules! outlined {
         }
     };
 }
-outlined!(Ip4: start_at_xdp_v4, start_at_tc_v4, tend_at_xdp_v4, tend_at_tc_v4, restore_v4, reset_v4, complain_v4, read_slowly_v4, rewrite_slowly_v4);
-outlined!(Ip6: start_at_xdp_v6, start_at_tc_v6, tend_at_xdp_v6, tend_at_tc_v6, restore_v6, reset_v6, complain_v6, read_slowly_v6, rewrite_slowly_v6);
+outlined!(Ip4: start_at_xdp_v4, start_at_tc_v4, tend_at_xdp_v4, tend_at_tc_v4, restore_v4, reset_v4, complain_v4, tell_dropped_v4, read_slowly_v4, rewrite_slowly_v4);
+outlined!(Ip6: start_at_xdp_v6, start_at_tc_v6, tend_at_xdp_v6, tend_at_tc_v6, restore_v6, reset_v6, complain_v6, tell_dropped_v6, read_slowly_v6, rewrite_slowly_v6);

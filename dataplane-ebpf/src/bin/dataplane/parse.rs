@@ -385,7 +385,7 @@ impl Layout for Ip6 {
         Ok((frame.read(ETHERNET_LENGTH + 6), payload + Self::NETWORK_LENGTH as u32))
     }
 
-    /// Those that [`crate::slow_path`] steps over. Behind a routing header the destination is not the packet's last, which
+    /// Those that [`crate::walk`] steps over. Behind a routing header the destination is not the packet's last, which
     /// is the one in the checksum.
     #[inline(always)]
     fn is_extension(protocol: Protocol) -> bool {

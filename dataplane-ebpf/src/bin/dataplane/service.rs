@@ -4,7 +4,7 @@ use weir_dataplane_ebpf::{DropReason, FlowKey, Ip4, Ip6};
 
 use crate::{
     counters::Verdict,
-    events, filter, flow, log,
+    events, filter, flow,
     maps::Family,
     outline::Outlined,
     parse::{self, Error, Frame, Headers, Kind, Sctp, Tcp, Transport, Udp},
@@ -48,8 +48,8 @@ fn serve_transport<A: Outlined, T: Transport, H: Hook>(hook: &H, frame: Frame, l
         verdict => verdict,
     };
     if let Verdict::Drop(reason) | Verdict::Answer(reason) = verdict {
-        log::dropped(&headers.key, hook.ifindex(), reason);
-        events::dropped(&headers.key, hook.ifindex(), reason);
+        flow::present(hook, &headers);
+        A::tell_dropped(reason);
     }
     verdict
 }

@@ -5,9 +5,7 @@
 //! kernel's helpers at offsets that it finds out: slower by some calls, and a small walk for the verifier, since one body
 //! serves all transports. What it decides, it asks of the same tables by the same functions.
 //!
-//! Options of IPv4 are skipped, and so are hop-by-hop options, destination options and the fragment header of IPv6,
-//! [`EXTENSIONS`] of them at the most. What a checksum covers may not be what stands in the addresses when the packet is
-//! routed by its source: it passes untouched, and so does what is behind other headers and options whose lengths are wrong.
+//! Where the ports are, [`crate::walk`] finds out.
 //!
 //! The first fragment of a packet has the ports and is served like a whole packet: the change of a checksum is the same
 //! whatever else it covers. What it said is remembered (`fragments_v4`, `fragments_v6`), and later fragments go the way
@@ -20,270 +18,23 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_ANY},
     programs::TcContext,
 };
-use weir_dataplane_ebpf::{Be16, Be32, DropReason, Flow, Fragment, FragmentKey, Ip4, Ip6, Protocol, Scope};
+use weir_dataplane_ebpf::{Be16, DropReason, Flow, Fragment, Scope};
 
 use crate::{
     counters::Verdict,
     events, flow,
     kernel::now_s,
-    log,
     maps::{Draft, Family},
     opening,
     outline::Outlined,
-    parse::{ETHERNET_LENGTH, Error, Headers, Layout, Sctp, Tcp, TcpFlags, Transport, Udp},
+    parse::{ETHERNET_LENGTH, Error, Headers, Sctp, Tcp, TcpFlags, Transport, Udp},
     rewrite::{self, Hook as _},
     service,
     start::Started,
     tc::{self, Skb},
     tunnel,
+    walk::{Part, Walk, load},
 };
-
-/// What of a packet is in a frame.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct Part(u8);
-
-impl Part {
-    /// All of it.
-    const WHOLE: u8 = 0;
-    /// Its first fragment.
-    const FIRST: u8 = 1;
-    /// Another one.
-    const LATER: u8 = 2;
-}
-
-/// Where the parts of the packet in a draft are, beside its tuple.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Extent {
-    /// Offset of the ports in the frame, if it has them.
-    transport: u32,
-    /// A fragment's identification, as it stands there.
-    identification: u32,
-    /// Time to live, or hop limit.
-    ttl: u8,
-    part: Part,
-}
-
-/// The network header of IPv4, without options.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Header4 {
-    version_and_length: u8,
-    service: u8,
-    length: Be16,
-    identification: u16,
-    fragment: Be16,
-    ttl: u8,
-    protocol: Protocol,
-    checksum: u16,
-    source: Ip4,
-    destination: Ip4,
-}
-
-/// The network header of IPv6.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Header6 {
-    version: Be32,
-    payload: Be16,
-    next: Protocol,
-    hop_limit: u8,
-    source: Ip6,
-    destination: Ip6,
-}
-
-/// The fragment header of IPv6.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct FragmentHeader {
-    next: Protocol,
-    reserved: u8,
-    offset: Be16,
-    identification: u32,
-}
-
-/// Extension headers that are stepped over: one of each kind, and destination options behind the fragment header
-/// (RFC 8200, 4.1).
-const EXTENSIONS: usize = 4;
-
-/// Bytes of IPv4 options at the most.
-const OPTIONS_LENGTH: usize = 40;
-/// The option that ends them.
-const END_OF_OPTIONS: u8 = 0;
-/// The option of one byte.
-const NO_OPERATION: u8 = 1;
-/// "Loose source and record route".
-const LOOSE_SOURCE_ROUTE: u8 = 131;
-/// "Strict source and record route".
-const STRICT_SOURCE_ROUTE: u8 = 137;
-
-/// "More fragments" of IPv4.
-const MORE_V4: u16 = 0x2000;
-/// The offset of IPv4, in units of eight bytes.
-const OFFSET_V4: u16 = 0x1fff;
-/// "More fragments" of IPv6.
-const MORE_V6: u16 = 0x0001;
-/// The offset of IPv6, in bytes.
-const OFFSET_V6: u16 = 0xfff8;
-
-impl Part {
-    #[inline(always)]
-    const fn new(more: bool, offset: u16) -> Self {
-        Self(if offset != 0 {
-            Self::LATER
-        } else if more {
-            Self::FIRST
-        } else {
-            Self::WHOLE
-        })
-    }
-}
-
-/// An address family whose headers can be walked.
-pub trait Walk: Layout {
-    /// Puts addresses, transport, length and extent of a packet into the draft.
-    fn walk(context: &TcContext, draft: &mut Draft<Self>) -> Result<(), Error>;
-    /// What the fragments of a packet have in common.
-    fn fragment_key(draft: &Draft<Self>) -> FragmentKey<Self>;
-}
-
-/// Reads bytes of the packet.
-#[inline(always)]
-fn load<T>(context: &TcContext, offset: usize) -> Result<T, Error> {
-    context.load(offset).map_err(|_| Error::Truncated)
-}
-
-/// Whether the packet in the draft is all there, and its headers lie in it.
-#[inline(always)]
-fn check_length<A: Family>(context: &TcContext, draft: &Draft<A>) -> Result<(), Error> {
-    let end = draft.packet.length + ETHERNET_LENGTH as u32;
-    if end > context.len() || end < draft.extent.transport { Err(Error::Truncated) } else { Ok(()) }
-}
-
-/// Whether a packet whose IPv4 options end at `end` may be rewritten.
-#[inline(always)]
-fn check_options(context: &TcContext, end: usize) -> Result<(), Error> {
-    let mut at = Ip4::TRANSPORT as u32;
-    for _ in 0..OPTIONS_LENGTH {
-        if at >= end as u32 {
-            break;
-        }
-        at = behind_option(context.skb.skb, at, end as u32);
-        if at == 0 {
-            return Err(Error::NotOurs);
-        }
-    }
-    Ok(())
-}
-
-/// The offset behind the IPv4 option at `at`, and `end` behind the last; zero if the packet must be left alone. A global
-/// function, whose ways the verifier does not walk again for each option.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn behind_option(context: *mut __sk_buff, at: u32, end: u32) -> u32 {
-    let context = TcContext::new(context);
-    match load(&context, at as usize) {
-        Ok(END_OF_OPTIONS) => end,
-        Ok(NO_OPERATION) => at + 1,
-        Err(_) | Ok(LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE) => 0,
-        Ok(_) => match load::<u8>(&context, at as usize + 1) {
-            Ok(length) if length >= 2 && at + u32::from(length) <= end => at + u32::from(length),
-            _ => 0,
-        },
-    }
-}
-
-impl Walk for Ip4 {
-    #[inline(always)]
-    fn walk(context: &TcContext, draft: &mut Draft<Self>) -> Result<(), Error> {
-        let header: Header4 = load(context, ETHERNET_LENGTH)?;
-        let fragment = header.fragment.get();
-        let transport = ETHERNET_LENGTH + usize::from(header.version_and_length & 0x0f) * 4;
-        if transport < Self::TRANSPORT {
-            return Err(Error::NotOurs);
-        }
-        draft.key.source = header.source;
-        draft.key.destination = header.destination;
-        draft.key.protocol = header.protocol;
-        // Segmentation offload leaves 0 there when the truth does not fit in 16 bits.
-        draft.packet.length = match header.length.get() {
-            0 => context.len() - ETHERNET_LENGTH as u32,
-            length => u32::from(length),
-        };
-        draft.extent = Extent {
-            transport: transport as u32,
-            identification: u32::from(header.identification),
-            ttl: header.ttl,
-            part: Part::new(fragment & MORE_V4 != 0, fragment & OFFSET_V4),
-        };
-        check_length(context, draft)?;
-        check_options(context, transport)
-    }
-
-    #[inline(always)]
-    fn fragment_key(draft: &Draft<Self>) -> FragmentKey<Self> {
-        FragmentKey {
-            source: draft.key.source,
-            destination: draft.key.destination,
-            identification: draft.extent.identification,
-            protocol: draft.key.protocol,
-            padding: 0,
-            padding_word: 0,
-        }
-    }
-}
-
-impl Walk for Ip6 {
-    #[inline(always)]
-    fn walk(context: &TcContext, draft: &mut Draft<Self>) -> Result<(), Error> {
-        let header: Header6 = load(context, ETHERNET_LENGTH)?;
-        draft.key.source = header.source;
-        draft.key.destination = header.destination;
-        // A packet that is longer than the field can say has zero there, and an option that says it (RFC 2675).
-        draft.packet.length = match header.payload.get() {
-            0 if header.next == Protocol::HOP_BY_HOP => context.len() - ETHERNET_LENGTH as u32,
-            payload => u32::from(payload) + Self::NETWORK_LENGTH as u32,
-        };
-        let (mut next, mut at) = (header.next, Self::TRANSPORT);
-        let (mut part, mut identification, mut fragmented) = (Part(Part::WHOLE), 0, false);
-        for _ in 0..EXTENSIONS {
-            match next {
-                Protocol::HOP_BY_HOP | Protocol::DESTINATION_OPTIONS => {
-                    let [behind, length]: [u8; 2] = load(context, at)?;
-                    next = Protocol(behind);
-                    at += (usize::from(length) + 1) * 8;
-                }
-                Protocol::FRAGMENT if !fragmented => {
-                    let fragment: FragmentHeader = load(context, at)?;
-                    let offset = fragment.offset.get();
-                    part = Part::new(offset & MORE_V6 != 0, offset & OFFSET_V6);
-                    (next, identification, fragmented) = (fragment.next, fragment.identification, true);
-                    at += size_of::<FragmentHeader>();
-                    if part.0 == Part::LATER {
-                        break;
-                    }
-                }
-                _ => break,
-            }
-        }
-        draft.key.protocol = next;
-        draft.extent = Extent { transport: at as u32, identification, ttl: header.hop_limit, part };
-        check_length(context, draft)
-    }
-
-    #[inline(always)]
-    fn fragment_key(draft: &Draft<Self>) -> FragmentKey<Self> {
-        FragmentKey {
-            source: draft.key.source,
-            destination: draft.key.destination,
-            identification: draft.extent.identification,
-            protocol: Protocol(0),
-            padding: 0,
-            padding_word: 0,
-        }
-    }
-}
 
 /// Serves a packet that [`crate::parse`] does not read.
 #[inline(always)]
@@ -306,8 +57,8 @@ pub fn serve<A: Outlined, const FORWARDS: bool>(hook: &Skb<'_, FORWARDS>) -> Ver
         verdict => verdict,
     };
     if let Verdict::Drop(reason) | Verdict::Answer(reason) = verdict {
-        log::dropped(&headers.key, hook.ifindex(), reason);
-        events::dropped(&headers.key, hook.ifindex(), reason);
+        flow::present(hook, &headers);
+        A::tell_dropped(reason);
     }
     verdict
 }
