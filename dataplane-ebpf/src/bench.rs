@@ -15,7 +15,7 @@ pub const FRAME_LENGTH: usize = 64;
 pub struct Load {
     /// The frame, in words: the driver copies eight of them.
     pub frame: [u64; FRAME_LENGTH / 8],
-    /// Packets so far.
+    /// Number of the next packet.
     pub count: u32,
     /// The flow's number is `(count * stride) & mask`. An odd stride visits every flow once in a round, in another
     /// order than that in which a stride of 1 made their entries: memory order would flatter the caches.

@@ -55,4 +55,6 @@ drop_reasons! {
     NoGateway = "no-gateway",
     /// The client is in none of the ranges that may use the load balancer's address.
     SourceRange = "source-range",
+    /// The packet does not fit through the tunnel to its backend's node. The sender is told what would.
+    TooBig = "too-big",
 }

@@ -28,7 +28,7 @@ pub struct Event {
     pub source: Ip6,
     /// What the client asked for, or the destination of a dropped packet.
     pub destination: Ip6,
-    /// The backend of a flow, else zero.
+    /// The backend of a flow; its node, with port 0, where it answers clients itself. Else zero.
     pub backend: Ip6,
     /// [`crate::Frontend::service`] of a flow, else 0.
     pub service: u32,

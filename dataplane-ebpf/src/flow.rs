@@ -78,8 +78,9 @@ pub struct Flow<A> {
     pub state: FlowState,
     /// [`Flow::FLAG_REPLY`] and its siblings.
     pub flags: u8,
-    /// Zero.
-    pub padding: u16,
+    /// For a flow that is tunnelled: bytes that fit through the way out, from the outer network header on. 0 when that is
+    /// not known.
+    pub mtu: u16,
 }
 
 impl<A> Flow<A> {
@@ -92,6 +93,9 @@ impl<A> Flow<A> {
     pub const FLAG_NEXT_HOP: u8 = 1 << 2;
     /// The service has session affinity, which this flow's packets renew.
     pub const FLAG_AFFINITY: u8 = 1 << 3;
+    /// The packet leaves as it is, inside one from `source` to `destination`, a node. The flow has no other half here: the
+    /// backend's node answers the client.
+    pub const FLAG_TUNNEL: u8 = 1 << 4;
 }
 
 impl<A: Copy> Flow<A> {

@@ -14,6 +14,8 @@ impl Protocol {
     pub const TCP: Self = Self(6);
     /// UDP.
     pub const UDP: Self = Self(17);
+    /// The fragment header of IPv6.
+    pub const FRAGMENT: Self = Self(44);
     /// ICMPv6.
     pub const ICMPV6: Self = Self(58);
     /// SCTP.
@@ -30,6 +32,8 @@ impl Scope {
     pub const EXTERNAL: Self = Self(0);
     /// From a pod or a process of this node.
     pub const INTERNAL: Self = Self(1);
+    /// From the node itself, on its way out: no frontend is for it.
+    pub const NONE: Self = Self(2);
 }
 
 /// Key of `frontends_v4` and `frontends_v6`.
@@ -79,6 +83,9 @@ impl Frontend {
     pub const FLAG_SOURCE_RANGES: u32 = 1 << 3;
     /// The node itself is in one of them. Its sockets are asked for before they have a source address.
     pub const FLAG_NODE_IN_RANGE: u32 = 1 << 4;
+    /// Packets for a backend on another node go there whole, inside a packet to that node, and the backend's answers go to
+    /// the client from there (direct server return).
+    pub const FLAG_DIRECT_RETURN: u32 = 1 << 5;
 }
 
 layout!(Protocol = 1, Scope = 1, Frontend = 24);

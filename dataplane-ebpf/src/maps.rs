@@ -11,10 +11,14 @@ pub const MAGLEV_SLOTS: u32 = 1 << 23;
 pub const FLOWS: u32 = 262_144;
 /// Entries of flows that only one side has spoken of, by family (least recently used go first).
 pub const OPENING_FLOWS: u32 = 65_536;
+/// Packets of which a fragment is remembered, by family (least recently used go first): 64 MiB of datagrams of 8 KiB.
+pub const FRAGMENTS: u32 = 8_192;
 /// Pod links of this node, by family.
 pub const ENDPOINTS: u32 = 1_024;
 /// Links to the outside.
 pub const UPLINKS: u32 = 64;
+/// Other nodes whose tunnelled packets are taken, by family.
+pub const TUNNEL_PEERS: u32 = 16_384;
 /// Sockets that were translated and not yet forgotten, by family (least recently used go first).
 pub const SOCKET_PEERS: u32 = 65_536;
 /// Clients that session affinity remembers, by family (least recently used go first, and choose again).

@@ -11,7 +11,8 @@ use crate::{Be16, Ip6, layout};
 pub struct TrafficKey {
     /// [`crate::Frontend::service`]; 0 for everything that has no entry of its own.
     pub service: u32,
-    /// The backend's address, IPv4 in its mapped form (RFC 4291, 2.5.5.2); zero for the backends that are gone, together.
+    /// The backend's address, IPv4 in its mapped form (RFC 4291, 2.5.5.2); zero for the backends that are gone, and for
+    /// those that answer clients themselves, together.
     pub address: Ip6,
     /// The backend's port, or zero.
     pub port: Be16,

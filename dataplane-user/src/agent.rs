@@ -11,8 +11,6 @@ use std::{
 };
 
 use futures::{FutureExt as _, Stream, StreamExt as _, channel::mpsc::UnboundedReceiver};
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use prometheus_client::registry::Registry;
 use rtnetlink::{
     MulticastGroup, packet_core::NetlinkMessage, packet_route::RouteNetlinkMessage, sys::SocketAddr,
@@ -30,7 +28,8 @@ use weir_dataplane_ebpf::{
 
 use crate::{
     check,
-    config::Config,
+    config::{Config, ForwardingMode},
+    events::Events,
     filter::Bits,
     flows::{self, TickClock},
     health_checks::{Health, HealthChecks},
@@ -58,8 +57,6 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// Rounds that fail for so long make health checks fail: kube-proxy's bound.
 const UNHEALTHY_AFTER: Duration = Duration::from_mins(1);
-/// Events that wait to be written; beyond it they are only logged.
-const EVENT_QUEUE: usize = 256;
 
 /// Why the dataplane ends.
 #[derive(Debug, thiserror::Error)]
@@ -113,15 +110,12 @@ impl Dataplane {
     pub async fn run(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<(), Error> {
         let node_name =
             if self.config.node_name.is_empty() { node::host_name()? } else { self.config.node_name.clone() };
-        let events = spawn_events(self.client.clone(), &node_name);
+        let events = Events::start(self.client.clone(), &node_name, self.metrics.events_dropped.clone());
         let changes = watch::changes(&self.client, &node_name);
         let mut agent = Agent::start(self.config, self.metrics, node_name, events).await?;
         agent.serve(changes, ready, shutdown).await
     }
 }
-
-/// A complaint about a Service or Pod on its way to becoming an Event.
-type Complaints = mpsc::Sender<(ObjectReference, String)>;
 
 /// What a pass over the flow tables found in use, and the traffic of services by id.
 type FlowUses = (Bits, HashMap<u32, Sums>);
@@ -146,7 +140,7 @@ struct Agent {
     reaper: Reaper,
     health: Health,
     health_checks: HealthChecks,
-    events: Complaints,
+    events: Events,
     /// Since when rounds have failed.
     failing_since: Option<Instant>,
     /// When the oldest change that is not in the kernel yet arrived.
@@ -161,7 +155,7 @@ impl Agent {
         config: Config,
         metrics: Metrics,
         node_name: String,
-        events: Complaints,
+        events: Events,
     ) -> Result<Self, Error> {
         let paths = Paths::new(&config.run_dir);
         std::fs::create_dir_all(&config.run_dir)
@@ -196,12 +190,14 @@ impl Agent {
         let maps = Arc::new(maps);
         let reconciler = Reconciler::new(&paths, Arc::clone(&maps), metrics.clone())?;
         let health = Health::default();
+        let mut store = Store::new(node_name);
+        store.set_direct_return(config.forwarding_mode == ForwardingMode::Dsr);
         let mut agent = Self {
             reaper: Reaper::new(Arc::clone(&maps), paths.clone()),
             health_checks: HealthChecks::new(health.clone()),
             health,
             failing_since: None,
-            store: Store::new(node_name),
+            store,
             clock: TickClock::start().map_err(Error::Clock)?,
             flow_uses: mpsc::channel(1),
             ledger: Arc::new(Mutex::new(Ledger::adopt(&maps)?)),
@@ -320,7 +316,7 @@ impl Agent {
                 if outcome.steps > 0 && self.config.socket_lb {
                     self.reaper.changed();
                 }
-                self.complain(outcome.complaints);
+                self.events.tell(outcome.complaints, &self.store);
                 self.tell_of_ports_in_use(&outcome.guarded);
                 self.serve_health_checks(&concerned);
                 self.failing_since = None;
@@ -350,7 +346,7 @@ impl Agent {
             None
         });
         match self.reconciler.check(clock) {
-            Ok(complaints) => self.complain(complaints),
+            Ok(complaints) => self.events.tell(complaints, &self.store),
             Err(error) => warn!(%error, "cannot compare the maps with what was written"),
         }
         self.reconciler.starts_over()
@@ -361,7 +357,7 @@ impl Agent {
         match in_use(guarded) {
             Ok(found) => {
                 let complaints = found.into_iter().map(|(key, port)| (key, Complaint::PortInUse(port)));
-                self.complain(complaints.collect());
+                self.events.tell(complaints, &self.store);
             }
             Err(error) => warn!(%error, "cannot see which processes have ports of services"),
         }
@@ -373,7 +369,9 @@ impl Agent {
         for key in concerned {
             errors.extend(self.health_checks.set(key, self.store.health_check(key)));
         }
-        self.complain(errors.into_iter().map(|(key, error)| (key, Complaint::HealthCheck(error))).collect());
+        self.metrics.health_check_listeners.set(self.health_checks.listeners() as i64);
+        let complaints = errors.into_iter().map(|(key, error)| (key, Complaint::HealthCheck(error)));
+        self.events.tell(complaints, &self.store);
     }
 
     fn retry_later(&mut self) {
@@ -432,44 +430,6 @@ impl Agent {
             }
         });
     }
-
-    fn complain(&self, complaints: Vec<(ServiceKey, Complaint)>) {
-        for (key, complaint) in complaints {
-            warn!(object = %key, %complaint, "not served as asked");
-            let reference = ObjectReference {
-                api_version: Some("v1".into()),
-                kind: Some(key.kind.name().into()),
-                namespace: Some(key.namespace.to_string()),
-                name: Some(key.name.to_string()),
-                uid: self.store.uid(&key).map(Into::into),
-                ..ObjectReference::default()
-            };
-            // Full: the log has it.
-            let _ = self.events.try_send((reference, complaint.to_string()));
-        }
-    }
-}
-
-/// Writes Events one after the other, so that a slow API server delays nothing else.
-fn spawn_events(client: kube::Client, node_name: &str) -> Complaints {
-    let (sender, mut queue) = mpsc::channel::<(ObjectReference, String)>(EVENT_QUEUE);
-    let reporter = Reporter { controller: "weir-dataplane".into(), instance: Some(node_name.to_owned()) };
-    let recorder = Recorder::new(client, reporter);
-    tokio::spawn(async move {
-        while let Some((object, note)) = queue.recv().await {
-            let event = Event {
-                type_: EventType::Warning,
-                reason: "NotServed".into(),
-                note: Some(note),
-                action: "Program".into(),
-                secondary: None,
-            };
-            if let Err(error) = recorder.publish(&event, &object).await {
-                debug!(%error, "an Event could not be written");
-            }
-        }
-    });
-    sender
 }
 
 /// Tells the programs about their node. A family without a new address keeps the one that it has.

@@ -39,6 +39,38 @@ impl std::fmt::Display for Uplinks {
     }
 }
 
+/// How packets from outside get to backends on other nodes, and the answers back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForwardingMode {
+    /// With this node's address as their source, and back through this node.
+    #[default]
+    Snat,
+    /// Inside packets to the backend's node, which answers the client itself (direct server return). The network must let
+    /// nodes send with each other's addresses.
+    Dsr,
+}
+
+impl FromStr for ForwardingMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "snat" => Ok(Self::Snat),
+            "dsr" => Ok(Self::Dsr),
+            other => Err(other.to_owned()),
+        }
+    }
+}
+
+impl std::fmt::Display for ForwardingMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Snat => "snat",
+            Self::Dsr => "dsr",
+        })
+    }
+}
+
 /// Flags of `weir dataplane`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
@@ -58,6 +90,10 @@ pub struct Config {
     /// Translate service addresses when a process connects, once, instead of in every packet.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub socket_lb: bool,
+    /// How packets from outside get to backends on other nodes: `snat`, or `dsr` (direct server return, inside IP in IP).
+    /// A Service's annotation weir.dev/forwarding-mode decides for itself.
+    #[arg(long, default_value_t, value_parser = forwarding_mode)]
+    pub forwarding_mode: ForwardingMode,
     /// Write a line into the log for each packet that a program drops, and why. For finding a fault, not for always: a
     /// flood of bad packets becomes a flood of lines.
     #[arg(long)]
@@ -73,6 +109,10 @@ pub struct Config {
     pub service_cidr: Vec<Cidr>,
 }
 
+fn forwarding_mode(text: &str) -> Result<ForwardingMode, String> {
+    text.parse().map_err(|other| format!("`{other}` is neither snat nor dsr"))
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -81,6 +121,7 @@ impl Default for Config {
             cgroup_root: None,
             run_dir: "/run/weir".into(),
             socket_lb: true,
+            forwarding_mode: ForwardingMode::Snat,
             packet_log: false,
             nodeport_addresses: Vec::new(),
             pod_cidr: vec![Cidr::containing([10, 244, 0, 0].into(), 16)],

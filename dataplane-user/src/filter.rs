@@ -48,6 +48,11 @@ impl Filter {
         Self { bits: Bits(words), left_over_ms: Some(now_ms) }
     }
 
+    /// Whether it lets nothing through.
+    pub fn is_empty(&self) -> bool {
+        self.bits.0.iter().all(|word| *word == 0)
+    }
+
     /// Sets bits; returns the elements that change, with their new values.
     #[must_use = "the map must say the same"]
     pub fn widen(&mut self, addresses: impl Iterator<Item = SocketAddr>) -> Vec<(u32, u64)> {

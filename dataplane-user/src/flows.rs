@@ -218,6 +218,17 @@ pub fn pass(
     Ok(Pass { live, opening, removed, uses })
 }
 
+/// What makes the programs look up packets of any flow that there is.
+pub(crate) fn all_uses(maps: &Maps) -> Result<Vec<SocketAddr>, TableError> {
+    fn of_table<A: Family>(table: &Table<FlowKey<A>, Flow<A>>) -> Result<Vec<SocketAddr>, TableError> {
+        let entries = table.entries()?;
+        Ok(entries.iter().map(|(key, flow)| used(key, flow)).collect())
+    }
+    let v4 = [of_table(&maps.v4.flows)?, of_table(&maps.v4.opening)?];
+    let v6 = [of_table(&maps.v6.flows)?, of_table(&maps.v6.opening)?];
+    Ok([v4, v6].concat().concat())
+}
+
 /// What makes the programs look up packets of this entry: the frontend that they go to, or the backend that they come
 /// from.
 fn used<A: Family>(key: &FlowKey<A>, flow: &Flow<A>) -> SocketAddr {

@@ -116,6 +116,11 @@ impl HealthChecks {
         Self { health, ..Self::default() }
     }
 
+    /// Listeners there are.
+    pub fn listeners(&self) -> usize {
+        self.listeners
+    }
+
     /// Serves on these addresses from now on. Returns what is new to complain about.
     pub fn set_addresses(&mut self, addresses: &[IpAddr]) -> Vec<(ServiceKey, HealthCheckError)> {
         let addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();

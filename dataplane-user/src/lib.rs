@@ -15,6 +15,7 @@ mod cleanup;
 pub mod cli;
 pub mod cni;
 mod config;
+mod events;
 pub mod filter;
 pub mod flows;
 pub mod health_checks;

@@ -17,7 +17,7 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
-use weir_dataplane_ebpf::Count;
+use weir_dataplane_ebpf::{Count, maps::NODE_PORTS};
 
 use crate::{
     plan::{Limits, PortName, Usage, model::protocol_name},
@@ -84,6 +84,10 @@ pub struct Metrics {
     pub(crate) steps: Counter,
     /// Services and Pods with something that is not served.
     pub(crate) unserved: Gauge,
+    /// Events that were not written.
+    pub(crate) events_dropped: Counter,
+    /// Listeners of health checks.
+    pub(crate) health_check_listeners: Gauge,
     /// Flow entries that garbage collection removed.
     pub(crate) flows_removed: Counter,
     /// Sockets that were led to a backend which is gone.
@@ -133,6 +137,12 @@ impl Metrics {
                 "unserved_services",
                 "Services and Pods with something that is not served",
             ),
+            health_check_listeners: registered(
+                r,
+                "health_check_listeners",
+                "Sockets on which load balancers are answered",
+            ),
+            events_dropped: registered(r, "events_dropped", "Events not written: the queue was full"),
             flows_removed: registered(r, "flows_removed", "Flow entries that were over"),
             sockets_destroyed: registered(
                 r,
@@ -164,6 +174,7 @@ impl Metrics {
             ("maglev", usage.slots, limits.slots),
             ("source_ranges_v4", usage.source_ranges[0], limits.source_ranges),
             ("source_ranges_v6", usage.source_ranges[1], limits.source_ranges),
+            ("node_ports", usage.node_ports, NODE_PORTS),
         ];
         for (map, used, bound) in rows {
             self.set_fill(map, used, bound);

@@ -11,12 +11,13 @@ use weir_dataplane_ebpf::LAYOUT_VERSION;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
     run_dir: PathBuf,
+    layout: u32,
 }
 
 impl Paths {
     /// Places below `run_dir`.
     pub fn new(run_dir: impl Into<PathBuf>) -> Self {
-        Self { run_dir: run_dir.into() }
+        Self { run_dir: run_dir.into(), layout: LAYOUT_VERSION }
     }
 
     /// The run directory itself.
@@ -29,9 +30,20 @@ impl Paths {
         self.run_dir.join("bpf")
     }
 
+    /// The same places of an agent with another version of the layouts.
+    #[must_use]
+    pub fn with_layout(&self, layout: u32) -> Self {
+        Self { layout, ..self.clone() }
+    }
+
+    /// Version of the layouts that these places are of.
+    pub fn layout_version(&self) -> u32 {
+        self.layout
+    }
+
     /// Pins of this layout version; an agent never adopts maps that it would misread.
     pub fn layout(&self) -> PathBuf {
-        self.bpf().join(format!("v{LAYOUT_VERSION}"))
+        self.bpf().join(format!("v{}", self.layout))
     }
 
     /// Pinned maps, each under its name.

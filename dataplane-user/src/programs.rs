@@ -22,6 +22,8 @@ pub const XDP_UPLINK: &str = "xdp_uplink";
 pub const TC_UPLINK: &str = "tc_uplink";
 /// tcx ingress on the host's end of pod links.
 pub const TC_POD: &str = "tc_pod";
+/// tcx egress on uplinks and on the host's end of pod links.
+pub const TC_EGRESS: &str = "tc_egress";
 /// Socket hooks at the cgroup root.
 pub const SOCKET_HOOKS: [&str; 10] = [
     "connect4",
@@ -37,7 +39,7 @@ pub const SOCKET_HOOKS: [&str; 10] = [
 ];
 
 /// Every map of the object, by its name, which is also the name of its pin.
-pub const MAPS: [&str; 28] = [
+pub const MAPS: [&str; 32] = [
     "filter",
     "frontends_v4",
     "frontends_v6",
@@ -48,6 +50,8 @@ pub const MAPS: [&str; 28] = [
     "flows_v6",
     "opening_v4",
     "opening_v6",
+    "fragments_v4",
+    "fragments_v6",
     "endpoints_v4",
     "endpoints_v6",
     "socket_peers_v4",
@@ -58,6 +62,8 @@ pub const MAPS: [&str; 28] = [
     "socket_affinity_v6",
     "source_ranges_v4",
     "source_ranges_v6",
+    "tunnel_peers_v4",
+    "tunnel_peers_v6",
     "node_config",
     "uplinks",
     "node_ports",

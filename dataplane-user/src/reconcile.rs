@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Instant,
 };
@@ -14,6 +14,7 @@ use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey, Protocol, node_port_at
 use crate::{
     check::{Checker, Compared, Drift},
     filter::{Bits, Filter},
+    flows,
     health_checks::HealthCheckError,
     kernel::maps::{Family, FamilyMaps, Maps, TableError, backend_address, frontend_address, source_range},
     metrics::Metrics,
@@ -58,6 +59,16 @@ pub enum Complaint {
     HealthCheck(HealthCheckError),
 }
 
+impl Complaint {
+    /// Whether another node may have nothing to complain about.
+    pub fn is_of_node(&self) -> bool {
+        !matches!(
+            self,
+            Self::Unserved(_) | Self::Problem(Problem::Twice { .. } | Problem::TooManyEndpoints { .. })
+        )
+    }
+}
+
 /// What a round has to say.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -78,6 +89,8 @@ pub struct Reconciler {
     names: NameTable,
     /// Nothing until the maps have been read, and again after a failed write.
     books: Option<(Books, Filter)>,
+    /// Nodes whose tunnelled packets are taken, as the maps say; nothing until they were written.
+    peers: Option<BTreeSet<IpAddr>>,
     complaints: HashMap<ServiceKey, BTreeSet<Complaint>>,
     checker: Checker,
     epoch: Instant,
@@ -88,9 +101,16 @@ impl Reconciler {
     /// Over the pinned maps.
     pub fn new(paths: &Paths, maps: Arc<Maps>, metrics: Metrics) -> Result<Self, SyncError> {
         let names = NameTable::open(&paths.names()).map_err(SyncError::Names)?;
-        let complaints = HashMap::new();
-        let (checker, epoch) = (Checker::default(), Instant::now());
-        Ok(Self { maps, names, books: None, complaints, checker, epoch, metrics })
+        Ok(Self {
+            maps,
+            names,
+            books: None,
+            peers: None,
+            complaints: HashMap::new(),
+            checker: Checker::default(),
+            epoch: Instant::now(),
+            metrics,
+        })
     }
 
     /// What service ids mean.
@@ -106,6 +126,7 @@ impl Reconciler {
     /// Makes the maps say what the store says about the services in `dirty`; about all of them in the first round.
     pub fn sync(&mut self, store: &Store, dirty: BTreeSet<ServiceKey>) -> Result<Outcome, SyncError> {
         let result = self.try_sync(store, dirty);
+        let result = result.and_then(|outcome| self.sync_peers(store).map(|()| outcome));
         if let Ok(outcome) = &result {
             self.metrics.steps.inc_by(outcome.steps as u64);
         } else {
@@ -209,6 +230,17 @@ impl Reconciler {
         self.checker.rounds()
     }
 
+    /// Takes tunnelled packets from the nodes that there are, and from no others.
+    fn sync_peers(&mut self, store: &Store) -> Result<(), SyncError> {
+        let peers = store.peers();
+        if self.peers.as_ref() != Some(&peers) {
+            self.maps.v4.write_peers(&peers)?;
+            self.maps.v6.write_peers(&peers)?;
+            self.peers = Some(peers);
+        }
+        Ok(())
+    }
+
     /// Clears what is left in the filter of services that are long gone, but for what live flows use. Costs nothing while
     /// none has gone.
     pub fn narrow_filter(&mut self, live: Bits) -> Result<(), TableError> {
@@ -297,7 +329,9 @@ pub fn prepare_filter(maps: &Maps) -> Result<(), TableError> {
     let frontends = adopted.frontends.iter().map(|(it, _)| SocketAddr::new(it.address, it.port));
     let backends = adopted.backends.iter().map(|backend| backend.address);
     let mut filter = read_filter(maps, 0)?;
-    maps.write_filter(&filter.widen(frontends.chain(backends)))
+    // A flow outlives its frontend, whose bit nobody has set in a new map.
+    let uses = if filter.is_empty() { flows::all_uses(maps)? } else { Vec::new() };
+    maps.write_filter(&filter.widen(frontends.chain(backends).chain(uses)))
 }
 
 fn read_filter(maps: &Maps, now_ms: u64) -> Result<Filter, TableError> {
@@ -374,7 +408,8 @@ fn adopt_family<A: Family>(maps: &FamilyMaps<A>, adopted: &mut Adopted) -> Resul
     for (id, backend) in maps.backends.entries()? {
         if backend.flags & Backend::<A>::FLAG_ACTIVE != 0 {
             let local = backend.flags & Backend::<A>::FLAG_LOCAL != 0;
-            adopted.backends.push(AdoptedBackend { id, address: backend_address(&backend), local });
+            let node = Some(backend.node.ip()).filter(|node| !node.is_unspecified());
+            adopted.backends.push(AdoptedBackend { id, address: backend_address(&backend), local, node });
         }
     }
     Ok(())

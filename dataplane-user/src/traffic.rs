@@ -97,17 +97,20 @@ impl Ledger {
     /// then seen twice, and not missed.
     pub fn see<A: Family>(&mut self, key: &FlowKey<A>, flow: &Flow<A>, stays: bool) {
         let reply = flow.flags & Flow::<A>::FLAG_REPLY != 0;
-        let backend = if reply {
-            socket(key.source, key.source_port)
+        let pair = if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
+            // Such an entry names the backend's node.
+            TrafficKey { service: flow.service, ..REST }
+        } else if reply {
+            self::key(flow.service, socket(key.source, key.source_port))
         } else {
-            socket(flow.destination, flow.destination_port)
+            self::key(flow.service, socket(flow.destination, flow.destination_port))
         };
         let now = Count { packets: flow.packets, bytes: flow.bytes };
         let hash = self.hasher.hash_one((A::SUFFIX, key));
         let (before, seen_in) = self.seen.get(&hash).copied().unwrap_or_default();
         // Fewer than before: another flow of the same tuple.
         let grown = if now.packets < before.packets { now } else { less(now, before) };
-        let row = self.row(self::key(flow.service, backend));
+        let row = self.row(pair);
         let direction =
             |sums: &mut Sums, count| add(if reply { &mut sums.replies } else { &mut sums.requests }, count);
         direction(self.grown.entry(row).or_default(), grown);

@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
+use kube::runtime::watcher::Event;
 use node::{NODE_ADDRESS, TestNode};
+use serde_json::json;
+use weir_dataplane::watch::Change;
+use weir_dataplane_ebpf::{Flow, Ip4};
 use weir_tests::{Link, Namespace};
 
 /// A pod on the other node.
@@ -34,8 +38,14 @@ fn two_nodes() -> (TestNode, Namespace) {
         let status = namespace.command("ethtool").args(["-K", link, "gro", "on"]).status().unwrap();
         assert!(status.success(), "ethtool -K {link} gro on");
     }
-    let (tcp, udp) = far
-        .inside(|| (TcpListener::bind((FAR_POD, 8080)).unwrap(), UdpSocket::bind((FAR_POD, 8080)).unwrap()));
+    tell_clients_who_they_are(&far, FAR_POD);
+    (node, far)
+}
+
+/// A server on port 8080 that answers with the client's address and how much it has heard.
+fn tell_clients_who_they_are(namespace: &Namespace, address: Ipv4Addr) {
+    let (tcp, udp) = namespace
+        .inside(|| (TcpListener::bind((address, 8080)).unwrap(), UdpSocket::bind((address, 8080)).unwrap()));
     std::thread::spawn(move || {
         while let Ok((mut stream, peer)) = tcp.accept() {
             std::thread::spawn(move || {
@@ -51,7 +61,6 @@ fn two_nodes() -> (TestNode, Namespace) {
             udp.send_to(format!("{} {length}", peer.ip()).as_bytes(), peer).ok();
         }
     });
-    (node, far)
 }
 
 /// Sends so many bytes and reads the answer.
@@ -112,4 +121,66 @@ fn xdp_alone_sends_and_returns() {
         assert_eq!(tcp(&node.client, node_port, 100_000).unwrap(), format!("{TOWARDS_FAR} 100000"));
         assert_eq!(udp(&node.client, node_port).unwrap(), format!("{TOWARDS_FAR} 5"));
     }
+}
+
+/// The client's network between two nodes that both run Weir. The first one's backends are on the second.
+fn two_nodes_that_return_directly() -> (TestNode, TestNode, Namespace) {
+    const SECOND: &str = "198.51.100.2";
+    let (mut first, mut second) = (TestNode::new(false), TestNode::new(false));
+    let router = Link { namespace: &first.client, name: "far0", address: "198.51.100.1/24" };
+    second.add_uplink("up2", "198.51.100.2/24", router);
+    for (namespace, words) in [
+        (&first.namespace, "route add 198.51.100.0/24 via 192.0.2.2"),
+        // Its own uplink has the same addresses, which would hide that this one's are used.
+        (&second.namespace, "route add 192.0.2.2/32 via 198.51.100.1"),
+    ] {
+        namespace.ip(words).unwrap();
+    }
+    first.client.inside(|| {
+        for (name, value) in
+            [("all/forwarding", "1"), ("all/rp_filter", "0"), ("up1/rp_filter", "0"), ("far0/rp_filter", "0")]
+        {
+            std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}"), value).unwrap();
+        }
+    });
+    let status = first.client.command("ethtool").args(["-K", "up1", "gro", "on"]).status().unwrap();
+    assert!(status.success(), "ethtool -K up1 gro on");
+    let node = |name: &str, address: &str| {
+        let object = json!({
+            "metadata": {"name": name},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+        });
+        Change::Node(Event::Apply(serde_json::from_value(object).unwrap()))
+    };
+    first.store.set_direct_return(true);
+    first.store.apply(node("there", SECOND));
+    second.store.apply(node("first", &NODE_ADDRESS.to_string()));
+    second.store.set_node_addresses(vec![SECOND.parse().unwrap()]);
+    let (pod, address) = second.add_pod("server");
+    tell_clients_who_they_are(&pod, address);
+    first.serve_on("there", 1, &[address]);
+    second.serve(1, &[address]);
+    (first, second, pod)
+}
+
+#[test]
+fn a_backend_on_another_node_sees_the_client_and_answers_it_directly() {
+    let (first, second, _pod) = two_nodes_that_return_directly();
+    let node_port = SocketAddr::from((NODE_ADDRESS, 30_001));
+    // A whole segment does not fit into the tunnel: the client must be told.
+    assert_eq!(tcp(&first.client, node_port, 1_000_000).unwrap(), "192.0.2.2 1000000");
+    for _ in 0..4 {
+        assert_eq!(udp(&first.client, node_port).unwrap(), "192.0.2.2 5");
+    }
+    let flows = |node: &TestNode| node.maps().v4.flows.entries().unwrap();
+    let of_first = flows(&first);
+    assert!(!of_first.is_empty(), "the flows are established");
+    for (key, flow) in of_first {
+        assert_ne!(
+            flow.flags & Flow::<Ip4>::FLAG_TUNNEL,
+            0,
+            "{key:?}: nothing comes back through the first node"
+        );
+    }
+    assert!(flows(&second).iter().any(|(_, flow)| flow.flags & Flow::<Ip4>::FLAG_REPLY != 0));
 }

@@ -120,6 +120,21 @@ fn a_backend_in_the_nodes_own_network_is_reached_by_sockets_of_the_node_and_of_p
     drop(entered);
 }
 
+/// The backend is a process of the node: what it answers meets no hook on its way in.
+#[test]
+fn a_backend_in_the_nodes_own_network_answers_packets_that_were_translated() {
+    let mut node = TestNode::new(false);
+    let (pod, _) = node.add_pod("client");
+    echo(&node.namespace, "host");
+    node.serve(1, &[NODE_ADDRESS]);
+    let cluster_ip = at([10, 96, 0, 1], 80);
+    let node_port = (NODE_ADDRESS, 30_001).into();
+    for (from, to) in [(&pod, cluster_ip), (&pod, node_port), (&node.client, node_port)] {
+        assert_eq!(tcp(from, to).unwrap(), "host hello", "{to}");
+        assert_eq!(udp(from, to).unwrap(), ("host hello".into(), to));
+    }
+}
+
 #[test]
 fn node_ports_are_served_on_every_node_address_and_not_on_loopback() {
     let mut node = TestNode::new(true);

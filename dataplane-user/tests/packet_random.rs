@@ -155,7 +155,13 @@ fn no_frame_is_spoilt() {
         assert!(tally.fullest >= ESTABLISHED as usize, "the table of established flows was never full");
         // A generator or a model that misses the programs' paths must not look like a success.
         for program in [Program::XdpUplink, Program::TcUplink, Program::TcPod] {
-            let on_buffers = [Outcome::Delivered, Outcome::Error, Outcome::Answered];
+            let on_buffers = [
+                Outcome::Delivered,
+                Outcome::Error,
+                Outcome::Answered,
+                Outcome::FollowedUp,
+                Outcome::FollowedOn,
+            ];
             let on_all = [Outcome::Untouched, Outcome::TranslatedUp, Outcome::TranslatedOn, Outcome::Dropped];
             let on_buffers: &[Outcome] = if program == Program::XdpUplink { &[] } else { &on_buffers };
             for outcome in on_all.iter().chain(on_buffers) {

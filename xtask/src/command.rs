@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -53,6 +53,13 @@ pub(crate) fn exists(program: &str) -> bool {
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+/// Paths of what an executable is linked with, as `ldd` tells them.
+pub(crate) fn shared_libraries(executable: &Path) -> Result<Vec<PathBuf>> {
+    let text = output(Command::new("ldd").arg(executable))?;
+    let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
+    Ok(text.lines().filter_map(path).collect())
 }
 
 fn describe(command: &Command) -> String {

@@ -1,25 +1,46 @@
-//! OCI archives of one static program: the layout of the OCI image specification, in a tar.
+//! OCI archives of one program: the layout of the OCI image specification, in a tar.
 
 use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
+    process::Command,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::build;
+use crate::{build, command};
 
 /// Name and tag of the echo image.
 pub(crate) const ECHO: &str = "weir.dev/echo:latest";
+/// Name and tag of Weir's own image, as `deploy/dataplane/daemonset.yaml` asks for it.
+const WEIR: &str = concat!("weir.dev/weir:", env!("CARGO_PKG_VERSION"));
+
+/// Builds the image of `weir`, the executable with the libraries that it is linked with, and says where it is.
+pub(crate) fn weir(profile: build::Profile) -> Result<()> {
+    let program = build::weir(profile)?;
+    let mut files = vec![("weir".to_owned(), program.clone())];
+    for library in command::shared_libraries(&program)? {
+        let place = library.strip_prefix("/").context("ldd names whole paths")?;
+        files.push((place.to_str().context("a library's path is UTF-8")?.to_owned(), library.clone()));
+    }
+    // Debug information is most of the executable, and nobody debugs in a container that has nothing else.
+    let stripped = build::target_dir()?.join("weir-stripped");
+    command::run(Command::new("strip").arg("-o").arg(&stripped).arg(&program))?;
+    files[0].1 = stripped;
+    let archive = build::target_dir()?.join("weir-image.tar");
+    write_archive(&archive, WEIR, "weir", &files)?;
+    println!("{} is {WEIR}", archive.display());
+    Ok(())
+}
 
 /// Builds the echo image and returns the path of its archive.
 pub(crate) fn echo() -> Result<PathBuf> {
     let program = build::echo()?;
     let archive = build::target_dir()?.join("weir-echo.tar");
-    write_archive(&archive, ECHO, "echo", &program)?;
+    write_archive(&archive, ECHO, "echo", &[("echo".to_owned(), program)])?;
     Ok(archive)
 }
 
@@ -50,9 +71,9 @@ impl Blob {
     }
 }
 
-/// Writes an image whose one layer holds `program` as `/name`, its entrypoint.
-fn write_archive(archive: &Path, reference: &str, name: &str, program: &Path) -> Result<()> {
-    let layer = Blob::new("application/vnd.oci.image.layer.v1.tar", layer(name, program)?);
+/// Writes an image whose one layer holds these files, by their places in it; `/name` is its entrypoint.
+fn write_archive(archive: &Path, reference: &str, name: &str, files: &[(String, PathBuf)]) -> Result<()> {
+    let layer = Blob::new("application/vnd.oci.image.layer.v1.tar", layer(files)?);
     let config = Blob::json(
         "application/vnd.oci.image.config.v1+json",
         &json!({
@@ -88,9 +109,12 @@ fn write_archive(archive: &Path, reference: &str, name: &str, program: &Path) ->
     Ok(())
 }
 
-fn layer(name: &str, program: &Path) -> Result<Vec<u8>> {
+fn layer(files: &[(String, PathBuf)]) -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
-    append(&mut tar, name, &fs::read(program)?, 0o755)?;
+    for (place, file) in files {
+        let content = fs::read(file).with_context(|| format!("read {}", file.display()))?;
+        append(&mut tar, place, &content, 0o755)?;
+    }
     Ok(tar.into_inner()?)
 }
 

@@ -45,6 +45,12 @@ enum Task {
         #[arg(long)]
         bless: bool,
     },
+    /// Build Weir's container image, an OCI archive below the target directory.
+    Image {
+        /// Of the quick build, for trying it.
+        #[arg(long)]
+        dev: bool,
+    },
     /// Throw random frames at the dataplane's programs for so long, and print what became of them.
     Fuzz {
         /// How long.
@@ -58,6 +64,10 @@ enum Task {
         /// Also write the rows here, as JSON.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+        /// Of the dataplane: only these parts (packets, live, netns, scale, nft50k), comma-separated. Without it, all but
+        /// nft50k, whose ruleset takes minutes to load.
+        #[arg(long, value_name = "PARTS", value_delimiter = ',')]
+        only: Vec<String>,
     },
     /// All that must hold before a change lands: fmt, clippy, deny, docs, test.
     Ci,
@@ -69,8 +79,9 @@ fn main() -> ExitCode {
         Task::Up(flags) => up::run(&flags),
         Task::Test { list: true, .. } => truth_table::list(),
         Task::Test { kind, filter, list: false, bless } => test::run(kind, &filter, bless),
+        Task::Image { dev } => image::weir(if dev { build::Profile::Dev } else { build::Profile::Release }),
         Task::Fuzz { seconds } => test::fuzz(seconds),
-        Task::Bench { subject, json } => bench::run(subject, json.as_deref()),
+        Task::Bench { subject, json, only } => bench::run(subject, &only, json.as_deref()),
         Task::Ci => ci::run(),
     };
     match result {

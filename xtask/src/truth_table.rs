@@ -91,7 +91,7 @@ fn tests(package: &Path) -> Result<BTreeSet<String>> {
             if path.last().is_some_and(|last| last == "mod") {
                 path.pop();
             }
-            if !integration && path.last().is_none_or(|last| last != "tests") {
+            if !integration && !path.iter().any(|part| part == "tests") {
                 path.push("tests".into());
             }
             let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;

@@ -1,11 +1,14 @@
 //! The driver programs of `dataplane-ebpf/src/bin/bench`, and how a program under test is put behind them.
 
 use aya::{
-    Ebpf, Pod, TestRun, TestRunOptions,
+    Ebpf, Pod, TestRun, TestRunAttrs, TestRunOptions,
     maps::{Array, ProgramArray},
     programs::{Program, ProgramFd, SchedClassifier, Xdp},
 };
 use weir_dataplane_ebpf::bench::{FRAME_LENGTH, Load};
+
+/// Bytes of the longest network header.
+const LONGEST_HEADER: usize = 40;
 
 /// The object as the build script made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir-bench-programs"));
@@ -23,6 +26,8 @@ pub(crate) struct Flows {
     /// A power of two.
     pub(crate) count: u32,
     pub(crate) stride: u32,
+    /// Number of the first packet.
+    pub(crate) first: u32,
 }
 
 /// What a test run says.
@@ -55,6 +60,11 @@ impl Driver {
         Self { ebpf }
     }
 
+    /// A program that the bench attaches itself.
+    pub(crate) fn program_mut(&mut self, name: &str) -> &mut Program {
+        self.ebpf.program_mut(name).unwrap_or_else(|| panic!("no program {name}"))
+    }
+
     /// One of the empty programs.
     pub(crate) fn empty(&self, name: &str) -> &Program {
         self.ebpf.program(name).unwrap_or_else(|| panic!("no program {name}"))
@@ -79,21 +89,13 @@ impl Driver {
         flows: Flows,
         packets: u32,
     ) -> Outcome {
-        let mut load = Load { stride: flows.stride, mask: flows.count - 1, count: 0, ..Load::default() };
-        assert_eq!(frame.len(), FRAME_LENGTH);
-        for (word, bytes) in load.frame.iter_mut().zip(frame.as_chunks().0) {
-            *word = u64::from_ne_bytes(*bytes);
-        }
-        self.array("load").set(0, load, 0).expect("one entry");
-        let (map, driver) = match hook {
-            Hook::Xdp => ("target_xdp", "drive_xdp"),
-            Hook::Tc => ("target_tc", "drive_tc"),
+        self.prepare(hook, target, frame, flows);
+        let driver = match hook {
+            Hook::Xdp => "drive_xdp",
+            Hook::Tc => "drive_tc",
         };
-        let mut targets =
-            ProgramArray::try_from(self.ebpf.map_mut(map).expect("in the object")).expect("its kind");
-        targets.set(0, target, 0).expect("the driver's type");
-
-        let mut output = vec![0; FRAME_LENGTH];
+        // A frame may come out inside another packet.
+        let mut output = vec![0; FRAME_LENGTH + LONGEST_HEADER];
         let options = TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut output),
@@ -111,6 +113,51 @@ impl Driver {
             verdict: result.return_value as i32,
             frame: output,
         }
+    }
+
+    /// Sends frames through an XDP program as if they came from a link, and lets it send them.
+    pub(crate) fn run_live(
+        &mut self,
+        target: &ProgramFd,
+        frame: &[u8],
+        flows: Flows,
+        frames: u32,
+        ifindex: u32,
+    ) {
+        /// Frames between two looks at the queues; the kernel's own default.
+        const BATCH: u32 = 64;
+        self.prepare(Hook::Xdp, target, frame, flows);
+        // `struct xdp_md`: data, end, metadata, interface, queue, interface to leave by.
+        let context: Vec<u8> =
+            [0, FRAME_LENGTH as u32, 0, ifindex, 0, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            repeat: frames,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::default()
+        };
+        let program: &Xdp =
+            self.ebpf.program("drive_xdp").expect("in the object").try_into().expect("its type");
+        program.test_run(options).expect("BPF_PROG_TEST_RUN with live frames");
+    }
+
+    /// Puts a program behind the driver of its kind, and the frame where the driver finds it.
+    fn prepare(&mut self, hook: Hook, target: &ProgramFd, frame: &[u8], flows: Flows) {
+        let mut load =
+            Load { stride: flows.stride, mask: flows.count - 1, count: flows.first, ..Load::default() };
+        assert_eq!(frame.len(), FRAME_LENGTH);
+        for (word, bytes) in load.frame.iter_mut().zip(frame.as_chunks().0) {
+            *word = u64::from_ne_bytes(*bytes);
+        }
+        self.array("load").set(0, load, 0).expect("one entry");
+        let map = match hook {
+            Hook::Xdp => "target_xdp",
+            Hook::Tc => "target_tc",
+        };
+        let mut targets =
+            ProgramArray::try_from(self.ebpf.map_mut(map).expect("in the object")).expect("its kind");
+        targets.set(0, target, 0).expect("the driver's type");
     }
 
     fn array<V: Pod>(&mut self, name: &str) -> Array<&mut aya::maps::MapData, V> {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 /// One figure, beside its peer's of the same run.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
     name: String,
     /// The median.
@@ -12,37 +12,88 @@ pub(crate) struct Row {
     min: f64,
     max: f64,
     runs: usize,
-    peer: Option<&'static str>,
-    /// For times, raw over the peer's, while `value` is the difference; for counts, `value` over the peer's.
+    peer: Option<String>,
+    /// For times by test runs, raw over the peer's, while `value` is the difference; for the rest, `value` over the peer's.
     ratio: Option<f64>,
+    /// What the figure is to be, in words, and whether it is.
+    goal: Option<String>,
+    met: Option<bool>,
 }
 
-/// What every figure is compared with.
-const PEER: &str = "empty program";
+/// A bound that a figure is to keep.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Goal {
+    /// In the figure's unit.
+    AtMost(f64),
+    AtLeast(f64),
+    /// Times the peer's.
+    TimesPeer(f64),
+}
+
+/// What a test run's figures are compared with.
+const EMPTY: &str = "empty program";
 
 impl Row {
-    /// What programs cost beyond the empty one, from pairs of (raw, empty) times that were taken side by side.
-    pub(crate) fn net(name: &str, pairs: &[(f64, f64)]) -> Self {
-        let (median, min, max) = spread(pairs.iter().map(|(raw, empty)| raw - empty));
-        let (raw, ..) = spread(pairs.iter().map(|pair| pair.0));
-        let (empty, ..) = spread(pairs.iter().map(|pair| pair.1));
+    /// Samples of one figure.
+    pub(crate) fn of(name: impl Into<String>, unit: &'static str, samples: &[f64]) -> Self {
+        let (value, min, max) = spread(samples.iter().copied());
         Self {
-            name: format!("{name} (net of the empty program)"),
-            value: median,
-            unit: "ns",
+            name: name.into(),
+            value,
+            unit,
             min,
             max,
-            runs: pairs.len(),
-            peer: Some(PEER),
-            ratio: Some(raw / empty),
+            runs: samples.len(),
+            peer: None,
+            ratio: None,
+            goal: None,
+            met: None,
         }
+    }
+
+    /// The same, where what ninety-nine of a hundred samples stay below is the figure.
+    pub(crate) fn high(name: impl Into<String>, unit: &'static str, samples: &[f64]) -> Self {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        Self { value: sorted[(sorted.len() * 99).div_ceil(100) - 1], ..Self::of(name, unit, samples) }
+    }
+
+    /// What programs cost beyond the empty one, from pairs of (raw, empty) times that were taken side by side.
+    pub(crate) fn net(name: &str, pairs: &[(f64, f64)]) -> Self {
+        let net: Vec<f64> = pairs.iter().map(|(raw, empty)| raw - empty).collect();
+        let (raw, ..) = spread(pairs.iter().map(|pair| pair.0));
+        let (empty, ..) = spread(pairs.iter().map(|pair| pair.1));
+        let mut row = Self::of(format!("{name} (net of the empty program)"), "ns", &net);
+        (row.peer, row.ratio) = (Some(EMPTY.into()), Some(raw / empty));
+        row
     }
 
     /// A count that is the same in every run.
     pub(crate) fn count(name: String, unit: &'static str, value: u32, empty: u32) -> Self {
-        let value = f64::from(value);
-        let ratio = Some(value / f64::from(empty));
-        Self { name, value, unit, min: value, max: value, runs: 1, peer: Some(PEER), ratio }
+        let mut row = Self::of(name, unit, &[f64::from(value)]);
+        (row.peer, row.ratio) = (Some(EMPTY.into()), Some(f64::from(value) / f64::from(empty)));
+        row
+    }
+
+    /// Sets the figure beside another.
+    pub(crate) fn beside(mut self, peer: &Self) -> Self {
+        self.peer = Some(peer.name.clone());
+        self.ratio = Some(self.value / peer.value);
+        self
+    }
+
+    /// Measures the figure by its goal.
+    pub(crate) fn goal(mut self, goal: Goal) -> Self {
+        let unit = self.unit;
+        let (words, met) = match goal {
+            Goal::AtMost(bound) => (format!("≤ {bound} {unit}"), self.value <= bound),
+            Goal::AtLeast(bound) => (format!("≥ {bound} {unit}"), self.value >= bound),
+            Goal::TimesPeer(times) => {
+                (format!("≥ {times:.1} × peer"), self.ratio.expect("it stands beside a peer") >= times)
+            }
+        };
+        (self.goal, self.met) = (Some(words), Some(met));
+        self
     }
 }
 

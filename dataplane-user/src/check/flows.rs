@@ -41,7 +41,7 @@ pub(super) fn flows<A: Family>(
 }
 
 /// What is wrong with a flow. Only the client's half can say: what answers to an earlier connection may stay a while, and only
-/// an established one has both.
+/// an established one has both. A tunnelled one has no other half.
 fn judge<A: Family>(
     maps: &FamilyMaps<A>,
     books: &Books,
@@ -49,7 +49,8 @@ fn judge<A: Family>(
     key: &FlowKey<A>,
     flow: &Flow<A>,
 ) -> Result<Option<Kind>, TableError> {
-    if flow.flags & Flow::<A>::FLAG_REPLY != 0 || flow.state != FlowState::ESTABLISHED {
+    let halved = flow.flags & (Flow::<A>::FLAG_REPLY | Flow::<A>::FLAG_TUNNEL) == 0;
+    if !halved || flow.state != FlowState::ESTABLISHED {
         return Ok(None);
     }
     let backend = socket(flow.destination, flow.destination_port);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use weir_dataplane_ebpf::{Backend, Be16, Protocol, node_port_at, node_port_index};
@@ -49,17 +49,19 @@ pub(super) fn backends<A: Family>(
     found: &mut Found,
 ) -> Result<Option<u32>, TableError> {
     let end = from.saturating_add(STEP_ELEMENTS).min(maps.backends.bound());
-    let known =
-        books.backends().filter(|(address, id, _)| A::of(address.ip()).is_some() && (from..end).contains(id));
-    let mut known: HashMap<u32, (SocketAddr, bool)> =
-        known.map(|(address, id, local)| (id, (address, local))).collect();
+    let known = books
+        .backends()
+        .filter(|(address, id, ..)| A::of(address.ip()).is_some() && (from..end).contains(id));
+    let mut known: HashMap<u32, (SocketAddr, bool, Option<IpAddr>)> =
+        known.map(|(address, id, local, node)| (id, (address, local, node))).collect();
     for (id, backend) in maps.backends.elements(from, end)? {
         let active = backend.flags & Backend::<A>::FLAG_ACTIVE != 0;
         let local = backend.flags & Backend::<A>::FLAG_LOCAL != 0;
-        let says = active.then(|| (backend_address(&backend), local));
+        let node = Some(backend.node.ip()).filter(|node| !node.is_unspecified());
+        let says = active.then(|| (backend_address(&backend), local, node));
         let should = known.remove(&id);
         if says != should
-            && let Some((address, _)) = should.or(says)
+            && let Some((address, ..)) = should.or(says)
         {
             found.add(Kind::Backend, || (books.service_of(address), address.to_string()));
         }

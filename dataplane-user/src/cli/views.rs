@@ -383,6 +383,8 @@ impl Reader {
             hash!("flows_v6", v6.flows),
             hash!("opening_v4", v4.opening),
             hash!("opening_v6", v6.opening),
+            hash!("fragments_v4", v4.fragments),
+            hash!("fragments_v6", v6.fragments),
             hash!("endpoints_v4", v4.endpoints),
             hash!("endpoints_v6", v6.endpoints),
             hash!("socket_peers_v4", v4.socket_peers),

@@ -4,7 +4,7 @@ use std::{fs::File, io, net::IpAddr, os::fd::AsFd as _, path::Path};
 
 use aya::{
     maps::{HashMap, Map, MapData, MapError},
-    programs::{LinkOrder, SchedClassifier, TcAttachType, links::FdLink, tc::TcAttachOptions},
+    programs::SchedClassifier,
 };
 use sha2::{Digest as _, Sha256};
 use weir_dataplane_ebpf::{Endpoint, Ip4, Ip6, Mac};
@@ -13,13 +13,16 @@ use super::{
     AddResult, Allocation, CNI_VERSION, CniError, Interface, Ip, Ipam, NetworkConfig, Request, Route,
 };
 use crate::{
+    kernel::attach::{egress_pin, pod_pin, tc_link},
     netlink::{Link, Netlink},
     paths::Paths,
-    sysctl,
+    programs, sysctl,
 };
 
-/// The program on the host's end of a pod link.
-const POD_PROGRAM: &str = "tc_pod";
+/// The programs on the host's end of a pod link, with the names of their pins. `tc_pod` is the last to come.
+fn pod_programs(host: &str) -> [(&'static str, String); 2] {
+    [(programs::TC_EGRESS, egress_pin(host)), (programs::TC_POD, pod_pin(host))]
+}
 
 /// What follows from a sandbox's id alone, so that DEL needs no memory.
 struct Names {
@@ -52,9 +55,11 @@ pub(super) async fn add(config: &NetworkConfig, request: &Request) -> Result<Add
     let paths = config.paths();
     if config.dataplane {
         // Looked at before anything is made: without it there is nothing to undo.
-        let program = paths.program(POD_PROGRAM);
-        if !program.exists() {
-            return Err(CniError::NotReady(program.display().to_string()));
+        let host = host_link_name(&request.container_id);
+        for program in pod_programs(&host).map(|(name, _)| paths.program(name)) {
+            if !program.exists() {
+                return Err(CniError::NotReady(program.display().to_string()));
+            }
         }
     }
 
@@ -135,23 +140,16 @@ fn attach(paths: &Paths, host: &Link, names: &Names, address: IpAddr) -> Result<
     put_endpoint(paths, address, endpoint)
         .map_err(|error| CniError::kernel(format!("make {address} an endpoint of this node"), error))?;
 
-    let attached = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let mut program = SchedClassifier::from_pin(paths.program(POD_PROGRAM))?;
-        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = program.attach_with_options(&host.name, TcAttachType::Ingress, options)?;
-        let link: FdLink = program.take_link(id)?.try_into()?;
-        link.pin(paths.link(&link_pin(&host.name)))?;
-        Ok(())
-    };
-    let done =
-        attached().map_err(|error| CniError::kernel(format!("attach {POD_PROGRAM} to {}", host.name), error));
+    for (name, pin) in pod_programs(&host.name) {
+        let attached = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+            let mut program = SchedClassifier::from_pin(paths.program(name))?;
+            tc_link(&mut program, name, &host.name)?.pin(paths.link(&pin))?;
+            Ok(())
+        };
+        attached().map_err(|error| CniError::kernel(format!("attach {name} to {}", host.name), error))?;
+    }
     drop(lock);
-    done
-}
-
-/// Name below which the attachment to a pod link is pinned.
-fn link_pin(host: &str) -> String {
-    format!("pod_{host}")
+    Ok(())
 }
 
 fn put_endpoint(paths: &Paths, address: IpAddr, endpoint: Endpoint) -> Result<(), MapError> {
@@ -192,12 +190,13 @@ pub(super) async fn delete(config: &NetworkConfig, request: &Request) -> Result<
         remove_endpoint(&paths, address)
             .map_err(|error| CniError::kernel(format!("forget the endpoint {address}"), error))?;
     }
-    let pin = paths.link(&link_pin(&names.host));
-    match std::fs::remove_file(&pin) {
-        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Err(CniError::kernel(format!("remove {}", pin.display()), error));
+    for pin in pod_programs(&names.host).map(|(_, pin)| paths.link(&pin)) {
+        match std::fs::remove_file(&pin) {
+            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(CniError::kernel(format!("remove {}", pin.display()), error));
+            }
+            _ => {}
         }
-        _ => {}
     }
     Netlink::connect()?.delete_link(&names.host).await?;
     // Last: an address is given out again only when nothing leads to the old pod.
@@ -219,8 +218,12 @@ pub(super) async fn check(config: &NetworkConfig, request: &Request) -> Result<(
         Some(_) => return wrong(format!("link {} is down", names.host)),
         None => return wrong(format!("link {} is gone", names.host)),
     }
-    if config.dataplane && !paths.link(&link_pin(&names.host)).exists() {
-        return wrong(format!("{POD_PROGRAM} is not attached to {}", names.host));
+    if config.dataplane {
+        for (name, pin) in pod_programs(&names.host) {
+            if !paths.link(&pin).exists() {
+                return wrong(format!("{name} is not attached to {}", names.host));
+            }
+        }
     }
     if let Some(path) = &request.namespace {
         let inside = Netlink::connect_in(&open_namespace(path)?)?;

@@ -26,6 +26,7 @@ use weir_dataplane_ebpf::DROP_REASONS;
 
 use super::{
     bpffs,
+    migrate::{self, Handover},
     packet_log::{PacketLog, PacketLogError},
     release::{self, KernelError},
     sys,
@@ -34,8 +35,13 @@ use crate::{netlink::Link, paths::Paths, programs};
 
 /// Prefix of the pins of pod links, which the CNI plugin makes.
 const POD_LINK: &str = "pod_";
+/// Prefix of the pins of the egress side of pod links.
+const POD_EGRESS: &str = "podegress_";
 /// Prefix of a pin that is about to replace another. bpffs allows no dot in a name.
 const NEXT: &str = "next_";
+
+/// The kind of link whose driver keeps what XDP sends back.
+const VETH: &str = "veth";
 
 /// Why the programs do not serve.
 #[derive(Debug, thiserror::Error)]
@@ -107,10 +113,11 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Loads the programs, taking over the maps that are pinned. With `packet_log` they say what they drop.
+    /// Loads the programs, taking over the maps that are pinned, and what those of an older layout hold. With `packet_log` they say what they drop.
     pub fn load(paths: &Paths, packet_log: bool) -> Result<Self, AttachError> {
         release::require()?;
         bpffs::ensure(paths)?;
+        migrate::share(paths)?;
         forget_shorter_drops(paths)?;
         let pins = paths.maps();
         let options = programs::Options { pins: Some(&pins), packet_log, ..programs::Options::default() };
@@ -118,6 +125,7 @@ impl Programs {
             Some(error) => AttachError::Privilege(error),
             None => AttachError::Load { error },
         })?;
+        migrate::copy_books(paths);
         Ok(Self { ebpf, paths: paths.clone() })
     }
 
@@ -132,20 +140,29 @@ impl Programs {
         let path = self.paths.attach_lock();
         let lock = File::create(&path).and_then(|file| file.lock().map(|()| file));
         let _lock = lock.map_err(pin_error("lock", &path))?;
+        migrate::take_links(&self.paths)?;
         self.pin_programs()?;
 
         let mut wanted = Vec::new();
-        for link in targets.uplinks {
-            wanted.extend(self.attach_uplink(link)?);
-        }
         if let Some(cgroup) = targets.cgroup {
             wanted.extend(self.attach_hooks(cgroup)?);
         }
+        let paths = self.paths.clone();
+        let handover = Handover::begin(&paths, targets.cgroup.is_some());
+        for link in targets.uplinks {
+            wanted.extend(self.attach_uplink(link)?);
+        }
         for pin in list(&self.paths.links())? {
             let path = self.paths.link(&pin);
-            if pin.starts_with(POD_LINK) {
-                if !self.replace(&pin, programs::TC_POD)? {
+            if let Some(link) = pin.strip_prefix(POD_LINK) {
+                if self.replace(&pin, programs::TC_POD)? {
+                    self.attach_tc(programs::TC_EGRESS, link, &egress_pin(link))?;
+                } else {
                     // Its interface is gone: a plugin's DEL that was cut short.
+                    remove(&path)?;
+                }
+            } else if let Some(link) = pin.strip_prefix(POD_EGRESS) {
+                if !self.paths.link(&pod_pin(link)).exists() {
                     remove(&path)?;
                 }
             } else if !wanted.contains(&pin) {
@@ -153,7 +170,7 @@ impl Programs {
                 remove(&path)?;
             }
         }
-        Ok(())
+        handover.finish()
     }
 
     fn pin_programs(&mut self) -> Result<(), AttachError> {
@@ -170,17 +187,11 @@ impl Programs {
 
     fn attach_uplink(&mut self, link: &Link) -> Result<Vec<String>, AttachError> {
         let xdp = format!("{}_{}", programs::XDP_UPLINK, link.index);
-        let tc = format!("{}_{}", programs::TC_UPLINK, link.index);
-        let mut pins = vec![tc.clone()];
-        if !self.replace(&tc, programs::TC_UPLINK)? {
-            let program: &mut SchedClassifier = self.program(programs::TC_UPLINK);
-            let mut attached = || -> Result<FdLink, BoxError> {
-                let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-                let id = program.attach_with_options(&link.name, TcAttachType::Ingress, options)?;
-                Ok(program.take_link(id)?.try_into()?)
-            };
-            let attached = attached().map_err(attach_error(programs::TC_UPLINK, &link.name))?;
-            self.pin_link(attached, &tc)?;
+        let mut pins = Vec::new();
+        for program in [programs::TC_UPLINK, programs::TC_EGRESS] {
+            let pin = format!("{program}_{}", link.index);
+            self.attach_tc(program, &link.name, &pin)?;
+            pins.push(pin);
         }
         if self.replace(&xdp, programs::XDP_UPLINK)? {
             pins.push(xdp);
@@ -191,21 +202,35 @@ impl Programs {
         Ok(pins)
     }
 
-    /// XDP in the driver if it can, in the stack otherwise. Without either `tc_uplink` serves everything.
+    /// A TC program in its direction, unless it is there already.
+    fn attach_tc(&mut self, name: &str, link: &str, pin: &str) -> Result<(), AttachError> {
+        if self.replace(pin, name)? {
+            return Ok(());
+        }
+        let program: &mut SchedClassifier = self.program(name);
+        let attached = tc_link(program, name, link).map_err(attach_error(name, &link))?;
+        self.pin_link(attached, pin)
+    }
+
+    /// XDP in the driver if it can, in the stack otherwise. Without either `tc_uplink` serves everything. A veth could, but
+    /// keeps the frames that are sent back by it until somebody else's come, unless its peer has a program too: in the stack
+    /// it sends them.
     fn attach_xdp(&mut self, link: &Link) -> Option<FdLink> {
         let program: &mut aya::programs::Xdp = self.program(programs::XDP_UPLINK);
         let mut attach = |mode: XdpMode| -> Result<FdLink, BoxError> {
             let id = program.attach_to_if_index(link.index, mode)?;
             Ok(program.take_link(id)?.try_into()?)
         };
-        match attach(XdpMode::Driver) {
-            Ok(attached) => {
-                info!(uplink = link.name, mode = "native", "XDP attached");
-                return Some(attached);
-            }
-            Err(error) => {
-                let reason = source_chain(error.as_ref());
-                info!(uplink = link.name, reason, "the driver does not take XDP, trying generic mode");
+        if link.kind.as_deref() != Some(VETH) {
+            match attach(XdpMode::Driver) {
+                Ok(attached) => {
+                    info!(uplink = link.name, mode = "native", "XDP attached");
+                    return Some(attached);
+                }
+                Err(error) => {
+                    let reason = source_chain(error.as_ref());
+                    info!(uplink = link.name, reason, "the driver does not take XDP, trying generic mode");
+                }
             }
         }
         match attach(XdpMode::Skb) {
@@ -277,6 +302,25 @@ impl Programs {
         let program = self.ebpf.program_mut(name).expect("the object has all programs that `programs` names");
         program.try_into().expect("a program has the type that its section says")
     }
+}
+
+/// Name below which `tc_pod` on a pod link is pinned.
+pub fn pod_pin(host_link: &str) -> String {
+    format!("{POD_LINK}{host_link}")
+}
+
+/// The same of `tc_egress`.
+pub fn egress_pin(host_link: &str) -> String {
+    format!("{POD_EGRESS}{host_link}")
+}
+
+/// Attaches a TC program that is loaded; `tc_egress` to the way out of an interface, the others to the way in.
+pub fn tc_link(program: &mut SchedClassifier, name: &str, link: &str) -> Result<FdLink, BoxError> {
+    let egress = name == programs::TC_EGRESS;
+    let direction = if egress { TcAttachType::Egress } else { TcAttachType::Ingress };
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = program.attach_with_options(link, direction, options)?;
+    Ok(program.take_link(id)?.try_into()?)
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

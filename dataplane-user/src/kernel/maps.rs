@@ -1,6 +1,7 @@
 //! The pinned maps with their types, as everything in user space sees them.
 
 use std::{
+    collections::BTreeSet,
     io,
     marker::PhantomData,
     net::{IpAddr, SocketAddr},
@@ -13,9 +14,9 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
 };
 use weir_dataplane_ebpf::{
-    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Frontend,
-    FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Protocol, Scope, SocketPeer, SocketPeerKey, SourceRange,
-    SourceRangeKey, Traffic, TrafficKey, Uplink, node_port_index,
+    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Fragment,
+    FragmentKey, Frontend, FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Protocol, Scope, SocketPeer,
+    SocketPeerKey, SourceRange, SourceRangeKey, Traffic, TrafficKey, Uplink, node_port_index,
 };
 
 use super::sys;
@@ -232,6 +233,8 @@ pub struct FamilyMaps<A> {
     pub flows: Table<FlowKey<A>, Flow<A>>,
     /// All other flows.
     pub opening: Table<FlowKey<A>, Flow<A>>,
+    /// What first fragments said.
+    pub fragments: Table<FragmentKey<A>, Fragment>,
     /// Pod links by address.
     pub endpoints: Table<A, Endpoint>,
     /// What translated sockets asked for.
@@ -242,6 +245,8 @@ pub struct FamilyMaps<A> {
     pub socket_affinity: Table<AffinityKey<Namespace>, Affinity>,
     /// Who may use load balancer addresses, by service.
     pub source_ranges: Table<SourceRangeKey<A>, u32>,
+    /// Other nodes whose tunnelled packets are taken.
+    pub tunnel_peers: Table<A, u32>,
 }
 
 /// All maps.
@@ -274,12 +279,25 @@ impl<A: Family> FamilyMaps<A> {
             backends: Table::open(&path("backends"))?,
             flows: Table::open(&path("flows"))?,
             opening: Table::open(&path("opening"))?,
+            fragments: Table::open(&path("fragments"))?,
             endpoints: Table::open(&path("endpoints"))?,
             socket_peers: Table::open(&path("socket_peers"))?,
             affinity: Table::open(&path("affinity"))?,
             socket_affinity: Table::open(&path("socket_affinity"))?,
             source_ranges: Table::open(&path("source_ranges"))?,
+            tunnel_peers: Table::open(&path("tunnel_peers"))?,
         })
+    }
+
+    /// Makes the nodes of this family among `peers` those whose tunnelled packets are taken. More than there is room for send
+    /// their packets in vain.
+    pub fn write_peers(&self, peers: &BTreeSet<IpAddr>) -> Result<(), TableError> {
+        let wanted: Vec<A> =
+            peers.iter().filter_map(|peer| A::of(*peer)).take(self.tunnel_peers.bound() as usize).collect();
+        let known = self.tunnel_peers.entries()?.into_iter().map(|(peer, _)| peer);
+        let gone: Vec<A> = known.filter(|peer| !wanted.contains(peer)).collect();
+        self.tunnel_peers.remove(&gone)?;
+        self.tunnel_peers.write(&wanted, &vec![0; wanted.len()])
     }
 
     /// The entry of a tuple, whether its flow is established or opening.
@@ -294,13 +312,13 @@ impl<A: Family> FamilyMaps<A> {
         let (mut admitted, mut refused) = (Vec::new(), Vec::new());
         for step in steps {
             match step {
-                Step::WriteBackend { id, address, local } => {
+                Step::WriteBackend { id, address, local, node } => {
                     let Some(ip) = A::of(address.ip()) else { continue };
                     let local = if *local { Backend::<A>::FLAG_LOCAL } else { 0 };
                     ids.push(*id);
                     backends.push(Backend {
                         address: ip,
-                        node: A::default(),
+                        node: node.and_then(A::of).unwrap_or_default(),
                         port: Be16::new(address.port()),
                         flags: Backend::<A>::FLAG_ACTIVE | local,
                     });

@@ -4,6 +4,7 @@ pub mod attach;
 pub mod bpffs;
 pub mod events;
 pub mod maps;
+pub mod migrate;
 pub mod packet_log;
 pub mod release;
 pub(crate) mod sys;

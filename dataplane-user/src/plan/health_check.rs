@@ -43,6 +43,7 @@ mod tests {
             serving: state.contains('s'),
             terminating: state.contains('t'),
             local: state.contains('l'),
+            node: crate::plan::model::NodeId::NONE,
             zones: 0,
         };
         let endpoints: Vec<_> = endpoints.iter().map(endpoint).collect();

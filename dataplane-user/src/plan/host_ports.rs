@@ -47,7 +47,7 @@ pub fn host_ports(pod: &HostPorts, node: &Node) -> Vec<DesiredPort> {
             serving: Serving::of(&backends),
             backends: backends
                 .into_iter()
-                .map(|address| (address, Listed { local: true, serving: true }))
+                .map(|address| (address, Listed { local: true, node: None, serving: true }))
                 .collect(),
             left_out: 0,
             frontends,
@@ -70,8 +70,11 @@ mod tests {
     fn rows(addresses: &[&str], ports: &[HostPort]) -> Vec<String> {
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
         let pod = HostPorts { addresses, ports: ports.to_vec() };
-        let node =
-            Node { addresses: vec!["192.0.2.1".parse().unwrap(), "fd00::1".parse().unwrap()], zone: None };
+        let node = Node {
+            addresses: vec!["192.0.2.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            zone: None,
+            ..Node::default()
+        };
         let mut rows = Vec::new();
         for port in host_ports(&pod, &node) {
             for frontend in &port.frontends {

@@ -35,6 +35,8 @@ pub struct Usage {
     pub backends: [u32; 2],
     /// Slots, those at rest included.
     pub slots: u32,
+    /// Ports of the node.
+    pub node_ports: u32,
     /// Source ranges, IPv4 and IPv6.
     pub source_ranges: [u32; 2],
 }

@@ -101,6 +101,9 @@ pub struct Service {
     pub health_check_port: Option<u16>,
     /// `publishNotReadyAddresses`.
     pub publish_not_ready: bool,
+    /// Whether backends on other nodes answer clients outside themselves (direct server return); nothing when the Service does
+    /// not say.
+    pub direct_return: Option<bool>,
     /// `sessionAffinity: ClientIP` with this timeout, 0 without.
     pub affinity_timeout_s: u32,
 }
@@ -181,17 +184,42 @@ pub struct Endpoint {
     pub terminating: bool,
     /// It runs on this node.
     pub local: bool,
+    /// The node that it runs on.
+    pub node: NodeId,
     /// `hints.forZones`: the zones whose clients should use it, one bit for each of [`Slice::zones`]. No bit, no hint.
     pub zones: u64,
 }
 
-/// What the plan must know of its own node.
+/// A node's name, as a number that is its index in [`Node::peers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NodeId(pub u32);
+
+impl NodeId {
+    /// Of an endpoint whose slice names no node.
+    pub const NONE: Self = Self(u32::MAX);
+}
+
+/// A node's address in each family, if it has one there: IPv4, IPv6.
+pub type NodeAddresses = [Option<IpAddr>; 2];
+
+/// What the plan must know of its own node, and of the others.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Node {
     /// Addresses that `NodePort`s are served on, and by which this node is a client.
     pub addresses: Vec<IpAddr>,
     /// Its `topology.kubernetes.io/zone`, if it is in one.
     pub zone: Option<Box<str>>,
+    /// Where the nodes are, by [`NodeId`].
+    pub peers: Vec<NodeAddresses>,
+    /// Whether backends on other nodes answer clients outside themselves, where a Service does not say.
+    pub direct_return: bool,
+}
+
+impl Node {
+    /// The address of a node, in a family.
+    pub fn peer(&self, node: NodeId, ipv4: bool) -> Option<IpAddr> {
+        self.peers.get(node.0 as usize)?[usize::from(!ipv4)]
+    }
 }
 
 /// An address and port that clients may talk to, in one scope: the key of a frontend in either family.

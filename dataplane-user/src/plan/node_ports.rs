@@ -34,6 +34,11 @@ impl NodePorts {
         }
     }
 
+    /// How many ports are services'.
+    pub(super) fn used(&self) -> u32 {
+        self.frontends.len() as u32
+    }
+
     /// A frontend changes from `old` to `new`; nothing is one that does not exist.
     pub(super) fn change(
         &mut self,

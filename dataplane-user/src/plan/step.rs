@@ -1,6 +1,6 @@
 //! The smallest changes of the maps, each one write, in the order that keeps every moment whole.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use weir_dataplane_ebpf::Frontend;
 
@@ -18,6 +18,8 @@ pub enum Step {
         address: SocketAddr,
         /// It runs on this node.
         local: bool,
+        /// The address of the other node that it runs on, if that is known.
+        node: Option<IpAddr>,
     },
     /// Fill a region of `maglev` that nothing points to.
     WriteRegion {

@@ -7,13 +7,28 @@ use k8s_openapi::api::core::v1::Service;
 use super::unserved::{Unserved, port_number, protocol, usable};
 use crate::{
     cidr::{Cidr, CidrError},
+    config::ForwardingMode,
     plan::model::{self, ServicePort, protocol_name},
 };
 
 /// Says that another implementation serves this Service (KEP-2447).
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// Says how packets from outside get to backends on other nodes and back: `snat` or `dsr`.
+const FORWARDING_MODE: &str = "weir.dev/forwarding-mode";
 /// `sessionAffinity`'s default timeout, from the API's documentation.
 const DEFAULT_AFFINITY_S: i32 = 10_800;
+
+/// Whether the Service asks for direct server return, or for none; nothing when it does not say.
+fn forwarding(object: &Service, unserved: &mut Vec<Unserved>) -> Option<bool> {
+    match object.metadata.annotations.as_ref()?.get(FORWARDING_MODE)?.parse() {
+        Ok(ForwardingMode::Dsr) => Some(true),
+        Ok(ForwardingMode::Snat) => Some(false),
+        Err(value) => {
+            unserved.push(Unserved::Forwarding { annotation: FORWARDING_MODE, value });
+            None
+        }
+    }
+}
 
 /// The Service as the plan sees it; nothing when it is not the dataplane's to serve.
 pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved>) {
@@ -43,6 +58,7 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
         source_ranges =
             ranges.map(|ranges| ranges.iter().filter_map(|text| range(text, &mut unserved)).collect());
     }
+    let direct_return = forwarding(object, &mut unserved);
     let affinity_timeout_s = if spec.session_affinity.as_deref() == Some("ClientIP") {
         let client = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
         client.and_then(|client| client.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_S).max(1) as u32
@@ -77,6 +93,7 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
         external_local,
         health_check_port,
         publish_not_ready: spec.publish_not_ready_addresses == Some(true),
+        direct_return,
         affinity_timeout_s,
     };
     unserved.sort();

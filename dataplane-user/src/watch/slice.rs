@@ -4,11 +4,18 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
-use super::unserved::{SliceProblem, protocol, unreachable};
+use super::{
+    peers::Peers,
+    unserved::{SliceProblem, protocol, unreachable},
+};
 use crate::plan::model::{self, SlicePort, protocol_name};
 
 /// The slice as the plan sees it, and what of it is left out.
-pub(super) fn slice(object: &EndpointSlice, node: &str) -> (model::Slice, Vec<SliceProblem>) {
+pub(super) fn slice(
+    object: &EndpointSlice,
+    node: &str,
+    peers: &mut Peers,
+) -> (model::Slice, Vec<SliceProblem>) {
     let mut problems = Vec::new();
     let ipv4 = match object.address_type.as_str() {
         "IPv4" => true,
@@ -49,6 +56,7 @@ pub(super) fn slice(object: &EndpointSlice, node: &str) -> (model::Slice, Vec<Sl
             serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
             local: endpoint.node_name.as_deref() == Some(node),
+            node: peers.id(endpoint.node_name.as_deref()),
             zones: hints(endpoint, &mut zones),
         });
     }
@@ -113,7 +121,7 @@ mod tests {
         };
         let read = |endpoints: Vec<serde_json::Value>| {
             let object = json!({"metadata": {}, "addressType": "IPv4", "endpoints": endpoints});
-            slice(&serde_json::from_value(object).unwrap(), "here").0
+            slice(&serde_json::from_value(object).unwrap(), "here", &mut Peers::default()).0
         };
         let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         let few = read(vec![
@@ -140,7 +148,8 @@ mod tests {
                 {"addresses": []},
             ],
         });
-        let (slice, problems) = slice(&serde_json::from_value(object).unwrap(), "here");
+        let (slice, problems) =
+            slice(&serde_json::from_value(object).unwrap(), "here", &mut Peers::default());
         assert_eq!(problems, []);
         assert_eq!(slice.ports.len(), 1, "a port without a number is everyone's and so no one's");
         let states: Vec<_> =
@@ -151,7 +160,8 @@ mod tests {
     #[test]
     fn what_is_left_out_is_named_and_the_rest_served() {
         let read = |object: serde_json::Value| {
-            let (slice, problems) = slice(&serde_json::from_value(object).unwrap(), "here");
+            let (slice, problems) =
+                slice(&serde_json::from_value(object).unwrap(), "here", &mut Peers::default());
             let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
             (slice.ports.len(), slice.endpoints.len(), texts)
         };

@@ -8,7 +8,7 @@ use weir_dataplane_ebpf::Protocol;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Unserved {
     /// A protocol without an implementation here.
-    #[error("port {port}: protocol {protocol} is not served; TCP and UDP are")]
+    #[error("port {port}: protocol {protocol} is not served; TCP, UDP and SCTP are")]
     Protocol {
         /// The service port.
         port: i32,
@@ -66,6 +66,14 @@ pub enum Unserved {
         slice: Box<str>,
         /// What is wrong with it.
         problem: SliceProblem,
+    },
+    /// A setting that has no such value.
+    #[error("annotation {annotation}: `{value}` is neither snat nor dsr; the node's own mode is used")]
+    Forwarding {
+        /// Its name.
+        annotation: &'static str,
+        /// What it says.
+        value: String,
     },
     /// A range that is none. The others are served.
     #[error("{field} `{value}` is not a range as in 10.0.0.0/8 or fd00::/8; it admits nobody")]

@@ -13,6 +13,9 @@ use super::TestNode;
 /// Longer than anything here takes, short enough to see a hang.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Bytes of a datagram at the most.
+pub(crate) const LONGEST_DATAGRAM: usize = 65_507;
+
 /// A pod that echoes.
 pub(crate) fn echo_pod(node: &TestNode, name: &'static str) -> (Namespace, Ipv4Addr) {
     let (pod, address) = node.add_pod(name);
@@ -22,8 +25,13 @@ pub(crate) fn echo_pod(node: &TestNode, name: &'static str) -> (Namespace, Ipv4A
 
 /// Echoes on TCP and UDP port 8080 until the test ends, with a name in front.
 pub(crate) fn echo(namespace: &Namespace, name: &'static str) {
+    echo_at(namespace, Ipv4Addr::UNSPECIFIED, name);
+}
+
+/// The same on one address alone, which answers come from.
+pub(crate) fn echo_at(namespace: &Namespace, address: Ipv4Addr, name: &'static str) {
     let (tcp, udp) = namespace
-        .inside(|| (TcpListener::bind("0.0.0.0:8080").unwrap(), UdpSocket::bind("0.0.0.0:8080").unwrap()));
+        .inside(|| (TcpListener::bind((address, 8080)).unwrap(), UdpSocket::bind((address, 8080)).unwrap()));
     std::thread::spawn(move || {
         for stream in tcp.incoming() {
             std::thread::spawn(move || {
@@ -36,7 +44,7 @@ pub(crate) fn echo(namespace: &Namespace, name: &'static str) {
         }
     });
     std::thread::spawn(move || {
-        let mut bytes = [0; 64];
+        let mut bytes = vec![0; LONGEST_DATAGRAM];
         while let Ok((n, client)) = udp.recv_from(&mut bytes) {
             udp.send_to(&[name.as_bytes(), &bytes[..n]].concat(), client).unwrap();
         }

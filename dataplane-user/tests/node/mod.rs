@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub(crate) mod echo;
+pub(crate) mod traffic;
 
 use std::{collections::BTreeSet, fs, net::Ipv4Addr, sync::Arc};
 
@@ -99,6 +100,11 @@ impl TestNode {
         Paths::new(self.run_dir.path())
     }
 
+    /// The maps, as anybody may open them.
+    pub(crate) fn maps(&self) -> Maps {
+        Maps::open(&self.paths()).unwrap()
+    }
+
     /// What an agent does when it starts; an earlier one's work is adopted.
     pub(crate) fn start(&mut self) {
         let (paths, socket_lb, cgroup) = (self.paths(), self.socket_lb, self.cgroup.path());
@@ -177,6 +183,14 @@ impl TestNode {
         self.conditions = json!({});
     }
 
+    /// The same, with each endpoint in its own.
+    pub(crate) fn serve_conditions(&mut self, n: u8, endpoints: &[(Ipv4Addr, &Value)]) {
+        self.apply_service(n, &json!({}), &json!({}));
+        let endpoint = |(address, conditions): &(Ipv4Addr, &Value)| json!({"addresses": [address], "nodeName": "here", "conditions": conditions});
+        self.apply_slice(n, &endpoints.iter().map(endpoint).collect::<Vec<_>>());
+        self.sync();
+    }
+
     /// The same, with endpoints of the node of that name.
     pub(crate) fn serve_on(&mut self, node: &str, n: u8, endpoints: &[Ipv4Addr]) {
         self.serve_as(node, n, endpoints, &json!({}), &json!({}));
@@ -196,6 +210,14 @@ impl TestNode {
         more: &Value,
         status: &Value,
     ) {
+        self.apply_service(n, more, status);
+        let endpoint =
+            |address| json!({"addresses": [address], "nodeName": node, "conditions": self.conditions});
+        self.apply_slice(n, &endpoints.iter().map(endpoint).collect::<Vec<_>>());
+        self.sync();
+    }
+
+    fn apply_service(&mut self, n: u8, more: &Value, status: &Value) {
         let port = |name: &str, protocol: &str| json!({"name": name, "port": 80, "protocol": protocol, "nodePort": 30_000 + u32::from(n)});
         let mut service = json!({
             "metadata": {"name": format!("s{n}"), "namespace": "default"},
@@ -203,8 +225,10 @@ impl TestNode {
             "status": status,
         });
         service["spec"].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        let endpoint =
-            |address| json!({"addresses": [address], "nodeName": node, "conditions": self.conditions});
+        self.store.apply(Change::Service(Event::Apply(serde_json::from_value(service).unwrap())));
+    }
+
+    fn apply_slice(&mut self, n: u8, endpoints: &[Value]) {
         let slice = json!({
             "metadata": {
                 "name": format!("s{n}-1"), "namespace": "default",
@@ -212,11 +236,9 @@ impl TestNode {
             },
             "addressType": "IPv4",
             "ports": [{"name": "t", "port": 8080, "protocol": "TCP"}, {"name": "u", "port": 8080, "protocol": "UDP"}],
-            "endpoints": endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+            "endpoints": endpoints,
         });
-        self.store.apply(Change::Service(Event::Apply(serde_json::from_value(service).unwrap())));
         self.store.apply(Change::Slice(Event::Apply(serde_json::from_value(slice).unwrap())));
-        self.sync();
     }
 
     /// Starts a pod's network.

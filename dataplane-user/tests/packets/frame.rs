@@ -13,8 +13,11 @@ pub(crate) const ACK: u8 = 0x10;
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
+pub(crate) const FRAGMENT: u8 = 44;
 pub(crate) const ICMPV6: u8 = 58;
 pub(crate) const SCTP: u8 = 132;
+const IPIP: u8 = 4;
+const IP6IP6: u8 = 41;
 
 /// Types of SCTP's chunks.
 pub(crate) const DATA: u8 = 0;
@@ -43,6 +46,8 @@ pub(crate) struct Frame {
     length: Option<usize>,
     /// An ICMP message, its checksum left out, in place of ports and payload.
     message: Option<Vec<u8>>,
+    /// Offset and length of the part of all that stands behind the network header which this fragment has.
+    part: Option<(usize, usize)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +84,7 @@ pub(crate) fn tcp(source: &str, destination: &str) -> Frame {
         checksum: Checksum::Full,
         length: None,
         message: None,
+        part: None,
     }
 }
 
@@ -106,6 +112,21 @@ pub(crate) fn icmp(source: &str, (kind, code, word): Kind, quoted: &Frame) -> Fr
         protocol: if source.is_ipv4() { ICMP } else { ICMPV6 },
         message: Some(message),
         ..tcp(&quoted.destination.to_string(), &quoted.source.to_string())
+    }
+}
+
+/// A packet inside another one, between two nodes (RFC 2003, RFC 2473).
+pub(crate) fn inside(source: &str, destination: &str, packet: &Frame) -> Frame {
+    let socket = |text: &str| SocketAddr::new(text.parse().expect("an address"), 0);
+    let (source, destination) = (socket(source), socket(destination));
+    Frame {
+        source,
+        destination,
+        protocol: if source.is_ipv4() { IPIP } else { IP6IP6 },
+        message: Some(packet.bytes()[14..].to_vec()),
+        id: 0,
+        fragment: 0x4000,
+        ..tcp(&source.to_string(), &destination.to_string())
     }
 }
 
@@ -140,7 +161,7 @@ impl Frame {
         Self { window, ..self }
     }
 
-    /// The identification of IPv4.
+    /// The identification.
     pub(crate) fn id(self, id: u16) -> Self {
         Self { id, ..self }
     }
@@ -170,6 +191,12 @@ impl Frame {
         Self { fragment, ..self }
     }
 
+    /// A fragment: `length` bytes from `offset` on of what stands behind the network header.
+    pub(crate) fn part(self, offset: usize, length: usize) -> Self {
+        assert!(offset.is_multiple_of(8), "offsets are in units of eight bytes");
+        Self { part: Some((offset, length)), ..self }
+    }
+
     pub(crate) fn options(self, options: &[u8]) -> Self {
         assert!(options.len().is_multiple_of(4), "IPv4 options fill whole words");
         Self { options: options.to_vec(), ..self }
@@ -189,7 +216,14 @@ impl Frame {
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        let transport = self.transport();
+        let mut transport = self.transport();
+        let (mut offset, mut more) = (0, false);
+        if let Some((start, length)) = self.part {
+            more = start + length < transport.len();
+            transport.truncate(start + length);
+            transport.drain(..start.min(transport.len()));
+            offset = start as u16;
+        }
         let mut frame = [self.link_destination, self.link_source].concat();
         if let Some(id) = self.vlan {
             frame.extend([0x81, 0x00]);
@@ -202,7 +236,8 @@ impl Frame {
                 let mut header = vec![0x40 | words as u8, 0];
                 header.extend(((words * 4 + transport.len()) as u16).to_be_bytes());
                 header.extend(self.id.to_be_bytes());
-                header.extend(self.fragment.to_be_bytes());
+                let fragment = self.fragment | (offset / 8) | if more { 0x2000 } else { 0 };
+                header.extend(fragment.to_be_bytes());
                 header.extend([self.ttl, self.protocol, 0, 0]);
                 header.extend(source.octets());
                 header.extend(destination.octets());
@@ -213,10 +248,17 @@ impl Frame {
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-                frame.extend((transport.len() as u16).to_be_bytes());
-                frame.extend([self.protocol, self.ttl]);
+                let mut extensions = Vec::new();
+                if self.part.is_some() {
+                    extensions.extend([self.protocol, 0]);
+                    extensions.extend((offset | u16::from(more)).to_be_bytes());
+                    extensions.extend(u32::from(self.id).to_be_bytes());
+                }
+                frame.extend(((extensions.len() + transport.len()) as u16).to_be_bytes());
+                frame.extend([if extensions.is_empty() { self.protocol } else { FRAGMENT }, self.ttl]);
                 frame.extend(source.octets());
                 frame.extend(destination.octets());
+                frame.extend(extensions);
             }
             _ => panic!("{} and {} are of different families", self.source, self.destination),
         }
@@ -228,6 +270,9 @@ impl Frame {
     fn transport(&self) -> Vec<u8> {
         if let Some(message) = &self.message {
             let mut bytes = message.clone();
+            if matches!(self.protocol, IPIP | IP6IP6) {
+                return bytes;
+            }
             let pseudo = if self.protocol == ICMP { 0 } else { self.pseudo_sum(bytes.len()) };
             let checksum = !sum(&bytes, pseudo);
             bytes[2..4].copy_from_slice(&checksum.to_be_bytes());

@@ -4,7 +4,10 @@
 
 pub(crate) mod frame;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use aya::{
     Ebpf, Pod, TestRun, TestRunOptions,
@@ -16,8 +19,8 @@ use weir_dataplane::{
     programs::{self, Options},
 };
 use weir_dataplane_ebpf::{
-    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Event, Flow, FlowKey, Frontend,
-    FrontendKey, Ip4, Ip6, Mac, NodeConfig, Protocol, Scope, filter,
+    Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Event, Flow, FlowKey, FlowState,
+    Fragment, FragmentKey, Frontend, FrontendKey, Ip4, Ip6, Mac, NodeConfig, Protocol, Scope, filter,
 };
 
 pub(crate) use frame::Frame;
@@ -66,8 +69,14 @@ pub(crate) trait Family: Address + Pod {
     fn insert_frontend(dataplane: &mut Dataplane, key: FrontendKey<Self>, value: Frontend);
     fn set_backend(dataplane: &mut Dataplane, id: u32, value: Backend<Self>);
     fn insert_endpoint(dataplane: &mut Dataplane, ip: Self, value: Endpoint);
+    /// Takes tunnelled packets from a node.
+    fn add_tunnel_peer(dataplane: &mut Dataplane, node: Self);
     fn flow(dataplane: &mut Dataplane, key: &FlowKey<Self>) -> Option<Flow<Self>>;
     fn remove_flow(dataplane: &mut Dataplane, key: &FlowKey<Self>);
+    /// Moves all flows to the established ones, as their next packets would.
+    fn establish(dataplane: &mut Dataplane);
+    /// A node that measurements and tables know a way to.
+    fn neighbour() -> Self;
     /// How many entries of established flows there are.
     fn established(dataplane: &mut Dataplane) -> usize;
     /// Keys of all flow entries.
@@ -75,7 +84,7 @@ pub(crate) trait Family: Address + Pod {
 }
 
 macro_rules! family {
-    ($address:ty, $variant:ident, $frontends:literal, $backends:literal, $endpoints:literal, $flows:literal, $opening:literal) => {
+    ($address:ty, $variant:ident, $frontends:literal, $backends:literal, $endpoints:literal, $flows:literal, $opening:literal, $peers:literal) => {
         impl Family for $address {
             fn parse(ip: IpAddr) -> Self {
                 match ip {
@@ -98,6 +107,10 @@ macro_rules! family {
                 dataplane.hash($endpoints).insert(ip, value, 0).expect("room");
             }
 
+            fn add_tunnel_peer(dataplane: &mut Dataplane, node: Self) {
+                dataplane.hash($peers).insert(node, 0_u32, 0).expect("room");
+            }
+
             fn flow(dataplane: &mut Dataplane, key: &FlowKey<Self>) -> Option<Flow<Self>> {
                 let established = dataplane.hash($flows).get(key, 0).ok();
                 established.or_else(|| dataplane.hash($opening).get(key, 0).ok())
@@ -109,26 +122,42 @@ macro_rules! family {
                 established.or(opening).expect("it is there");
             }
 
+            fn establish(dataplane: &mut Dataplane) {
+                let opening = dataplane.hash::<FlowKey<Self>, Flow<Self>>($opening);
+                let opening: Vec<_> =
+                    opening.iter().map(|entry| entry.expect("nobody else writes")).collect();
+                for (key, flow) in opening {
+                    let flow = Flow { state: FlowState::ESTABLISHED, ..flow };
+                    dataplane.hash($flows).insert(key, flow, 0).expect("room");
+                    dataplane.hash::<_, Flow<Self>>($opening).remove(&key).expect("it is there");
+                }
+            }
+
+            fn neighbour() -> Self {
+                Self::parse(
+                    if size_of::<Self>() == 4 { "198.51.100.2" } else { "2001:db8::2" }.parse().expect("one"),
+                )
+            }
+
             fn established(dataplane: &mut Dataplane) -> usize {
                 dataplane.hash::<FlowKey<Self>, Flow<Self>>($flows).keys().count()
             }
 
             fn flows(dataplane: &mut Dataplane) -> Vec<FlowKey<Self>> {
                 let keys = |table: HashMap<&mut MapData, FlowKey<Self>, Flow<Self>>| {
-                    table.keys().map(|key| key.expect("nobody else writes")).collect::<Vec<_>>()
+                    table.keys().map(|key| key.expect("nobody else writes")).collect::<HashSet<_>>()
                 };
                 let mut all = keys(dataplane.hash($flows));
-                let opening = keys(dataplane.hash($opening));
                 // Without room for both halves, one may be established and opening.
-                all.extend(opening.into_iter().filter(|key| !all.contains(key)).collect::<Vec<_>>());
-                all
+                all.extend(keys(dataplane.hash($opening)));
+                all.into_iter().collect()
             }
         }
     };
 }
 
-family!(Ip4, V4, "frontends_v4", "backends_v4", "endpoints_v4", "flows_v4", "opening_v4");
-family!(Ip6, V6, "frontends_v6", "backends_v6", "endpoints_v6", "flows_v6", "opening_v6");
+family!(Ip4, V4, "frontends_v4", "backends_v4", "endpoints_v4", "flows_v4", "opening_v4", "tunnel_peers_v4");
+family!(Ip6, V6, "frontends_v6", "backends_v6", "endpoints_v6", "flows_v6", "opening_v6", "tunnel_peers_v6");
 
 fn socket(text: &str) -> SocketAddr {
     text.parse().unwrap_or_else(|_| panic!("`{text}` is no ADDRESS:PORT"))
@@ -274,11 +303,41 @@ impl Dataplane {
         A::established(self)
     }
 
+    /// Moves all flows to the established ones, as their next packets would.
+    pub(crate) fn establish<A: Family>(&mut self) {
+        A::establish(self);
+    }
+
+    /// Puts a service's backends on another node, which answers its clients itself.
+    pub(crate) fn return_directly<A: Family>(
+        &mut self,
+        (scope, protocol): (Scope, u8),
+        frontend: &str,
+        service: &Service,
+        backends: &[&str],
+        node: A,
+    ) {
+        for (id, text) in (service.first_backend..).zip(backends) {
+            let address = socket(text);
+            let (address, port) = (A::parse(address.ip()), Be16::new(address.port()));
+            A::set_backend(self, id, Backend { address, node, port, flags: Backend::<A>::FLAG_ACTIVE });
+        }
+        let address = socket(frontend);
+        let key = FrontendKey {
+            address: A::parse(address.ip()),
+            port: Be16::new(address.port()),
+            protocol: Protocol(protocol),
+            scope,
+        };
+        let flags = service.value.flags | Frontend::FLAG_DIRECT_RETURN;
+        A::insert_frontend(self, key, Frontend { flags, ..service.value });
+    }
+
     pub(crate) fn remove_flow<A: Family>(&mut self, protocol: u8, source: &str, destination: &str) {
         A::remove_flow(self, &flow_key(protocol, source, destination));
     }
 
-    /// Removes all flow entries, and what session affinity remembers.
+    /// Removes all flow entries, and what session affinity and first fragments left behind.
     pub(crate) fn forget_flows(&mut self) {
         for key in Ip4::flows(self) {
             Ip4::remove_flow(self, &key);
@@ -286,12 +345,14 @@ impl Dataplane {
         for key in Ip6::flows(self) {
             Ip6::remove_flow(self, &key);
         }
-        self.forget::<AffinityKey<Ip4>>("affinity_v4");
-        self.forget::<AffinityKey<Ip6>>("affinity_v6");
+        self.forget::<AffinityKey<Ip4>, Affinity>("affinity_v4");
+        self.forget::<AffinityKey<Ip6>, Affinity>("affinity_v6");
+        self.forget::<FragmentKey<Ip4>, Fragment>("fragments_v4");
+        self.forget::<FragmentKey<Ip6>, Fragment>("fragments_v6");
     }
 
-    fn forget<K: Pod>(&mut self, affinity: &str) {
-        let mut table = self.hash::<K, Affinity>(affinity);
+    fn forget<K: Pod, V: Pod>(&mut self, name: &str) {
+        let mut table = self.hash::<K, V>(name);
         let keys: Vec<K> = table.keys().map(|key| key.expect("nobody else writes")).collect();
         for key in keys {
             table.remove(&key).expect("it is there");

@@ -19,18 +19,29 @@ const HEADERS: usize = 110;
 pub(crate) struct Generator<'a> {
     model: &'a Model,
     random: Random,
+    /// Later fragments of a packet whose first one has been made, for the same program.
+    rest: Vec<(Program, Frame)>,
 }
 
 impl<'a> Generator<'a> {
     /// The same frames for the same seed.
     pub(crate) fn new(model: &'a Model, seed: u64) -> Self {
-        Self { model, random: Random::new(seed) }
+        Self { model, random: Random::new(seed), rest: Vec::new() }
     }
 
     /// A program and a frame for it.
     pub(crate) fn next(&mut self) -> (Program, Vec<u8>) {
-        let program = *self.random.of(&[Program::XdpUplink, Program::TcUplink, Program::TcPod]);
-        let mut frame = if self.random.once_in(50) { self.noise() } else { self.sound().bytes() };
+        let mut program = *self.random.of(&[Program::XdpUplink, Program::TcUplink, Program::TcPod]);
+        let mut frame = if let Some((of_first, fragment)) = self.rest.pop() {
+            program = of_first;
+            fragment.bytes()
+        } else if self.random.once_in(50) {
+            self.noise()
+        } else if self.random.once_in(12) {
+            self.fragments(program).bytes()
+        } else {
+            self.sound().bytes()
+        };
         if self.random.once_in(3) {
             self.spoil(&mut frame);
         }
@@ -114,6 +125,20 @@ impl<'a> Generator<'a> {
             4 => frame.link([2; 6], *self.random.of(&[[1, 0, 0x5e, 0, 0, 1], [2, 0, 0, 0, 0, 9], [0xff; 6]])),
             _ => frame,
         }
+    }
+
+    /// The first fragment of a packet. Its others come next: two of them, one of them, or none, in any order.
+    fn fragments(&mut self, program: Program) -> Frame {
+        let (source, destination) = self.tuple();
+        let size = 8 * (1 + self.random.below(4));
+        let packet = self.packet(source, destination).id(self.random.below(4) as u16);
+        for at in [size, size + 8] {
+            if !self.random.once_in(3) {
+                let length = if self.random.once_in(2) { 8 } else { 200 };
+                self.rest.push((program, packet.clone().part(at, length)));
+            }
+        }
+        packet.part(0, size)
     }
 
     fn packet(&mut self, source: SocketAddr, destination: SocketAddr) -> Frame {

@@ -15,7 +15,7 @@ use weir_dataplane_ebpf::maps::{MASQUERADE_PORT_FIRST, MASQUERADE_PORTS};
 use super::Model;
 use crate::packets::{
     HOST_MAC, POD_MAC, Program, Verdict,
-    frame::{ICMP, ICMPV6, RST, SCTP, TCP, UDP, crc32c, sum},
+    frame::{FRAGMENT, ICMP, ICMPV6, RST, SCTP, TCP, UDP, crc32c, sum},
 };
 
 /// What a frame came to.
@@ -29,6 +29,10 @@ pub(crate) enum Outcome {
     TranslatedUp,
     /// A new tuple, and straight on.
     TranslatedOn,
+    /// A later fragment with new addresses, and up the stack.
+    FollowedUp,
+    /// A later fragment with new addresses, and straight on.
+    FollowedOn,
     /// An ICMP error about a translated packet.
     Error,
     /// Turned into an answer to its sender.
@@ -49,11 +53,24 @@ pub(crate) struct Run<'a> {
 
 type Tuple = (SocketAddr, SocketAddr);
 
+/// What the fragments of a packet have in common: addresses, identification, and the protocol of IPv4.
+type Fragments = (IpAddr, IpAddr, u32, u8);
+
+/// What of a packet is in a frame.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Whole,
+    First,
+    Later,
+}
+
 /// See the module.
 pub(crate) struct Judge<'a> {
     model: &'a Model,
     /// What each tuple was seen to become, both ways.
     seen: HashMap<(u8, Tuple), HashSet<Tuple>>,
+    /// The first fragments that came to TC, by what they have in common with later ones.
+    firsts: HashMap<Fragments, (u8, Tuple)>,
     /// Tuples of packets that were dropped: what has no hop left opens a flow all the same.
     dropped: HashSet<(u8, Tuple)>,
 }
@@ -61,15 +78,18 @@ pub(crate) struct Judge<'a> {
 /// A TCP, UDP, SCTP or ICMP packet in a frame, or in the quote of one, by the offsets of its parts.
 struct Packet<'a> {
     bytes: &'a [u8],
+    v4: bool,
     network: usize,
     transport: usize,
     /// Behind the packet's last byte.
     end: usize,
     protocol: u8,
+    part: Part,
+    identification: u32,
 }
 
 impl<'a> Packet<'a> {
-    /// The packet of a frame that is for one machine: whole, not a fragment, without options.
+    /// The packet of a frame that is for one machine, whole or a fragment, without options.
     fn of_frame(bytes: &'a [u8]) -> Option<Self> {
         if bytes.first()? & 1 != 0 { None } else { Self::of_any_frame(bytes) }
     }
@@ -81,37 +101,79 @@ impl<'a> Packet<'a> {
         }
         let packet = Self::at(bytes, 14, bytes[12..14] == [0x08, 0x00])?;
         let known = bytes[12..14] == [0x08, 0x00] || bytes[12..14] == [0x86, 0xdd];
-        (known && packet.end <= bytes.len() && packet.end >= packet.transport + packet.least()?)
-            .then_some(packet)
+        let least = if packet.part == Part::Later { 0 } else { packet.least()? };
+        (known && packet.end <= bytes.len() && packet.end >= packet.transport + least).then_some(packet)
     }
 
     /// A packet that is quoted at `network`: it may end early.
     fn quoted(bytes: &'a [u8], network: usize, v4: bool, end: usize) -> Option<Self> {
         let mut packet = Self::at(bytes, network, v4)?;
         packet.end = end;
-        (end >= packet.transport + 8).then_some(packet)
+        (packet.is_plain() && end >= packet.transport + 8).then_some(packet)
     }
 
     fn at(bytes: &'a [u8], network: usize, v4: bool) -> Option<Self> {
         let header = bytes.get(network..network + if v4 { 20 } else { 40 })?;
         let word = |at: usize| usize::from(u16::from_be_bytes([header[at], header[at + 1]]));
-        let (length, protocol) = if v4 {
-            if header[0] != 0x45 || word(6) & 0x3fff != 0 {
+        let part = |offset, more| match (offset, more) {
+            (0, false) => Part::Whole,
+            (0, true) => Part::First,
+            _ => Part::Later,
+        };
+        let transport = network + header.len();
+        if v4 {
+            if header[0] != 0x45 {
                 return None;
             }
             // Segmentation offload writes no length.
-            (if word(2) == 0 { bytes.len() - network } else { word(2) }, header[9])
-        } else {
-            if header[0] >> 4 != 6 {
-                return None;
-            }
-            (40 + word(4), header[6])
+            let length = if word(2) == 0 { bytes.len() - network } else { word(2) };
+            return Some(Self {
+                bytes,
+                v4,
+                network,
+                transport,
+                end: network + length,
+                protocol: header[9],
+                part: part(word(6) & 0x1fff, word(6) & 0x2000 != 0),
+                identification: word(4) as u32,
+            });
+        }
+        if header[0] >> 4 != 6 {
+            return None;
+        }
+        let mut packet = Self {
+            bytes,
+            v4,
+            network,
+            transport,
+            end: transport + word(4),
+            protocol: header[6],
+            part: Part::Whole,
+            identification: 0,
         };
-        Some(Self { bytes, network, transport: network + header.len(), end: network + length, protocol })
+        if packet.protocol == FRAGMENT {
+            let header = bytes.get(transport..transport + 8)?;
+            let word = u16::from_be_bytes([header[2], header[3]]);
+            packet.part = part(usize::from(word >> 3), word & 1 != 0);
+            packet.identification = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+            packet.protocol = header[0];
+            packet.transport += 8;
+        }
+        Some(packet)
     }
 
     fn v4(&self) -> bool {
-        self.transport - self.network == 20
+        self.v4
+    }
+
+    /// Whether the ports are where they always are.
+    fn is_plain(&self) -> bool {
+        self.part == Part::Whole && self.transport - self.network == if self.v4 { 20 } else { 40 }
+    }
+
+    fn fragments(&self) -> Fragments {
+        let (source, destination) = self.ips();
+        (source, destination, self.identification, if self.v4 { self.protocol } else { 0 })
     }
 
     /// Bytes of a whole transport header.
@@ -119,9 +181,9 @@ impl<'a> Packet<'a> {
         match self.protocol {
             TCP => Some(20),
             UDP => Some(8),
-            SCTP => Some(16),
-            ICMP if self.v4() => Some(8),
-            ICMPV6 if !self.v4() => Some(8),
+            SCTP if self.part == Part::Whole => Some(16),
+            ICMP if self.v4() && self.is_plain() => Some(8),
+            ICMPV6 if !self.v4() && self.is_plain() => Some(8),
             _ => None,
         }
     }
@@ -171,7 +233,7 @@ impl<'a> Packet<'a> {
     }
 
     fn has_checksum(&self) -> bool {
-        self.checksum().end <= self.end
+        self.part != Part::Later && self.checksum().end <= self.end
     }
 
     fn no_checksum(&self) -> bool {
@@ -188,6 +250,9 @@ impl<'a> Packet<'a> {
     /// The sum of what the transport's checksum covers, up to `end`. Protocol and length, which no translation changes,
     /// are left out. For SCTP it is the difference to the checksum that would be right.
     fn transport_sum(&self, end: usize) -> u32 {
+        if self.part == Part::Later {
+            return 0;
+        }
         if self.protocol == SCTP {
             let mut bytes = self.bytes[self.transport..end].to_vec();
             let stored = <[u8; 4]>::try_from(&bytes[8..12]).expect("four");
@@ -220,14 +285,20 @@ fn reversed((source, destination): Tuple) -> Tuple {
 
 impl<'a> Judge<'a> {
     pub(crate) fn new(model: &'a Model) -> Self {
-        Self { model, seen: HashMap::new(), dropped: HashSet::new() }
+        Self { model, seen: HashMap::new(), firsts: HashMap::new(), dropped: HashSet::new() }
     }
 
     /// What the frame came to, or what is wrong with that.
     pub(crate) fn judge(&mut self, run: &Run<'_>) -> Result<Outcome, String> {
+        let first = Packet::of_frame(run.input).filter(|it| it.part == Part::First);
+        // TC passes what is for another machine's link.
+        let to_tc = run.program != Program::XdpUplink && run.input[..6] == [0; 6];
+        if let Some(first) = first.filter(|_| to_tc) {
+            self.firsts.insert(first.fragments(), (first.protocol, first.tuple()));
+        }
         if run.verdict == Verdict::Drop {
             ensure(run.drops == 1, "a drop is counted once")?;
-            if let Some(packet) = Packet::of_frame(run.input) {
+            if let Some(packet) = Packet::of_frame(run.input).filter(|it| it.part != Part::Later) {
                 self.dropped.insert((packet.protocol, packet.tuple()));
             }
             return Ok(Outcome::Dropped);
@@ -253,7 +324,12 @@ impl<'a> Judge<'a> {
         let hops = run.input[before.ttl_at()].wrapping_sub(run.output[before.ttl_at()]);
         ensure(hops == u8::from(on), "what is sent on has one hop less, and nothing else has")?;
         before.may_change(&mut changes);
-        let outcome = if matches!(before.protocol, TCP | UDP | SCTP) {
+        let outside = run.program != Program::XdpUplink;
+        ensure(outside || before.is_plain(), "XDP leaves what it cannot read at once")?;
+        let outcome = if before.part == Part::Later {
+            self.follows(&before, &after)?;
+            if on { Outcome::FollowedOn } else { Outcome::FollowedUp }
+        } else if matches!(before.protocol, TCP | UDP | SCTP) {
             changes[before.transport..before.transport + 4].fill(true);
             self.translation(run, &before, &after)?
         } else {
@@ -265,6 +341,15 @@ impl<'a> Judge<'a> {
         ensure(other.is_empty(), &format!("bytes {other:?} are not a translation's to change"))?;
         same_sums(&before, &after)?;
         Ok(outcome)
+    }
+
+    /// A later fragment, which takes the addresses of its first one's flow.
+    fn follows(&self, before: &Packet<'_>, after: &Packet<'_>) -> Result<(), String> {
+        let (protocol, from) =
+            self.firsts.get(&before.fragments()).ok_or("its first fragment has not come")?;
+        let ips = |to: &Tuple| (to.0.ip(), to.1.ip());
+        let known = self.seen.get(&(*protocol, *from)).ok_or("its first fragment was not served")?;
+        ensure(known.iter().any(|to| ips(to) == after.ips()), "it follows its first fragment")
     }
 
     /// A packet with another tuple, or a pod's packet on its last hop.

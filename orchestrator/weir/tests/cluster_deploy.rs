@@ -30,6 +30,8 @@ const NODE: &str = "here";
 const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const NODE_PORT: u16 = 30_080;
+/// A node port that a process of the node has, which is an Event's worth.
+const TAKEN_PORT: u16 = 30_081;
 const POD_CIDR: &str = "10.244.7.0/24";
 /// Longer than an answer takes, short enough to see a hang.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -326,21 +328,25 @@ fn what_is_shipped_is_enough() {
     machine.is_ready(&flags);
     assert_eq!(agent.effective(), bits(&capabilities), "the agent has what the manifest says");
     machine.is_served();
+    let first = machine.node.inside(|| TcpListener::bind(("0.0.0.0", TAKEN_PORT)).unwrap());
     machine.create(
-        "services/default/strange",
-        json!({"spec": {"ports": [{"name": "a", "port": 80}, {"name": "s", "port": 81, "protocol": "SCTP"}]}}),
+        "services/default/late",
+        json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": TAKEN_PORT}]}}),
     );
     machine.has_event();
+    drop(first);
 
     let Seen { allowed, refused } = machine.proxy.seen();
     assert_eq!(refused, [].into(), "the agent asks for what its role does not allow");
     let action = |verb: &str, group: &str, resource: &str| (verb.into(), group.into(), resource.into());
-    for (group, resource) in [("", "services"), ("", "nodes"), ("discovery.k8s.io", "endpointslices")] {
+    for (group, resource) in
+        [("", "services"), ("", "nodes"), ("", "pods"), ("discovery.k8s.io", "endpointslices")]
+    {
         for verb in ["list", "watch"] {
             assert!(allowed.contains(&action(verb, group, resource)), "nobody needs {verb} {resource}");
         }
     }
-    assert!(allowed.contains(&action("create", "events.k8s.io", "events")), "nobody needs to create events");
+    assert!(allowed.contains(&action("create", "", "events")), "nobody needs to create events");
 }
 
 #[test]

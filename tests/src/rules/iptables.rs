@@ -1,6 +1,6 @@
 //! kube-proxy's iptables mode: one list of rules that a packet walks until its service comes, chains behind it.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use anyhow::Result;
 
@@ -57,6 +57,27 @@ pub fn render(node: &Node, family: Family, services: &[ServicePort]) -> String {
     format!("*filter\n{}COMMIT\n*nat\n{}COMMIT\n", rules.filter.text(), rules.nat.text())
 }
 
+/// What kube-proxy's partial sync restores when one service changes: its chains, and the whole of the lists.
+pub fn render_change(node: &Node, family: Family, services: &[ServicePort], changed: usize) -> String {
+    const SHARED: [&str; 2] = ["KUBE-MARK-MASQ", "KUBE-POSTROUTING"];
+    let nat = |text: &str| text.split_once("*nat\n").expect("it has the table").1.to_owned();
+    // The same comments as in the whole.
+    let (whole, alone) =
+        (nat(&render(node, family, services)), nat(&render(node, family, &services[changed..=changed])));
+    let own: BTreeSet<&str> =
+        alone.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next()).collect();
+    let lists = ["KUBE-SERVICES", "KUBE-NODEPORTS"];
+    let is_wanted = |line: &str| {
+        let words = line.strip_prefix(':').or_else(|| line.strip_prefix("-A "));
+        words
+            .and_then(|words| words.split(' ').next())
+            .is_some_and(|chain| lists.contains(&chain) || own.contains(chain) && !SHARED.contains(&chain))
+    };
+    let lines: String =
+        whole.lines().filter(|line| is_wanted(line)).map(|line| line.to_owned() + "\n").collect();
+    format!("*nat\n{lines}COMMIT\n")
+}
+
 /// Loads a ruleset inside a namespace. By the legacy program: the one that writes nftables takes thirty times as long
 /// for ten thousand services, and packets walk the same list either way.
 pub fn load(namespace: &Namespace, family: Family, text: &str) -> Result<()> {
@@ -66,6 +87,16 @@ pub fn load(namespace: &Namespace, family: Family, text: &str) -> Result<()> {
     };
     // The lock is a file of the machine's, and its holder may be somebody else.
     feed(namespace.command(program).args(["--noflush", "--wait"]), text)
+}
+
+/// Removes all chains and rules of the tables that [`render`] fills.
+pub fn unload(namespace: &Namespace, family: Family) -> Result<()> {
+    let program = match family {
+        Family::V4 => "iptables-legacy-restore",
+        Family::V6 => "ip6tables-legacy-restore",
+    };
+    // Without `--noflush` a table is what is read, and nothing is.
+    feed(namespace.command(program).arg("--wait"), "*filter\nCOMMIT\n*nat\nCOMMIT\n")
 }
 
 /// Chains and rules of one table.

@@ -207,16 +207,18 @@ pub fn many_node_port(n: u32) -> Option<u16> {
 
 /// `services` TCP services with so many endpoints each, all different, for measurements of size.
 pub fn many(services: u32, endpoints: u32) -> Vec<ServicePort> {
-    let one = |n: u32| {
-        let address = |e| SocketAddr::from((many_endpoint(n, e, endpoints), MANY_POD_PORT));
-        ServicePort {
-            port_name: "http".into(),
-            node_port: many_node_port(n),
-            endpoints: (0..endpoints).map(|e| Endpoint::ready(address(e), true)).collect(),
-            ..ServicePort::new(&format!("s{n}"), many_cluster_ip(n).into())
-        }
-    };
-    (0..services).map(one).collect()
+    (0..services).map(|n| many_one(n, endpoints)).collect()
+}
+
+/// The `n`th of them.
+pub fn many_one(n: u32, endpoints: u32) -> ServicePort {
+    let address = |e| SocketAddr::from((many_endpoint(n, e, endpoints), MANY_POD_PORT));
+    ServicePort {
+        port_name: "http".into(),
+        node_port: many_node_port(n),
+        endpoints: (0..endpoints).map(|e| Endpoint::ready(address(e), true)).collect(),
+        ..ServicePort::new(&format!("s{n}"), many_cluster_ip(n).into())
+    }
 }
 
 /// The node that serves [`many`] services.

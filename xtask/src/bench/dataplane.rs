@@ -1,4 +1,4 @@
-//! The programs' own cost: measured by the dataplane crate's `bench` example, which drives `BPF_PROG_TEST_RUN`.
+//! What the dataplane costs and carries: measured by the dataplane crate's `dataplane-bench` example, beside its peers.
 
 use std::process::Command;
 
@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use super::Row;
 use crate::{build, command, setup};
 
-/// Runs the example and takes its rows.
-pub(super) fn measure() -> Result<Vec<Row>> {
+/// Runs the example, or the named parts of it, and takes its rows.
+pub(super) fn measure(only: &[String]) -> Result<Vec<Row>> {
     setup::run()?;
-    let rows = command::output(&mut Command::new(build::example("dataplane-bench")?))?;
+    let rows = command::output(Command::new(build::example("dataplane-bench")?).args(only))?;
     serde_json::from_str(&rows).context("reading the rows of the dataplane's bench example")
 }

@@ -5,7 +5,7 @@ mod start;
 
 use std::{fs, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Subject {
     /// From `weir up` to the first 200 through the ingress, and the memory of all roles.
     Start,
-    /// Nanoseconds and verifier instructions of each path through the programs.
+    /// What the dataplane costs and carries: packets, connections, streams, services; beside its peers.
     Dataplane,
 }
 
@@ -34,6 +34,12 @@ struct Row {
     /// Value over the peer's value.
     #[serde(default)]
     ratio: Option<f64>,
+    /// What the value is to be, in words.
+    #[serde(default)]
+    goal: Option<String>,
+    /// Whether it is.
+    #[serde(default)]
+    met: Option<bool>,
 }
 
 impl Row {
@@ -52,15 +58,18 @@ impl Row {
             runs: samples.len(),
             peer: None,
             ratio: None,
+            goal: None,
+            met: None,
         })
     }
 }
 
 /// Measures, prints, and writes the rows if asked.
-pub(crate) fn run(subject: Subject, json: Option<&Path>) -> Result<()> {
+pub(crate) fn run(subject: Subject, only: &[String], json: Option<&Path>) -> Result<()> {
+    ensure!(only.is_empty() || subject == Subject::Dataplane, "--only names parts of the dataplane's bench");
     let rows = match subject {
         Subject::Start => start::measure()?,
-        Subject::Dataplane => dataplane::measure()?,
+        Subject::Dataplane => dataplane::measure(only)?,
     };
     print(&rows);
     if let Some(path) = json {
@@ -73,15 +82,20 @@ pub(crate) fn run(subject: Subject, json: Option<&Path>) -> Result<()> {
 fn print(rows: &[Row]) {
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0).max(4);
     println!(
-        "{:width$} {:>10} {:>10} {:>10} {:>5}  {:8} peer",
+        "{:width$} {:>10} {:>10} {:>10} {:>5}  {:9} peer",
         "name", "median", "min", "max", "runs", "unit"
     );
-    for Row { name, value, unit, min, max, runs, peer, ratio } in rows {
+    for Row { name, value, unit, min, max, runs, peer, ratio, goal, met } in rows {
         let peer = match (peer, ratio) {
             (Some(peer), Some(ratio)) => format!("{ratio:.2} × {peer}"),
             (Some(peer), None) => peer.clone(),
             _ => String::new(),
         };
-        println!("{name:width$} {value:>10.1} {min:>10.1} {max:>10.1} {runs:>5}  {unit:8} {peer}");
+        let goal = match (goal, met) {
+            (Some(goal), Some(true)) => format!("  [{goal}: met]"),
+            (Some(goal), _) => format!("  [{goal}: MISSED]"),
+            _ => String::new(),
+        };
+        println!("{name:width$} {value:>10.1} {min:>10.1} {max:>10.1} {runs:>5}  {unit:9} {peer}{goal}");
     }
 }

@@ -50,7 +50,7 @@ pub(super) fn archive(directory: &Path, tests: &[(String, PathBuf)], filter: &st
     symlink("busybox", root.join("bin/sh"))?;
     let mut libraries = BTreeSet::new();
     for (name, executable) in tests {
-        libraries.extend(shared_libraries(executable)?);
+        libraries.extend(command::shared_libraries(executable)?);
         // Without what a debugger would need: the archive is the machine's memory.
         command::run(Command::new("strip").arg("-o").arg(root.join("tests").join(name)).arg(executable))?;
     }
@@ -94,13 +94,6 @@ echo {END}
 /bin/busybox poweroff -f
 "
     )
-}
-
-/// Paths of what an executable is linked with, as `ldd` tells them.
-fn shared_libraries(executable: &Path) -> Result<Vec<PathBuf>> {
-    let text = command::output(Command::new("ldd").arg(executable))?;
-    let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
-    Ok(text.lines().filter_map(path).collect())
 }
 
 /// Boots a kernel and waits for the end of its tests.

@@ -3,6 +3,7 @@
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    helpers::bpf_xdp_adjust_head,
     macros::{cgroup_sock_addr, classifier, map, xdp},
     maps::{Array, ProgramArray},
     programs::{SockAddrContext, TcContext, XdpContext},
@@ -64,6 +65,12 @@ fn vary(start: usize, (address, port): (usize, usize), flow: u32) {
 /// A result of `XDP_ABORTED` says that `target_xdp` is empty.
 #[xdp]
 pub fn drive_xdp(context: XdpContext) -> u32 {
+    let length = context.data_end() - context.data();
+    if length > FRAME_LENGTH {
+        // The last run put the frame into another packet.
+        // SAFETY: the context is the kernel's. The packet is read through new pointers afterwards.
+        unsafe { bpf_xdp_adjust_head(context.ctx, (length - FRAME_LENGTH) as i32) };
+    }
     prepare(context.data(), context.data_end());
     // SAFETY: nothing is left to be dropped behind the call.
     unsafe { TARGET_XDP.tail_call(&context, 0) };
@@ -83,6 +90,29 @@ pub fn drive_tc(context: TcContext) -> i32 {
 #[xdp]
 pub fn empty_xdp(_: XdpContext) -> u32 {
     xdp_action::XDP_PASS
+}
+
+/// The least that sends a frame back: its link addresses change places.
+#[xdp]
+pub fn swap_xdp(context: XdpContext) -> u32 {
+    let start = context.data();
+    if start + 12 > context.data_end() {
+        return xdp_action::XDP_DROP;
+    }
+    // SAFETY: below the bound that was just compared.
+    unsafe {
+        let (destination, source) = (start as *mut [u16; 3], (start + 6) as *mut [u16; 3]);
+        let (to, from) = (destination.read(), source.read());
+        destination.write(from);
+        source.write(to);
+    }
+    xdp_action::XDP_TX
+}
+
+/// Where frames end that were sent.
+#[xdp]
+pub fn drop_xdp(_: XdpContext) -> u32 {
+    xdp_action::XDP_DROP
 }
 
 /// TC that does nothing.

@@ -22,6 +22,42 @@ pub enum Verdict {
     ToNeighbour(u32),
 }
 
+impl Verdict {
+    const PASS: u64 = 0;
+    const DROP: u64 = 1;
+    const ANSWER: u64 = 2;
+    const TO_POD: u64 = 3;
+    const OUT: u64 = 4;
+    const TO_NEIGHBOUR: u64 = 5;
+
+    /// As a global function returns it: the kind, and above it the reason or the interface.
+    #[inline(always)]
+    pub const fn to_number(self) -> u64 {
+        match self {
+            Self::Pass => Self::PASS,
+            Self::Drop(reason) => Self::DROP | (reason as u64) << 32,
+            Self::Answer(reason) => Self::ANSWER | (reason as u64) << 32,
+            Self::ToPod(ifindex) => Self::TO_POD | (ifindex as u64) << 32,
+            Self::Out(ifindex) => Self::OUT | (ifindex as u64) << 32,
+            Self::ToNeighbour(ifindex) => Self::TO_NEIGHBOUR | (ifindex as u64) << 32,
+        }
+    }
+
+    /// From what a global function returned.
+    #[inline(always)]
+    pub fn from_number(number: u64) -> Self {
+        let value = (number >> 32) as u32;
+        match number & 0xffff_ffff {
+            Self::DROP => DropReason::from_index(value).map_or(Self::Pass, Self::Drop),
+            Self::ANSWER => DropReason::from_index(value).map_or(Self::Pass, Self::Answer),
+            Self::TO_POD => Self::ToPod(value),
+            Self::OUT => Self::Out(value),
+            Self::TO_NEIGHBOUR => Self::ToNeighbour(value),
+            _ => Self::Pass,
+        }
+    }
+}
+
 /// Counts a drop.
 ///
 /// Between packet programs the count is exact: none interrupts another on its CPU. Socket hooks run preemptibly, and

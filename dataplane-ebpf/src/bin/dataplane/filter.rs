@@ -8,7 +8,13 @@ use crate::maps::{FILTER, Family};
 /// most.
 #[inline(always)]
 pub fn concerns<A: Family>(key: &FlowKey<A>) -> bool {
-    is_set(&key.destination, key.destination_port) || is_set(&key.source, key.source_port)
+    is_set(&key.destination, key.destination_port) || answers(key)
+}
+
+/// Whether the packet comes from what may be a backend.
+#[inline(always)]
+pub fn answers<A: Family>(key: &FlowKey<A>) -> bool {
+    is_set(&key.source, key.source_port)
 }
 
 #[inline(always)]

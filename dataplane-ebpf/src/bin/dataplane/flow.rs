@@ -43,6 +43,23 @@ pub fn follow<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>
     Some(rewrite::translate::<A, T, H>(hook, headers, flow))
 }
 
+/// Copies the entry that [`follow`] would rewrite by into this CPU's draft, and counts the packet. False: there is none.
+#[inline(always)]
+pub fn copy<A: Outlined, H: Hook>(hook: &H, headers: &Headers<A>) -> bool {
+    let Some(flow) = A::flows().get_ptr_mut(&headers.key) else { return false };
+    // SAFETY: as in `follow`.
+    let flow = unsafe { &mut *flow };
+    if !holds(headers, flow) {
+        let _ = A::flows().remove(&headers.key);
+        return false;
+    }
+    touch::<A, H>(hook, headers, flow);
+    let Some(draft) = A::draft() else { return false };
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    unsafe { (*draft).flow = *flow };
+    true
+}
+
 /// Looks for the next hop of a flow that has none yet: an answer's first packet, or a neighbour that was not known. A pod
 /// of this node is not for this hook to reach.
 #[inline(never)]
@@ -69,8 +86,11 @@ pub fn has_backend<A: Family>(flow: &Flow<A>) -> bool {
     // The address is compared too: an id may serve another backend by now.
     A::backends().get(flow.backend).is_some_and(|backend| {
         backend.flags & Backend::<A>::FLAG_ACTIVE != 0
-            && backend.address == flow.destination
-            && backend.port == flow.destination_port
+            && if flow.flags & Flow::<A>::FLAG_TUNNEL == 0 {
+                backend.address == flow.destination && backend.port == flow.destination_port
+            } else {
+                backend.node == flow.destination
+            }
     })
 }
 
@@ -99,16 +119,18 @@ pub fn present<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>) -> Option<&'s
     let (ifindex, scope) = (hook.ifindex(), hook.scope());
     let way_back = if scope.0 == Scope::EXTERNAL.0 { ifindex } else { 0 };
     draft.key = headers.key;
-    draft.packet =
-        Packet { ifindex, way_back, length: headers.length, flags: headers.flags, scope, news: EventKind(0) };
+    let (length, flags, tunnelled) = (headers.length, headers.flags, hook.tunnelled());
+    let news = EventKind(0);
+    draft.packet = Packet { ifindex, way_back, length, flags, scope, tunnelled, news };
     Some(draft)
 }
 
 /// Whether a packet in this direction can show that both sides speak. A server's SYN-ACK to a forged source must not,
-/// so for TCP and SCTP it is the client's next packet; for UDP it is the answer.
+/// so for TCP and SCTP it is the client's next packet; for UDP it is the answer. A tunnel's answers are not seen here.
 #[inline(always)]
 pub fn establishes(protocol: Protocol, flags: u8) -> bool {
-    (protocol != Protocol::UDP) == (flags & Flow::<Protocol>::FLAG_REPLY == 0)
+    flags & Flow::<Protocol>::FLAG_TUNNEL != 0
+        || (protocol != Protocol::UDP) == (flags & Flow::<Protocol>::FLAG_REPLY == 0)
 }
 
 /// Moves both halves on in their protocol's life, repairs the other one, and renews the client's session affinity. Rare,
@@ -125,6 +147,10 @@ pub fn tend<A: Layout>(context: *mut c_void) -> Option<()> {
     }
     if flow.flags & Flow::<A>::FLAG_AFFINITY != 0 {
         affinity::renew(key, flow);
+    }
+    if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
+        flow.state = next_state(flow, packet.flags, flow.state);
+        return Some(());
     }
     let other_key = flow.reply_key(key.protocol);
     let Some(standing) = A::flows().get_ptr_mut(&other_key) else {

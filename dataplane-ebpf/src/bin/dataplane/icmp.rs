@@ -27,7 +27,8 @@ use crate::{
     outline::Outlined,
     parse::{self, ETHERNET_LENGTH, Frame, Layout, Sctp, Tcp, Transport, Udp},
     rewrite::{self, Hook as _},
-    tc::{self, Ingress},
+    tc::{self, Skb},
+    tunnel,
 };
 
 /// Bytes of an error before the quote.
@@ -40,19 +41,23 @@ pub const QUOTED_LENGTH: usize = 8;
 
 /// Serves an ICMP packet of `length` bytes.
 #[inline(always)]
-pub fn serve<A: Outlined>(ingress: &Ingress<'_>, length: u32) -> Verdict {
+pub fn serve<A: Outlined, const FORWARDS: bool>(hook: &Skb<'_, FORWARDS>, length: u32) -> Verdict {
     let Some(draft) = A::draft() else { return Verdict::Pass };
     // SAFETY: the draft is this CPU's own, see `Draft`.
     let draft = unsafe { &mut *draft };
     draft.packet.length = length;
-    if !A::restore(ingress.skb()) {
+    if !A::restore(hook.skb()) || !FORWARDS {
         return Verdict::Pass;
     }
-    let frame = ingress.frame();
+    let frame = hook.frame();
     if !frame.holds(A::TRANSPORT) {
         return Verdict::Pass;
     }
     let (ttl, flow) = (frame.read(A::TTL), &draft.flow);
+    if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
+        // About an answer that the backend's node sent in this node's name.
+        return tunnel::send::<A, _>(hook, length, ttl, flow);
+    }
     if flow.ifindex != 0 {
         return rewrite::lead(frame, ttl, flow);
     }
@@ -93,6 +98,9 @@ pub fn restore<A: Layout>(skb: *mut __sk_buff) -> Option<()> {
 fn restore_quote<A: Layout, T: Transport>(frame: Frame, quote: Frame, draft: &mut Draft<A>) -> Option<()> {
     let key = parse::key::<A, T>(quote).reversed();
     find(&key, &mut draft.flow)?;
+    if draft.flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
+        return Some(());
+    }
     let (flow, length) = (&draft.flow, draft.packet.length);
     let destination = A::read_address(frame, A::ADDRESSES + size_of::<A>());
     if destination != key.destination {

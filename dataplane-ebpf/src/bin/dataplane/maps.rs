@@ -2,7 +2,7 @@
 //!
 //! Flows are a preallocated hash without eviction: the agent removes what is over, and a live connection is never
 //! thrown out to make room for a flood of new ones. Only what can be lost forgets the least recently used: flows that one
-//! side alone has spoken of, `socket_peers`, which `getpeername` and `recvmsg` ask, and the choices of session affinity,
+//! side alone has spoken of, what first fragments said, `socket_peers`, which `getpeername` and `recvmsg` ask, and the choices of session affinity,
 //! which a new connection asks.
 
 use aya_ebpf::{
@@ -11,15 +11,16 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use weir_dataplane_ebpf::{
-    Address, Backend, DROP_REASONS, Endpoint, EventKind, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6,
-    Namespace, NodeConfig, Scope, SocketPeer, SocketPeerKey, Traffic, TrafficKey, Uplink, filter,
+    Address, Backend, Be16, Be32, DROP_REASONS, Endpoint, EventKind, Flow, FlowKey, Fragment, FragmentKey,
+    Frontend, FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Scope, SocketPeer, SocketPeerKey, Traffic,
+    TrafficKey, Uplink, filter,
     maps::{
-        AFFINITY, BACKENDS, ENDPOINTS, EVENTS_BYTES, FLOWS, FRONTENDS, MAGLEV_SLOTS, NODE_PORTS,
-        OPENING_FLOWS, SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TRAFFIC, UPLINKS,
+        AFFINITY, BACKENDS, ENDPOINTS, EVENTS_BYTES, FLOWS, FRAGMENTS, FRONTENDS, MAGLEV_SLOTS, NODE_PORTS,
+        OPENING_FLOWS, SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TRAFFIC, TUNNEL_PEERS, UPLINKS,
     },
 };
 
-use crate::{affinity::Choices, parse::TcpFlags, source_range::Ranges};
+use crate::{affinity::Choices, parse::TcpFlags, slow_path::Extent, source_range::Ranges};
 
 #[map(name = "maglev")]
 pub static MAGLEV: Array<u32> = Array::with_max_entries(MAGLEV_SLOTS, 0);
@@ -62,8 +63,20 @@ pub struct Packet {
     pub flags: TcpFlags,
     /// From where it came.
     pub scope: Scope,
+    /// Whether it came inside a packet from another node ([`crate::tunnel`]).
+    pub tunnelled: bool,
     /// What it began, zero for nothing.
     pub news: EventKind,
+}
+
+/// What an ICMP message says, but for its quote.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Complaint {
+    /// Type and code.
+    pub kind: Be16,
+    /// The word behind the checksum.
+    pub word: Be32,
 }
 
 /// Where a new flow is put together: two entries are more than a program's stack has room for. Each CPU has its own, and
@@ -74,6 +87,10 @@ pub struct Draft<A> {
     pub key: FlowKey<A>,
     /// The packet.
     pub packet: Packet,
+    /// What its sender is to be told.
+    pub complaint: Complaint,
+    /// Where its parts are, if that is not where they always are.
+    pub extent: Extent,
     /// The client's direction.
     pub flow: Flow<A>,
     /// The backend's.
@@ -90,6 +107,8 @@ pub trait Family: Address {
     fn flows() -> &'static HashMap<FlowKey<Self>, Flow<Self>>;
     /// The same of all other flows.
     fn opening() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
+    /// What first fragments said.
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment>;
     /// Pod links of this node by pod address.
     fn endpoints() -> &'static HashMap<Self, Endpoint>;
     /// What translated sockets asked for.
@@ -100,6 +119,8 @@ pub trait Family: Address {
     fn socket_affinity() -> &'static Choices<Namespace>;
     /// Who may use load balancer addresses, by service.
     fn source_ranges() -> &'static Ranges<Self>;
+    /// Other nodes whose tunnelled packets are taken.
+    fn tunnel_peers() -> &'static HashMap<Self, u32>;
     /// This CPU's draft of a new flow.
     fn draft() -> Option<*mut Draft<Self>>;
     /// The node's own address in the pod network.
@@ -109,7 +130,7 @@ pub trait Family: Address {
 }
 
 macro_rules! family {
-    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $opening:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $draft:literal) => {
+    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $opening:literal, $fragments:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $peers_map:literal, $draft:literal) => {
         mod $module {
             use super::*;
 
@@ -124,6 +145,9 @@ macro_rules! family {
             #[map(name = $opening)]
             pub(super) static OPENING_MAP: LruHashMap<FlowKey<$address>, Flow<$address>> =
                 LruHashMap::with_max_entries(OPENING_FLOWS, 0);
+            #[map(name = $fragments)]
+            pub(super) static FRAGMENTS_MAP: LruHashMap<FragmentKey<$address>, Fragment> =
+                LruHashMap::with_max_entries(FRAGMENTS, 0);
             #[map(name = $endpoints)]
             pub(super) static ENDPOINTS_MAP: HashMap<$address, Endpoint> =
                 HashMap::with_max_entries(ENDPOINTS, 0);
@@ -138,6 +162,9 @@ macro_rules! family {
             #[map(name = $ranges)]
             pub(super) static SOURCE_RANGES_MAP: Ranges<$address> =
                 LpmTrie::with_max_entries(SOURCE_RANGES, 0);
+            #[map(name = $peers_map)]
+            pub(super) static TUNNEL_PEERS_MAP: HashMap<$address, u32> =
+                HashMap::with_max_entries(TUNNEL_PEERS, 0);
             #[map(name = $draft)]
             pub(super) static DRAFT_MAP: PerCpuArray<Draft<$address>> = PerCpuArray::with_max_entries(1, 0);
         }
@@ -164,6 +191,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment> {
+                &$module::FRAGMENTS_MAP
+            }
+
+            #[inline(always)]
             fn endpoints() -> &'static HashMap<Self, Endpoint> {
                 &$module::ENDPOINTS_MAP
             }
@@ -186,6 +218,11 @@ macro_rules! family {
             #[inline(always)]
             fn source_ranges() -> &'static Ranges<Self> {
                 &$module::SOURCE_RANGES_MAP
+            }
+
+            #[inline(always)]
+            fn tunnel_peers() -> &'static HashMap<Self, u32> {
+                &$module::TUNNEL_PEERS_MAP
             }
 
             #[inline(always)]
@@ -215,11 +252,13 @@ family!(
     "backends_v4",
     "flows_v4",
     "opening_v4",
+    "fragments_v4",
     "endpoints_v4",
     "socket_peers_v4",
     "affinity_v4",
     "socket_affinity_v4",
     "source_ranges_v4",
+    "tunnel_peers_v4",
     "draft_v4"
 );
 family!(
@@ -231,10 +270,12 @@ family!(
     "backends_v6",
     "flows_v6",
     "opening_v6",
+    "fragments_v6",
     "endpoints_v6",
     "socket_peers_v6",
     "affinity_v6",
     "socket_affinity_v6",
     "source_ranges_v6",
+    "tunnel_peers_v6",
     "draft_v6"
 );

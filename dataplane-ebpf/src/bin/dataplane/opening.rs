@@ -43,6 +43,14 @@ pub fn count<A: Family>(key: &FlowKey<A>, length: u32) {
 /// are served from here. False: another flow has taken the tuple of this one's answers, whose entry was pushed out.
 #[inline(always)]
 pub fn establish<A: Family>(key: &FlowKey<A>, state: FlowState, draft: &mut Draft<A>, way_back: u32) -> bool {
+    if draft.flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
+        draft.flow.state = state;
+        if A::flows().insert(key, &draft.flow, u64::from(BPF_ANY)).is_ok() {
+            let _ = A::opening().remove(key);
+            draft.packet.news = EventKind::ESTABLISHED;
+        }
+        return true;
+    }
     let other_key = draft.flow.reply_key(key.protocol);
     if !find(&other_key, &mut draft.answer) {
         draft.answer = flow::opposite(key, &draft.flow, way_back);

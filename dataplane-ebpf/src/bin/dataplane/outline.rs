@@ -4,18 +4,36 @@
 //! the programs are larger than it accepts. Such a function takes the kernel's context and returns a number; what else it
 //! must know stands in this CPU's [`crate::maps::Draft`], and what it has to say does too.
 
-use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use aya_ebpf::{
+    bindings::{__sk_buff, xdp_md},
+    programs::TcContext,
+};
 use weir_dataplane_ebpf::{Ip4, Ip6};
 
 use crate::{
+    counters::Verdict,
     flow, icmp,
-    parse::Layout,
+    parse::Error,
     reject,
+    slow_path::{self, Walk},
     start::{self, Started},
+    tunnel,
 };
 
+/// See [`tunnel::receive`].
+#[inline(always)]
+pub fn receive(context: *mut __sk_buff) -> bool {
+    receive_from_tunnel(context) != 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn receive_from_tunnel(context: *mut __sk_buff) -> u32 {
+    u32::from(tunnel::receive(&TcContext::new(context)))
+}
+
 /// The global functions of an address family, for each kind of context.
-pub trait Outlined: Layout {
+pub trait Outlined: Walk {
     /// See [`start::start`].
     fn start_at_xdp(context: *mut xdp_md) -> Started;
     /// See [`start::start`].
@@ -28,12 +46,16 @@ pub trait Outlined: Layout {
     fn restore(context: *mut __sk_buff) -> bool;
     /// See [`reject::reset`].
     fn reset(context: *mut __sk_buff) -> bool;
-    /// See [`reject::port_unreachable`].
-    fn port_unreachable(context: *mut __sk_buff) -> bool;
+    /// See [`reject::complain`].
+    fn complain(context: *mut __sk_buff) -> bool;
+    /// See [`slow_path::read`].
+    fn read_slowly(context: *mut __sk_buff) -> Result<(), Error>;
+    /// See [`slow_path::rewrite`].
+    fn rewrite_slowly(context: *mut __sk_buff) -> Verdict;
 }
 
 macro_rules! outlined {
-    ($address:ty: $start_xdp:ident, $start_tc:ident, $tend_xdp:ident, $tend_tc:ident, $restore:ident, $reset:ident, $unreachable:ident) => {
+    ($address:ty: $start_xdp:ident, $start_tc:ident, $tend_xdp:ident, $tend_tc:ident, $restore:ident, $reset:ident, $complain:ident, $read:ident, $rewrite:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $start_xdp(context: *mut xdp_md) -> u32 {
@@ -72,8 +94,20 @@ macro_rules! outlined {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $unreachable(context: *mut __sk_buff) -> u32 {
-            u32::from(reject::port_unreachable::<$address>(context).is_some())
+        extern "C" fn $complain(context: *mut __sk_buff) -> u32 {
+            u32::from(reject::complain::<$address>(context).is_some())
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $read(context: *mut __sk_buff) -> u32 {
+            slow_path::read::<$address>(context).map_or_else(Error::to_number, |()| 0)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $rewrite(context: *mut __sk_buff) -> u64 {
+            slow_path::rewrite::<$address>(context).to_number()
         }
 
         impl Outlined for $address {
@@ -108,11 +142,21 @@ macro_rules! outlined {
             }
 
             #[inline(always)]
-            fn port_unreachable(context: *mut __sk_buff) -> bool {
-                $unreachable(context) != 0
+            fn complain(context: *mut __sk_buff) -> bool {
+                $complain(context) != 0
+            }
+
+            #[inline(always)]
+            fn read_slowly(context: *mut __sk_buff) -> Result<(), Error> {
+                Error::from_number($read(context))
+            }
+
+            #[inline(always)]
+            fn rewrite_slowly(context: *mut __sk_buff) -> Verdict {
+                Verdict::from_number($rewrite(context))
             }
         }
     };
 }
-outlined!(Ip4: start_at_xdp_v4, start_at_tc_v4, tend_at_xdp_v4, tend_at_tc_v4, restore_v4, reset_v4, port_unreachable_v4);
-outlined!(Ip6: start_at_xdp_v6, start_at_tc_v6, tend_at_xdp_v6, tend_at_tc_v6, restore_v6, reset_v6, port_unreachable_v6);
+outlined!(Ip4: start_at_xdp_v4, start_at_tc_v4, tend_at_xdp_v4, tend_at_tc_v4, restore_v4, reset_v4, complain_v4, read_slowly_v4, rewrite_slowly_v4);
+outlined!(Ip6: start_at_xdp_v6, start_at_tc_v6, tend_at_xdp_v6, tend_at_tc_v6, restore_v6, reset_v6, complain_v6, read_slowly_v6, rewrite_slowly_v6);

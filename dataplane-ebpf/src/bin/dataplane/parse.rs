@@ -1,9 +1,9 @@
 //! From bytes to a tuple.
 //!
 //! Everything else works on [`Headers`]; only this file, [`crate::rewrite`], [`crate::icmp`] and [`crate::reject`] know
-//! where a field stands. What cannot be a service's packet (other ethertypes and protocols, fragments, IP options,
-//! extension headers, frames for a link group) is [`Error::NotOurs`] and passes untouched: a rewrite on a guess would be
-//! worse than none.
+//! where a field stands. What cannot be a service's packet (other ethertypes and protocols, IP options, extension headers,
+//! frames for a link group) is [`Error::NotOurs`] and passes untouched: a rewrite on a guess would be worse than none.
+//! Fragments are [`crate::slow_path`]'s to read.
 
 use weir_dataplane_ebpf::{Be16, DropReason, FlowKey, Ip4, Ip6, Protocol, checksum};
 
@@ -30,6 +30,30 @@ impl TcpFlags {
 
     /// What a UDP packet has.
     pub const NONE: Self = Self(0);
+
+    /// From the byte at [`Tcp::FLAGS`].
+    #[inline(always)]
+    pub const fn of_tcp(byte: u8) -> Self {
+        Self(byte)
+    }
+
+    /// From the type of an SCTP packet's first chunk: those that begin or end an association stand alone or at the front
+    /// of their packet.
+    #[inline(always)]
+    pub const fn of_sctp(chunk: u8) -> Self {
+        const INIT: u8 = 1;
+        const INIT_ACK: u8 = 2;
+        const ABORT: u8 = 6;
+        const SHUTDOWN: u8 = 7;
+        const SHUTDOWN_COMPLETE: u8 = 14;
+        Self(match chunk {
+            INIT => Self::SYN,
+            INIT_ACK => Self::SYN | Self::ACK,
+            ABORT | SHUTDOWN_COMPLETE => Self::RST,
+            SHUTDOWN => Self::FIN | Self::ACK,
+            _ => Self::ACK,
+        })
+    }
 
     /// The header's seventh word but the window, of a RST without data.
     pub const RESET: Be16 = Be16::new(0x5000 | Self::RST as u16);
@@ -105,6 +129,16 @@ pub struct Udp;
 /// SCTP (RFC 9260), with the head of its first chunk.
 pub struct Sctp;
 
+impl Tcp {
+    /// Offset of the flags.
+    pub const FLAGS: usize = 13;
+}
+
+impl Sctp {
+    /// Offset of the first chunk's type.
+    pub const CHUNK: usize = 12;
+}
+
 impl Transport for Tcp {
     const PROTOCOL: Protocol = Protocol::TCP;
     const LENGTH: usize = 20;
@@ -113,7 +147,7 @@ impl Transport for Tcp {
 
     #[inline(always)]
     fn flags(frame: Frame, offset: usize) -> TcpFlags {
-        TcpFlags(frame.read(offset + 13))
+        TcpFlags::of_tcp(frame.read(offset + Self::FLAGS))
     }
 }
 
@@ -136,21 +170,9 @@ impl Transport for Sctp {
     const CHECKSUM_OPTIONAL: bool = false;
     const CHECKSUM_IS_CRC: bool = true;
 
-    /// The first chunk's type: those that begin or end an association stand alone or at the front of their packet.
     #[inline(always)]
     fn flags(frame: Frame, offset: usize) -> TcpFlags {
-        const INIT: u8 = 1;
-        const INIT_ACK: u8 = 2;
-        const ABORT: u8 = 6;
-        const SHUTDOWN: u8 = 7;
-        const SHUTDOWN_COMPLETE: u8 = 14;
-        TcpFlags(match frame.read::<u8>(offset + 12) {
-            INIT => TcpFlags::SYN,
-            INIT_ACK => TcpFlags::SYN | TcpFlags::ACK,
-            ABORT | SHUTDOWN_COMPLETE => TcpFlags::RST,
-            SHUTDOWN => TcpFlags::FIN | TcpFlags::ACK,
-            _ => TcpFlags::ACK,
-        })
+        TcpFlags::of_sctp(frame.read(offset + Self::CHUNK))
     }
 }
 
@@ -171,16 +193,39 @@ pub struct Headers<A> {
 pub enum Error {
     /// Nothing that a service could be asked by.
     NotOurs,
+    /// The ports do not stand where they always do.
+    Elsewhere,
     /// The packet ends before its headers do.
     Truncated,
 }
 
 impl Error {
+    /// As a global function returns it; zero is no error.
+    #[inline(always)]
+    pub const fn to_number(self) -> u32 {
+        match self {
+            Self::NotOurs => 1,
+            Self::Elsewhere => 2,
+            Self::Truncated => 3,
+        }
+    }
+
+    /// From what a global function returned.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Result<(), Self> {
+        match number {
+            0 => Ok(()),
+            2 => Err(Self::Elsewhere),
+            3 => Err(Self::Truncated),
+            _ => Err(Self::NotOurs),
+        }
+    }
+
     /// What becomes of such a packet.
     #[inline(always)]
     pub const fn verdict(self) -> Verdict {
         match self {
-            Self::NotOurs => Verdict::Pass,
+            Self::NotOurs | Self::Elsewhere => Verdict::Pass,
             Self::Truncated => Verdict::Drop(DropReason::Truncated),
         }
     }
@@ -251,6 +296,10 @@ pub trait Layout: Loggable + Routed + Reply {
     const NETWORK_CHECKSUM: Option<usize>;
     /// The family's ICMP.
     const ICMP: Protocol;
+    /// What a packet of this family is to one that carries it.
+    const TUNNEL: Protocol;
+    /// What a frame says of its packet.
+    const ETHERTYPE: Be16;
 
     /// Reads an address. Word by word: a copy of 16 unaligned bytes would be done byte by byte.
     fn read_address(frame: Frame, offset: usize) -> Self;
@@ -258,6 +307,8 @@ pub trait Layout: Loggable + Routed + Reply {
     fn write_address(self, frame: Frame, offset: usize);
     /// Reads protocol and length, or says that the packet is not ours. The frame holds the network header.
     fn network(frame: Frame) -> Result<(Protocol, u32), Error>;
+    /// Whether a header of this number, in place of a transport's, may have one behind it.
+    fn is_extension(protocol: Protocol) -> bool;
     /// Whether an ICMP message of this type quotes the packet that caused it.
     fn is_error(icmp_type: u8) -> bool;
 }
@@ -268,6 +319,8 @@ impl Layout for Ip4 {
     const TTL: usize = ETHERNET_LENGTH + 8;
     const NETWORK_CHECKSUM: Option<usize> = Some(ETHERNET_LENGTH + 10);
     const ICMP: Protocol = Protocol::ICMP;
+    const TUNNEL: Protocol = Protocol(4);
+    const ETHERTYPE: Be16 = ETHERTYPE_IPV4;
 
     #[inline(always)]
     fn read_address(frame: Frame, offset: usize) -> Self {
@@ -282,12 +335,18 @@ impl Layout for Ip4 {
     #[inline(always)]
     fn network(frame: Frame) -> Result<(Protocol, u32), Error> {
         let fragment: Be16 = frame.read(ETHERNET_LENGTH + 6);
-        if frame.read::<u8>(ETHERNET_LENGTH) != IPV4_WITHOUT_OPTIONS
-            || fragment.bits() & IPV4_FRAGMENT.bits() != 0
-        {
+        if frame.read::<u8>(ETHERNET_LENGTH) != IPV4_WITHOUT_OPTIONS {
             return Err(Error::NotOurs);
         }
+        if fragment.bits() & IPV4_FRAGMENT.bits() != 0 {
+            return Err(Error::Elsewhere);
+        }
         Ok((frame.read(ETHERNET_LENGTH + 9), u32::from(frame.read::<Be16>(ETHERNET_LENGTH + 2).get())))
+    }
+
+    #[inline(always)]
+    fn is_extension(_: Protocol) -> bool {
+        false
     }
 
     /// Destination unreachable, time exceeded, parameter problem (RFC 792; source quench is gone by RFC 6633).
@@ -303,6 +362,8 @@ impl Layout for Ip6 {
     const TTL: usize = ETHERNET_LENGTH + 7;
     const NETWORK_CHECKSUM: Option<usize> = None;
     const ICMP: Protocol = Protocol::ICMPV6;
+    const TUNNEL: Protocol = Protocol(41);
+    const ETHERTYPE: Be16 = ETHERTYPE_IPV6;
 
     #[inline(always)]
     fn read_address(frame: Frame, offset: usize) -> Self {
@@ -324,6 +385,12 @@ impl Layout for Ip6 {
         }
         let payload = u32::from(frame.read::<Be16>(ETHERNET_LENGTH + 4).get());
         Ok((frame.read(ETHERNET_LENGTH + 6), payload + Self::NETWORK_LENGTH as u32))
+    }
+
+    /// The fragment header.
+    #[inline(always)]
+    fn is_extension(protocol: Protocol) -> bool {
+        protocol == Protocol::FRAGMENT
     }
 
     /// Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443).

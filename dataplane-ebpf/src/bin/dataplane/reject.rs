@@ -12,19 +12,17 @@
 //! that has its own already is zero.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_PSEUDO_HDR},
+    bindings::{__sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_PSEUDO_HDR},
     helpers::bpf_skb_change_tail,
     programs::TcContext,
 };
 use weir_dataplane_ebpf::{Address, Be16, Be32, FlowKey, Ip4, Ip6, Mac, Protocol, checksum};
 
 use crate::{
-    flow, icmp,
-    maps::{Draft, Packet},
-    outline::Outlined,
-    parse::{self, ETHERNET_LENGTH, Frame, Headers, Layout, Tcp, TcpFlags, Transport, Udp},
-    rewrite,
-    tc::{self, Ingress},
+    icmp,
+    maps::{Complaint, Draft, Packet},
+    parse::{self, ETHERNET_LENGTH, Frame, Layout, Tcp, TcpFlags, Transport, Udp},
+    rewrite, tc,
 };
 
 /// Time to live of an answer.
@@ -34,6 +32,10 @@ const TTL: u8 = 64;
 pub trait Reply: Address {
     /// Type and code of "port unreachable".
     const PORT_UNREACHABLE: Be16;
+    /// Type and code of what tells a sender the MTU, in the message's second word.
+    const PACKET_TOO_BIG: Be16;
+    /// What the kernel must be told of a packet that is put into one of this family.
+    const ENCAPSULATES: u64;
 
     /// Whether the address can be one host's alone.
     fn is_one_host(&self) -> bool;
@@ -43,6 +45,8 @@ pub trait Reply: Address {
 
 impl Reply for Ip4 {
     const PORT_UNREACHABLE: Be16 = Be16::new(0x0303);
+    const PACKET_TOO_BIG: Be16 = Be16::new(0x0304);
+    const ENCAPSULATES: u64 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64;
 
     /// Not this network, loopback, multicast, reserved or broadcast.
     #[inline(always)]
@@ -76,6 +80,8 @@ impl Reply for Ip4 {
 
 impl Reply for Ip6 {
     const PORT_UNREACHABLE: Be16 = Be16::new(0x0104);
+    const PACKET_TOO_BIG: Be16 = Be16::new(0x0200);
+    const ENCAPSULATES: u64 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 as u64;
 
     /// Not multicast, unspecified or loopback.
     #[inline(always)]
@@ -99,15 +105,6 @@ impl Reply for Ip6 {
 fn write_addresses<A: Layout>(frame: Frame, key: &FlowKey<A>) {
     key.destination.write_address(frame, A::ADDRESSES);
     key.source.write_address(frame, A::ADDRESSES + size_of::<A>());
-}
-
-/// Replaces a packet with the answer to it, ready for the link that it came by. False when it gets none.
-#[inline(always)]
-pub fn answer<A: Outlined, T: Transport>(ingress: &Ingress<'_>, headers: &Headers<A>) -> bool {
-    if flow::present(ingress, headers).is_none() {
-        return false;
-    }
-    if T::PROTOCOL == Protocol::TCP { A::reset(ingress.skb()) } else { A::port_unreachable(ingress.skb()) }
 }
 
 /// What a closed port answers (RFC 9293, 3.10.7.1).
@@ -150,12 +147,12 @@ pub fn reset<A: Layout>(skb: *mut __sk_buff) -> Option<()> {
     complete(&context, A::TRANSPORT + Tcp::CHECKSUM, pseudo.fold(), segment.fold())
 }
 
-/// "Port unreachable", with the network header and the first bytes behind it in the quote: what a host needs to find
+/// An ICMP message to the packet's sender, with the network header and the first bytes behind it in the quote: what a host needs to find
 /// the socket (RFC 792). RFC 4443 would like more of the packet, for people to look at.
 #[inline(always)]
-pub fn port_unreachable<A: Layout>(skb: *mut __sk_buff) -> Option<()> {
+pub fn complain<A: Layout>(skb: *mut __sk_buff) -> Option<()> {
     // SAFETY: the draft is this CPU's own, see `Draft`.
-    let key = unsafe { &(*A::draft()?).key };
+    let Draft { key, complaint: Complaint { kind, word }, .. } = unsafe { &*A::draft()? };
     // The quote moves by its own length, so that it may be copied from front to back.
     const { assert!(icmp::HEADER_LENGTH == icmp::QUOTED_LENGTH) };
     if !key.source.is_one_host() {
@@ -166,7 +163,7 @@ pub fn port_unreachable<A: Layout>(skb: *mut __sk_buff) -> Option<()> {
     let payload = (icmp::HEADER_LENGTH + quote_length) as u16;
     let context = TcContext::new(skb);
     let frame = resize(&context, quote_at + quote_length)?;
-    let mut sum = checksum::Sum::default().add_word(A::PORT_UNREACHABLE);
+    let mut sum = checksum::Sum::default().add_word(*kind).add_words(*word);
     let mut at = 0;
     while at < quote_length {
         let words: Be32 = frame.read(ETHERNET_LENGTH + at);
@@ -178,9 +175,9 @@ pub fn port_unreachable<A: Layout>(skb: *mut __sk_buff) -> Option<()> {
     A::write_header(frame, key, A::ICMP, payload);
     let pseudo =
         if A::NETWORK_CHECKSUM.is_none() { parse::pseudo_header(key, A::ICMP, payload).fold() } else { 0 };
-    frame.write(A::TRANSPORT, A::PORT_UNREACHABLE);
+    frame.write(A::TRANSPORT, *kind);
     frame.write(A::TRANSPORT + icmp::CHECKSUM, !sum.add_word(Be16::from_bits(pseudo)).fold());
-    frame.write(A::TRANSPORT + 4, Be32::new(0));
+    frame.write(A::TRANSPORT + 4, *word);
     if A::NETWORK_CHECKSUM.is_some() {
         return Some(());
     }

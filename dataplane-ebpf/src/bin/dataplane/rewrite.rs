@@ -6,9 +6,12 @@ use weir_dataplane_ebpf::{Be16, DropReason, Endpoint, Flow, FlowKey, Mac, Scope,
 
 use crate::{
     counters::Verdict,
+    flow,
+    maps::Complaint,
     outline::Outlined,
     parse::{Frame, Headers, Layout, Transport},
     start::Started,
+    tunnel,
 };
 
 /// Where a program is attached, and what it can do there.
@@ -16,6 +19,9 @@ pub trait Hook {
     /// Whether it can hand a packet to a pod, and make the stack ask for a neighbour. One that cannot leaves such flows to
     /// one that can.
     const HAS_STACK: bool;
+    /// Whether packets are on their way in, and are sent on from here. One that is on its way out already has its way, and
+    /// can be nothing but an answer.
+    const FORWARDS: bool = true;
 
     /// The running program's context, for helpers.
     fn context(&self) -> *mut c_void;
@@ -37,10 +43,22 @@ pub trait Hook {
     fn start<A: Outlined>(&self) -> Started;
     /// Looks after the flow of the packet in this CPU's draft.
     fn tend<A: Outlined>(&self);
+    /// Whether the packet came out of a tunnel.
+    fn tunnelled(&self) -> bool {
+        false
+    }
+    /// Whether the kernel will cut the packet into segments that fit.
+    fn is_segmented(&self) -> bool;
+    /// Makes room for one more network header behind the link header, whose bytes must all be written then.
+    fn make_room<A: Layout>(&self) -> bool;
+    /// Turns the packet in this CPU's draft into an ICMP message to its sender.
+    fn complain<A: Outlined>(&self, complaint: Complaint, reason: DropReason) -> Verdict;
     /// Refuses a packet whose service has no endpoint.
     fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>) -> Verdict;
     /// Serves a packet of the family's ICMP, `length` bytes from the network header on.
     fn serve_icmp<A: Outlined>(&self, length: u32) -> Verdict;
+    /// Serves a packet whose ports do not stand where they always do.
+    fn serve_slowly<A: Outlined>(&self) -> Verdict;
 }
 
 /// Sets the deltas from the packet's tuple to the flow's.
@@ -64,7 +82,7 @@ pub fn can_send<A, H: Hook>(flow: &Flow<A>) -> bool {
 
 /// Rewrites the packet as the flow says, and tells which way it goes on. The caller has asked [`can_send`].
 #[inline(always)]
-pub fn translate<A: Layout, T: Transport, H: Hook>(
+pub fn translate<A: Outlined, T: Transport, H: Hook>(
     hook: &H,
     headers: &Headers<A>,
     flow: &Flow<A>,
@@ -73,7 +91,11 @@ pub fn translate<A: Layout, T: Transport, H: Hook>(
     if !frame.holds(A::TRANSPORT + T::LENGTH) {
         return Verdict::Drop(DropReason::Truncated);
     }
-    let leaves = flow.ifindex != 0;
+    if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
+        flow::present(hook, headers);
+        return tunnel::send::<A, H>(hook, headers.length, headers.ttl, flow);
+    }
+    let leaves = H::FORWARDS && flow.ifindex != 0;
     if leaves && headers.ttl <= 1 {
         return Verdict::Drop(DropReason::TtlExceeded);
     }
@@ -109,14 +131,10 @@ pub fn translate<A: Layout, T: Transport, H: Hook>(
 /// Changes a checksum that covers the ports but not the addresses. A sender that leaves it to its network card leaves zero.
 #[inline(always)]
 fn change_crc<A: Layout, T: Transport>(frame: Frame, headers: &Headers<A>, flow: &Flow<A>) {
-    let key = &headers.key;
-    if key.source_port == flow.source_port && key.destination_port == flow.destination_port {
+    let change = port_change(&headers.key, flow);
+    if change == 0 {
         return;
     }
-    let words =
-        |source: Be16, destination: Be16| u32::from(source.bits()) | u32::from(destination.bits()) << 16;
-    let change =
-        words(key.source_port, key.destination_port) ^ words(flow.source_port, flow.destination_port);
     let old: u32 = frame.read(A::TRANSPORT + T::CHECKSUM);
     if old != 0 {
         let length = headers.length as u16 - A::NETWORK_LENGTH as u16;
@@ -124,10 +142,18 @@ fn change_crc<A: Layout, T: Transport>(frame: Frame, headers: &Headers<A>, flow:
     }
 }
 
+/// The bits of the two ports, as they stand in the packet, that the flow's rewrite changes.
+#[inline(always)]
+pub fn port_change<A>(key: &FlowKey<A>, flow: &Flow<A>) -> u32 {
+    let words =
+        |source: Be16, destination: Be16| u32::from(source.bits()) | u32::from(destination.bits()) << 16;
+    words(key.source_port, key.destination_port) ^ words(flow.source_port, flow.destination_port)
+}
+
 /// A global function, which the verifier walks once and for all: hundreds of steps that are the same for every caller.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn crc32c_changed(checksum: u32, change: u32, length: u32) -> u32 {
+pub extern "C" fn crc32c_changed(checksum: u32, change: u32, length: u32) -> u32 {
     crc32c::apply(checksum, change, length as u16)
 }
 
@@ -172,7 +198,7 @@ pub fn write_link_addresses(frame: Frame, destination: Mac, source: Mac) {
 }
 
 #[inline(always)]
-fn decrement_ttl<A: Layout>(frame: Frame, ttl: u8) {
+pub fn decrement_ttl<A: Layout>(frame: Frame, ttl: u8) {
     frame.write(A::TTL, ttl - 1);
     // The time to live is the high byte of its word: the word falls by 0x0100.
     change_network_checksum::<A>(frame, !Be16::new(0x0100).bits());

@@ -66,6 +66,8 @@ pub fn find_next_hop<A: Routed>(context: *mut c_void, flow: &mut Flow<A>, ingres
         flow.flags &= !Flow::<A>::FLAG_NEXT_HOP;
         return false;
     }
+    // SAFETY: the kernel has answered, so that the union holds its answer.
+    flow.mtu = unsafe { parameters.__bindgen_anon_1.mtu_result };
     flow.destination_mac = Mac(parameters.dmac);
     flow.source_mac = Mac(parameters.smac);
     flow.flags |= Flow::<A>::FLAG_NEXT_HOP;

@@ -1,12 +1,13 @@
 //! The decision about a packet: a known flow, a service's new one, a pod of this node, or nobody's.
 
-use weir_dataplane_ebpf::{DropReason, Ip4, Ip6};
+use weir_dataplane_ebpf::{DropReason, FlowKey, Ip4, Ip6};
 
 use crate::{
     counters::Verdict,
     events, filter, flow, log,
+    maps::Family,
     outline::Outlined,
-    parse::{self, Frame, Headers, Kind, Sctp, Tcp, Transport, Udp},
+    parse::{self, Error, Frame, Headers, Kind, Sctp, Tcp, Transport, Udp},
     rewrite::{self, Hook},
     start::Started,
 };
@@ -29,6 +30,8 @@ fn serve_family<A: Outlined, H: Hook>(hook: &H, frame: Frame, frame_length: u32)
         Ok((Udp::PROTOCOL, length)) => serve_transport::<A, Udp, H>(hook, frame, length),
         Ok((Sctp::PROTOCOL, length)) => serve_transport::<A, Sctp, H>(hook, frame, length),
         Ok((protocol, length)) if protocol == A::ICMP => hook.serve_icmp::<A>(length),
+        Ok((protocol, _)) if A::is_extension(protocol) => hook.serve_slowly::<A>(),
+        Err(Error::Elsewhere) => hook.serve_slowly::<A>(),
         Ok(_) => Verdict::Pass,
         Err(error) => error.verdict(),
     }
@@ -51,11 +54,18 @@ fn serve_transport<A: Outlined, T: Transport, H: Hook>(hook: &H, frame: Frame, l
     verdict
 }
 
+/// Whether a packet can have to do with a service at all. On its way out it can only be an answer; what came out of a tunnel
+/// was asked for on another node, whose addresses the filter does not have.
+#[inline(always)]
+pub fn concerns<A: Family, H: Hook>(hook: &H, key: &FlowKey<A>) -> bool {
+    hook.tunnelled() || if H::FORWARDS { filter::concerns(key) } else { filter::answers(key) }
+}
+
 /// A known flow, a service, or neither. Most packets of a node are neither, and know it from the filter alone.
 #[inline(always)]
 fn decide<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
     let key = &headers.key;
-    if !filter::concerns(key) {
+    if !concerns(hook, key) {
         return pass(hook, headers);
     }
     if let Some(verdict) = flow::follow::<A, T, H>(hook, headers) {
@@ -79,7 +89,7 @@ fn decide<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) ->
 /// Nobody's packet: into the pod it is for, or up the stack.
 #[inline(always)]
 fn pass<A: Outlined, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
-    if !H::HAS_STACK {
+    if !H::HAS_STACK || !H::FORWARDS {
         return Verdict::Pass;
     }
     // SAFETY: as in `flow::lead_to_pod`.

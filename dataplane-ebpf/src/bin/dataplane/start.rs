@@ -84,7 +84,18 @@ pub fn start<A: Layout>(context: *mut c_void, has_stack: bool) -> Started {
         scope: place.packet.scope,
     };
     // SAFETY: the agent replaces a frontend whole, and the old value stays readable for this program's run.
-    match unsafe { A::frontends().get(&frontend_key) } {
+    let mut frontend = unsafe { A::frontends().get(&frontend_key) };
+    // SAFETY: as above, for both.
+    if place.packet.tunnelled
+        && frontend.is_none()
+        && let Some(uplink) = unsafe { UPLINKS_MAP.get(place.packet.ifindex) }
+    {
+        // A node port of the node that sent the packet on: this one has the same port on its own address.
+        let own = FrontendKey { address: A::uplink_address(uplink), ..frontend_key };
+        // SAFETY: as above.
+        frontend = unsafe { A::frontends().get(&own) };
+    }
+    match frontend {
         Some(frontend) if !place.packet.flags.accepts() => open(key, frontend, place, draft),
         _ => Started::Nobody,
     }
@@ -113,7 +124,7 @@ fn go_on<A: Layout>(key: &FlowKey<A>, place: &Place, draft: &mut Draft<A>) -> St
         };
     }
     opening::count(key, place.packet.length);
-    if flow.flags & Flow::<A>::FLAG_REPLY != 0 {
+    if flow.flags & (Flow::<A>::FLAG_REPLY | Flow::<A>::FLAG_TUNNEL) != 0 {
         return Started::Serve;
     }
     // The answer's entry may have been pushed out meanwhile.
@@ -141,10 +152,11 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, place: &Place, draft: 
     // The answer must come back through this node: a pod would answer itself directly, and a backend on another node
     // would answer a client outside past this one.
     let far = outside && !here;
-    let hairpin = backend.address == key.source;
-    if hairpin && !place.has_stack {
-        return Started::Leave;
-    }
+    // What came through a tunnel goes into no other: nodes that do not agree on the backend would send it to and fro.
+    let direct = far
+        && frontend.flags & Frontend::FLAG_DIRECT_RETURN != 0
+        && !place.packet.tunnelled
+        && backend.node != A::default();
     draft.flow = Flow {
         packets: 1,
         bytes: u64::from(place.packet.length),
@@ -159,6 +171,17 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, place: &Place, draft: 
         flags: if frontend.affinity_timeout_s == 0 { 0 } else { Flow::<A>::FLAG_AFFINITY },
         ..Flow::default()
     };
+    if direct {
+        let started = open_tunnel(key, place, draft, backend.node);
+        if frontend.affinity_timeout_s != 0 {
+            affinity::record(A::affinity(), &client, id);
+        }
+        return started;
+    }
+    let hairpin = backend.address == key.source;
+    if hairpin && !place.has_stack {
+        return Started::Leave;
+    }
     let flow = &mut draft.flow;
     if far {
         flow.ifindex = place.packet.ifindex;
@@ -175,7 +198,7 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, place: &Place, draft: 
     }
     let mut attempt = 0;
     let mut standing = standing_answer(key, &draft.flow, place);
-    while matches!(standing, Standing::Taken) {
+    while standing == Standing::TAKEN {
         attempt += 1;
         if attempt == MASQUERADE_TRIES {
             return Started::Drop(DropReason::PortsExhausted);
@@ -189,7 +212,7 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, place: &Place, draft: 
     }
     // Without room for this half the packet is still served, and so is the next one: Maglev finds the same backend,
     // and the answer's entry is there.
-    if let Standing::Established(state) = standing {
+    if let Some(state) = standing.state() {
         draft.flow.state = state;
         let _ = A::flows().insert(key, &draft.flow, u64::from(BPF_ANY));
     } else {
@@ -199,25 +222,57 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, place: &Place, draft: 
         affinity::record(A::affinity(), &client, id);
     }
     // The others were told of: only one of their halves was gone.
-    if matches!(standing, Standing::Nothing | Standing::Over) {
+    if standing == Standing::NOTHING || standing == Standing::OVER {
         draft.packet.news = EventKind::OPENED;
     }
     Started::Serve
 }
 
-/// What stands at the tuple of a flow's answers.
-#[derive(Clone, Copy)]
-enum Standing {
-    Nothing,
+/// Leads the draft's flow to the backend's node. It has one half.
+#[inline(always)]
+fn open_tunnel<A: Layout>(key: &FlowKey<A>, place: &Place, draft: &mut Draft<A>, node: A) -> Started {
+    let flow = &mut draft.flow;
+    flow.destination = node;
+    (flow.source_port, flow.destination_port) = (Be16::new(0), Be16::new(0));
+    flow.ifindex = place.packet.ifindex;
+    flow.flags |= Flow::<A>::FLAG_TUNNEL;
+    if !route::find_next_hop(place.context, flow, place.packet.ifindex) && !place.has_stack {
+        return Started::Leave;
+    }
+    let Some(own) = own_address::<A>(flow) else { return Started::Drop(DropReason::NoGateway) };
+    flow.source = own;
+    // Without room the next packet finds the same backend.
+    let _ = A::opening().insert(key, &draft.flow, u64::from(BPF_ANY));
+    draft.packet.news = EventKind::OPENED;
+    Started::Serve
+}
+
+/// What stands at the tuple of a flow's answers. A plain number, since the verifier refuses the read of a payload that a
+/// variant does not have, which the compiler takes for harmless.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Standing(u32);
+
+impl Standing {
+    const NOTHING: Self = Self(256);
     /// The entry of a connection that is over.
-    Over,
+    const OVER: Self = Self(257);
     /// The flow's own entry, among the opening ones.
-    Opening,
-    /// The flow's own entry, among the established ones, in this state.
-    Established(FlowState),
+    const OPENING: Self = Self(258);
     /// Another flow of the same client and backend: two frontends may lead one client port to one backend. This one must
     /// take another port.
-    Taken,
+    const TAKEN: Self = Self(259);
+
+    /// The flow's own entry, among the established ones, in this state.
+    #[inline(always)]
+    const fn established(state: FlowState) -> Self {
+        Self(state.0 as u32)
+    }
+
+    /// That entry's state.
+    #[inline(always)]
+    const fn state(self) -> Option<FlowState> {
+        if self.0 < Self::NOTHING.0 { Some(FlowState(self.0 as u8)) } else { None }
+    }
 }
 
 #[inline(always)]
@@ -227,20 +282,20 @@ fn standing_answer<A: Layout>(key: &FlowKey<A>, flow: &Flow<A>, place: &Place) -
     if let Some(standing) = unsafe { A::flows().get(&answer_key) } {
         let state = standing.state;
         return if state.0 == FlowState::CLOSED.0 {
-            Standing::Over
+            Standing::OVER
         } else if !standing.undoes(key) {
-            Standing::Taken
+            Standing::TAKEN
         } else if place.packet.flags.opens() {
-            Standing::Over
+            Standing::OVER
         } else {
-            Standing::Established(state)
+            Standing::established(state)
         };
     }
     // SAFETY: an entry stays mapped memory; should it become another flow's meanwhile, that has another tuple.
     match unsafe { A::opening().get(&answer_key) } {
-        Some(standing) if standing.undoes(key) => Standing::Opening,
-        Some(_) => Standing::Taken,
-        None => Standing::Nothing,
+        Some(standing) if standing.undoes(key) => Standing::OPENING,
+        Some(_) => Standing::TAKEN,
+        None => Standing::NOTHING,
     }
 }
 
@@ -253,11 +308,14 @@ fn reserve_answer<A: Layout>(
     draft: &mut Draft<A>,
 ) -> Result<(), DropReason> {
     let answer_key = draft.flow.reply_key(key.protocol);
-    match standing {
-        Standing::Opening | Standing::Established(_) => return Ok(()),
-        Standing::Taken => return Err(DropReason::PortsExhausted),
-        Standing::Over => drop(A::flows().remove(&answer_key)),
-        Standing::Nothing => {}
+    if standing == Standing::OPENING || standing.state().is_some() {
+        return Ok(());
+    }
+    if standing == Standing::TAKEN {
+        return Err(DropReason::PortsExhausted);
+    }
+    if standing == Standing::OVER {
+        let _ = A::flows().remove(&answer_key);
     }
     draft.answer = flow::opposite(key, &draft.flow, place.packet.way_back);
     match A::opening().insert(&answer_key, &draft.answer, u64::from(BPF_NOEXIST)) {

@@ -1,4 +1,5 @@
-//! TC on uplinks and pod links: everything that XDP leaves, and everything that pods send.
+//! TC on uplinks and pod links: everything that XDP leaves, everything that pods send, and what backends in the node's own
+//! network answer.
 
 use core::ffi::c_void;
 
@@ -8,17 +9,18 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use weir_dataplane_ebpf::{DropReason, Flow, Scope, checksum};
+use weir_dataplane_ebpf::{Be32, DropReason, Flow, Protocol, Scope, checksum};
 
 use crate::{
     counters::{Verdict, count_drop},
-    icmp,
-    outline::Outlined,
+    flow, icmp,
+    maps::Complaint,
+    outline::{self, Outlined},
     parse::{Frame, Headers, Layout, Transport},
-    reject,
     rewrite::Hook,
-    service,
+    service, slow_path,
     start::Started,
+    tunnel,
 };
 
 /// Bytes that the longest headers we read take: Ethernet, IPv6, TCP.
@@ -26,13 +28,14 @@ const HEADERS_LENGTH: usize = 14 + 40 + 20;
 /// `pkt_type` of a packet that is for this machine.
 const PACKET_HOST: u32 = 0;
 
-/// A socket buffer on its way in.
-pub struct Ingress<'a> {
+/// A socket buffer: on its way in, to be forwarded, or on its way out already.
+pub struct Skb<'a, const FORWARDS: bool> {
     context: &'a TcContext,
     scope: Scope,
+    tunnelled: bool,
 }
 
-impl Ingress<'_> {
+impl<const FORWARDS: bool> Skb<'_, FORWARDS> {
     /// The kernel's context: what subprograms take, whose registers hold no more than a pointer.
     #[inline(always)]
     pub fn skb(&self) -> *mut __sk_buff {
@@ -54,8 +57,32 @@ pub fn frame(context: &TcContext, length: usize) -> Frame {
     Frame::new(context.data(), context.data_end())
 }
 
-impl Hook for Ingress<'_> {
+/// Changes the Internet checksum at this offset as the flow says.
+///
+/// The helper knows what the program cannot see: whether the sum is complete, left to the card, or kept beside the
+/// packet. Each wants the pseudo header's change told apart from the rest.
+#[inline(always)]
+pub fn change_checksum<A>(
+    context: &TcContext,
+    offset: usize,
+    flow: &Flow<A>,
+    optional: bool,
+) -> Result<(), DropReason> {
+    let optional = if optional { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+    let addresses = flow.network_delta;
+    let ports = checksum::without(flow.transport_delta, addresses);
+    let change = |delta: u16, flags: u64| {
+        context
+            .l4_csum_replace(offset, 0, u64::from(delta), flags | optional)
+            .map_err(|_| DropReason::RewriteFailed)
+    };
+    change(addresses, u64::from(BPF_F_PSEUDO_HDR))?;
+    if ports == 0 || ports == u16::MAX { Ok(()) } else { change(ports, 0) }
+}
+
+impl<const FORWARDS: bool> Hook for Skb<'_, FORWARDS> {
     const HAS_STACK: bool = true;
+    const FORWARDS: bool = FORWARDS;
 
     #[inline(always)]
     fn context(&self) -> *mut c_void {
@@ -83,24 +110,13 @@ impl Hook for Ingress<'_> {
         false
     }
 
-    /// The helper knows what the program cannot see: whether the sum is complete, left to the card, or kept beside the
-    /// packet. Each wants the pseudo header's change told apart from the rest.
     #[inline(always)]
     fn change_transport_checksum<A: Layout, T: Transport>(
         &self,
         _: Frame,
         flow: &Flow<A>,
     ) -> Result<(), DropReason> {
-        let optional = if T::CHECKSUM_OPTIONAL { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
-        let addresses = flow.network_delta;
-        let ports = checksum::without(flow.transport_delta, addresses);
-        let change = |delta: u16, flags: u64| {
-            self.context
-                .l4_csum_replace(A::TRANSPORT + T::CHECKSUM, 0, u64::from(delta), flags | optional)
-                .map_err(|_| DropReason::RewriteFailed)
-        };
-        change(addresses, u64::from(BPF_F_PSEUDO_HDR))?;
-        if ports == 0 || ports == u16::MAX { Ok(()) } else { change(ports, 0) }
+        change_checksum(self.context, A::TRANSPORT + T::CHECKSUM, flow, T::CHECKSUM_OPTIONAL)
     }
 
     #[inline(always)]
@@ -114,43 +130,84 @@ impl Hook for Ingress<'_> {
     }
 
     #[inline(always)]
+    fn tunnelled(&self) -> bool {
+        self.tunnelled
+    }
+
+    #[inline(always)]
+    fn is_segmented(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb()).gso_size != 0 }
+    }
+
+    #[inline(always)]
+    fn make_room<A: Layout>(&self) -> bool {
+        self.context.adjust_room(A::NETWORK_LENGTH as i32, tunnel::AFTER_LINK_HEADER, A::ENCAPSULATES).is_ok()
+    }
+
+    #[inline(always)]
+    fn complain<A: Outlined>(&self, complaint: Complaint, reason: DropReason) -> Verdict {
+        let Some(draft) = A::draft() else { return Verdict::Drop(reason) };
+        // SAFETY: the draft is this CPU's own, see `Draft`.
+        unsafe { (*draft).complaint = complaint };
+        if A::complain(self.skb()) { Verdict::Answer(reason) } else { Verdict::Drop(reason) }
+    }
+
+    #[inline(always)]
     fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>) -> Verdict {
-        if reject::answer::<A, T>(self, headers) {
-            Verdict::Answer(DropReason::NoBackend)
-        } else {
-            Verdict::Drop(DropReason::NoBackend)
+        flow::present(self, headers);
+        let reason = DropReason::NoBackend;
+        if T::PROTOCOL != Protocol::TCP {
+            return self.complain::<A>(Complaint { kind: A::PORT_UNREACHABLE, word: Be32::new(0) }, reason);
         }
+        if A::reset(self.skb()) { Verdict::Answer(reason) } else { Verdict::Drop(reason) }
     }
 
     #[inline(always)]
     fn serve_icmp<A: Outlined>(&self, length: u32) -> Verdict {
-        icmp::serve::<A>(self, length)
+        icmp::serve::<A, FORWARDS>(self, length)
+    }
+
+    #[inline(always)]
+    fn serve_slowly<A: Outlined>(&self) -> Verdict {
+        slow_path::serve::<A, FORWARDS>(self)
     }
 }
 
 /// Packets from outside.
 #[classifier]
 pub fn tc_uplink(context: TcContext) -> i32 {
-    carry_out(&context, try_ingress(&Ingress { context: &context, scope: Scope::EXTERNAL }))
+    carry_out(&context, try_skb(&Skb::<true> { context: &context, scope: Scope::EXTERNAL, tunnelled: false }))
 }
 
 /// Packets from a pod.
 #[classifier]
 pub fn tc_pod(context: TcContext) -> i32 {
-    carry_out(&context, try_ingress(&Ingress { context: &context, scope: Scope::INTERNAL }))
+    carry_out(&context, try_skb(&Skb::<true> { context: &context, scope: Scope::INTERNAL, tunnelled: false }))
+}
+
+/// Packets on their way out, by an uplink or into a pod: a backend in the node's own network is a process, whose answers
+/// come by no other hook. What was forwarded has been through one, and is known by the interface that it came in by.
+#[classifier]
+pub fn tc_egress(context: TcContext) -> i32 {
+    // SAFETY: the context is the kernel's, for as long as the program runs.
+    if unsafe { (*context.skb.skb).ingress_ifindex } != 0 {
+        return TC_ACT_UNSPEC;
+    }
+    carry_out(&context, try_skb(&Skb::<false> { context: &context, scope: Scope::NONE, tunnelled: false }))
 }
 
 #[inline(always)]
-fn try_ingress(ingress: &Ingress<'_>) -> Verdict {
+fn try_skb<const FORWARDS: bool>(skb: &Skb<'_, FORWARDS>) -> Verdict {
     // SAFETY: as in `ifindex`.
-    let (kind, tagged) =
-        unsafe { ((*ingress.context.skb.skb).pkt_type, (*ingress.context.skb.skb).vlan_present) };
+    let (kind, tagged) = unsafe { ((*skb.context.skb.skb).pkt_type, (*skb.context.skb.skb).vlan_present) };
     if kind != PACKET_HOST || tagged != 0 {
         return Verdict::Pass;
     }
-    let length = ingress.context.len();
-    let _ = frame(ingress.context, HEADERS_LENGTH);
-    service::serve(ingress, length)
+    let tunnelled = skb.scope.0 == Scope::EXTERNAL.0 && outline::receive(skb.skb());
+    let length = skb.context.len();
+    let _ = frame(skb.context, HEADERS_LENGTH);
+    service::serve(&Skb::<FORWARDS> { tunnelled, ..*skb }, length)
 }
 
 /// `TC_ACT_UNSPEC` leaves the packet to whatever else is attached; the host's own programs keep their say.

@@ -3,13 +3,13 @@
 //! A backend on another node gets its packet from here, with this node's address as the source, and its answers come back
 //! through here: neither climbs the stack. A backend of this node gets its packet by way of the stack's first steps and
 //! `tc_uplink`. Flows whose next hop is not known yet, senders whose checksums are not finished (a veth peer with
-//! transmit offload), ICMP errors, and packets that get an answer from here are `tc_uplink`'s.
+//! transmit offload), ICMP errors, fragments, and packets that get an answer from here are `tc_uplink`'s.
 
 use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
-    helpers::bpf_redirect,
+    helpers::{bpf_redirect, bpf_xdp_adjust_head},
     macros::xdp,
     programs::XdpContext,
 };
@@ -17,6 +17,7 @@ use weir_dataplane_ebpf::{DropReason, Flow, Scope};
 
 use crate::{
     counters::{Verdict, count_drop},
+    maps::Complaint,
     outline::Outlined,
     parse::{self, Frame, Headers, Layout, Transport},
     rewrite::Hook,
@@ -86,12 +87,33 @@ impl Hook for Uplink<'_> {
     }
 
     #[inline(always)]
+    fn is_segmented(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn make_room<A: Layout>(&self) -> bool {
+        // SAFETY: the context is the kernel's. No bytes of the packet are read past the call but through a new frame.
+        unsafe { bpf_xdp_adjust_head(self.0.ctx, -(A::NETWORK_LENGTH as i32)) == 0 }
+    }
+
+    #[inline(always)]
+    fn complain<A: Outlined>(&self, _: Complaint, _: DropReason) -> Verdict {
+        Verdict::Pass
+    }
+
+    #[inline(always)]
     fn refuse<A: Outlined, T: Transport>(&self, _: &Headers<A>) -> Verdict {
         Verdict::Pass
     }
 
     #[inline(always)]
     fn serve_icmp<A: Outlined>(&self, _: u32) -> Verdict {
+        Verdict::Pass
+    }
+
+    #[inline(always)]
+    fn serve_slowly<A: Outlined>(&self) -> Verdict {
         Verdict::Pass
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use weir_dataplane_ebpf::Frontend;
@@ -31,6 +31,8 @@ pub struct AdoptedBackend {
     pub address: SocketAddr,
     /// It runs on this node.
     pub local: bool,
+    /// The address of the other node that it runs on, if that was known.
+    pub node: Option<IpAddr>,
 }
 
 /// Everything found in the maps when the agent starts.
@@ -57,7 +59,7 @@ impl Books {
         let mut books = Self::new(limits);
         for backend in adopted.backends {
             if books.backend_ids[family(backend.address)].reserve(backend.id) {
-                let known = Backend { id: backend.id, local: backend.local, services: 0 };
+                let known = Backend { id: backend.id, local: backend.local, node: backend.node, services: 0 };
                 if let Some(twin) = books.backends.insert(backend.address, known) {
                     books.twins.push((backend.address, twin.id));
                 }

@@ -1,6 +1,9 @@
 //! Backends and their ids: each endpoint has one for as long as a service lists it.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::{Books, Programmed, Retired};
 use crate::plan::{
@@ -13,6 +16,7 @@ use crate::plan::{
 pub(super) struct Backend {
     pub(super) id: u32,
     pub(super) local: bool,
+    pub(super) node: Option<IpAddr>,
     /// Services that list it as an endpoint.
     pub(super) services: u32,
 }
@@ -20,30 +24,32 @@ pub(super) struct Backend {
 impl Books {
     /// Makes sure that every endpoint of the service has an id.
     pub(super) fn take_backends(&mut self, ports: &[DesiredPort], new: &mut Programmed, plan: &mut Plan) {
-        let mut wanted = BTreeMap::<SocketAddr, bool>::new();
+        let mut wanted = BTreeMap::<SocketAddr, (bool, Option<IpAddr>)>::new();
         for (address, listed) in ports.iter().flat_map(|port| &port.backends) {
-            *wanted.entry(*address).or_default() |= listed.local;
+            let (local, node) = wanted.entry(*address).or_default();
+            *local |= listed.local;
+            *node = node.or(listed.node);
         }
         let beyond: usize = ports.iter().map(|port| port.left_out).sum();
         if beyond > 0 {
             plan.problems.push(Problem::TooManyEndpoints { left_out: beyond, bound: MAX_ENDPOINTS });
         }
         let mut left_out = 0;
-        for (address, local) in wanted {
+        for (address, (local, node)) in wanted {
             let write = if let Some(backend) = self.backends.get_mut(&address) {
                 backend.services += 1;
-                let changed = backend.local != local;
-                backend.local = local;
+                let changed = (backend.local, backend.node) != (local, node);
+                (backend.local, backend.node) = (local, node);
                 changed.then_some(backend.id)
             } else if let Some(id) = self.backend_ids[family(address)].allocate() {
-                self.backends.insert(address, Backend { id, local, services: 1 });
+                self.backends.insert(address, Backend { id, local, node, services: 1 });
                 Some(id)
             } else {
                 left_out += 1;
                 continue;
             };
             new.backends.push(address);
-            plan.steps.extend(write.map(|id| Step::WriteBackend { id, address, local }));
+            plan.steps.extend(write.map(|id| Step::WriteBackend { id, address, local, node }));
         }
         if left_out > 0 {
             plan.problems.push(Problem::BackendsFull { left_out, bound: self.limits.backends });

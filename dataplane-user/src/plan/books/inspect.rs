@@ -1,6 +1,9 @@
 //! What the books say the maps hold, for those who compare.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use weir_dataplane_ebpf::Frontend;
 
@@ -21,9 +24,9 @@ impl Books {
         self.frontends.iter().map(|(address, value)| (*address, value))
     }
 
-    /// All backends in use: address, id, and whether it runs on this node.
-    pub fn backends(&self) -> impl Iterator<Item = (SocketAddr, u32, bool)> {
-        self.backends.iter().map(|(address, backend)| (*address, backend.id, backend.local))
+    /// All backends in use: address, id, whether it runs on this node, and on which node.
+    pub fn backends(&self) -> impl Iterator<Item = (SocketAddr, u32, bool, Option<IpAddr>)> {
+        self.backends.iter().map(|(address, backend)| (*address, backend.id, backend.local, backend.node))
     }
 
     /// First slots of all lookup tables in use.

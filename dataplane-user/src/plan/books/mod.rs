@@ -102,6 +102,7 @@ impl Books {
             frontends: self.frontend_counts,
             backends: [self.backend_ids[0].used(), self.backend_ids[1].used()],
             slots: self.slots.used(),
+            node_ports: self.node_ports.used(),
             source_ranges: self.source_ranges.used(),
         }
     }

@@ -33,6 +33,9 @@ pub(crate) fn container() -> (Vec<String>, SecurityContext) {
     let pod = set.spec.expect("a spec").template.spec.expect("a pod's spec");
     assert_eq!(pod.host_network, Some(true));
     let [container] = &pod.containers[..] else { panic!("one container") };
+    // What `cargo xtask image` makes.
+    let image = concat!("weir.dev/weir:", env!("CARGO_PKG_VERSION"));
+    assert_eq!(container.image.as_deref(), Some(image));
     let args = container.args.clone().expect("flags");
     (args, container.security_context.clone().expect("a security context"))
 }

@@ -3,11 +3,12 @@
 
 #![expect(unsafe_code, reason = "these calls have no safe wrapper")]
 
+mod batch;
+
 use std::{
     ffi::CString,
     io,
-    marker::PhantomData,
-    mem::{MaybeUninit, size_of},
+    mem::size_of,
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::{ffi::OsStrExt as _, net::UnixDatagram},
@@ -15,11 +16,13 @@ use std::{
     path::Path,
 };
 
-use aya::Pod;
 use tokio::io::{Interest, unix::AsyncFd};
+
+pub(crate) use batch::{Batches, RawMap, delete, update};
 
 /// Commands of bpf(2), from `linux/bpf.h`.
 mod command {
+    pub(super) const MAP_UPDATE_ELEM: u32 = 2;
     pub(super) const PROG_LOAD: u32 = 5;
     pub(super) const OBJ_PIN: u32 = 6;
     pub(super) const OBJ_GET: u32 = 7;
@@ -29,11 +32,6 @@ mod command {
     pub(super) const MAP_DELETE_BATCH: u32 = 27;
     pub(super) const LINK_UPDATE: u32 = 29;
 }
-
-/// Entries that one batch call reads at first. A hash map's bucket must fit; the call says when it does not.
-const BATCH: usize = 4_096;
-/// Entries that one batch call writes: the kernel copies each one by one anyway, and locks nothing across them.
-const WRITE_BATCH: usize = 8_192;
 
 /// Calls bpf(2) with the attributes of one command.
 ///
@@ -113,7 +111,7 @@ pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// The value whose bytes these are, if there are as many.
-pub(crate) fn read_pod<T: Pod>(bytes: &[u8]) -> Option<T> {
+pub(crate) fn read_pod<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
     // SAFETY: there are enough bytes, at whatever alignment, and any bits make a `Pod`.
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
@@ -128,148 +126,6 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     };
     // SAFETY: BPF_LINK_UPDATE takes plain numbers.
     unsafe { bpf(command::LINK_UPDATE, &mut attributes).map(drop) }
-}
-
-#[repr(C)]
-struct BatchAttributes {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map: u32,
-    element_flags: u64,
-    flags: u64,
-}
-
-/// Reads a map in batches. Entries that come or go meanwhile may be seen or not; no other is left out.
-pub(crate) struct Batches<'a, K, V> {
-    map: BorrowedFd<'a>,
-    /// Where the next batch begins, as the kernel says: up to a key, or a bucket's number.
-    cursor: Option<Vec<u8>>,
-    size: usize,
-    done: bool,
-    entry: PhantomData<(K, V)>,
-}
-
-impl<'a, K: Pod, V: Pod> Batches<'a, K, V> {
-    /// All entries.
-    pub(crate) fn new(map: BorrowedFd<'a>) -> Self {
-        Self { map, cursor: None, size: BATCH, done: false, entry: PhantomData }
-    }
-
-    /// The entries behind a cursor of an earlier reading, or, for an array, behind an index.
-    pub(crate) fn behind(map: BorrowedFd<'a>, cursor: Vec<u8>) -> Self {
-        Self { cursor: Some(cursor), ..Self::new(map) }
-    }
-
-    /// Where a later reading can go on; nothing when there is no more.
-    pub(crate) fn cursor(self) -> Option<Vec<u8>> {
-        self.cursor.filter(|_| !self.done)
-    }
-
-    fn next_batch(&mut self) -> io::Result<Vec<(K, V)>> {
-        loop {
-            let mut keys: Vec<MaybeUninit<K>> = Vec::with_capacity(self.size);
-            let mut values: Vec<MaybeUninit<V>> = Vec::with_capacity(self.size);
-            let mut next = vec![0_u8; size_of::<K>().max(size_of::<u32>())];
-            let mut attributes = BatchAttributes {
-                in_batch: self.cursor.as_ref().map_or(0, |cursor| cursor.as_ptr() as u64),
-                out_batch: next.as_mut_ptr() as u64,
-                keys: keys.as_mut_ptr() as u64,
-                values: values.as_mut_ptr() as u64,
-                count: self.size as u32,
-                map: self.map.as_raw_fd() as u32,
-                element_flags: 0,
-                flags: 0,
-            };
-            // SAFETY: the arrays have room for `count` keys and values of the map's sizes, which `Table` checked
-            // when it opened the map; the cursors have room for a key or a bucket number.
-            let result = unsafe { bpf(command::MAP_LOOKUP_BATCH, &mut attributes) };
-            match result {
-                Ok(_) => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => self.done = true,
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && self.size < (1 << 24) => {
-                    self.size *= 2;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            }
-            let count = attributes.count as usize;
-            // SAFETY: the kernel wrote `count` entries, no more than there is room for, and any bits make a `Pod`.
-            unsafe {
-                keys.set_len(count);
-                values.set_len(count);
-            }
-            self.cursor = Some(next);
-            // SAFETY: as above, each of these was written.
-            return Ok(keys
-                .into_iter()
-                .zip(values)
-                .map(|(k, v)| unsafe { (k.assume_init(), v.assume_init()) })
-                .collect());
-        }
-    }
-}
-
-impl<K: Pod, V: Pod> Iterator for Batches<'_, K, V> {
-    type Item = io::Result<Vec<(K, V)>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.done {
-            return None;
-        }
-        let batch = self.next_batch();
-        self.done |= batch.is_err();
-        Some(batch)
-    }
-}
-
-/// Writes entries; an array's or a hash map's, new or there already.
-pub(crate) fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
-    assert_eq!(keys.len(), values.len());
-    for (keys, values) in keys.chunks(WRITE_BATCH).zip(values.chunks(WRITE_BATCH)) {
-        let mut attributes = BatchAttributes {
-            in_batch: 0,
-            out_batch: 0,
-            keys: keys.as_ptr() as u64,
-            values: values.as_ptr() as u64,
-            count: keys.len() as u32,
-            map: map.as_raw_fd() as u32,
-            element_flags: 0,
-            flags: 0,
-        };
-        // SAFETY: both arrays hold `count` entries of the map's sizes, which `Table` checked.
-        unsafe { bpf(command::MAP_UPDATE_BATCH, &mut attributes)? };
-    }
-    Ok(())
-}
-
-/// Removes entries. One that is gone already is success: the kernel stops there, and this goes on behind it.
-pub(crate) fn delete<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<()> {
-    let mut rest = keys;
-    while !rest.is_empty() {
-        let chunk = &rest[..rest.len().min(WRITE_BATCH)];
-        let mut attributes = BatchAttributes {
-            in_batch: 0,
-            out_batch: 0,
-            keys: chunk.as_ptr() as u64,
-            values: 0,
-            count: chunk.len() as u32,
-            map: map.as_raw_fd() as u32,
-            element_flags: 0,
-            flags: 0,
-        };
-        // SAFETY: the array holds `count` keys of the map's size.
-        match unsafe { bpf(command::MAP_DELETE_BATCH, &mut attributes) } {
-            Ok(_) => rest = &rest[chunk.len()..],
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                rest = &rest[(attributes.count as usize + 1).min(rest.len())..];
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// The kernel's tick counter, as the programs read it. User space cannot, so a program of two instructions does.

@@ -1,0 +1,412 @@
+//! Fragments: packets whose ports do not stand where they always do, or not in them at all.
+//!
+//! They are few, and XDP leaves them all to TC. Here they take a path of their own, which reads and writes through the
+//! kernel's helpers at offsets that it finds out: slower by some calls, and a small walk for the verifier, since one body
+//! serves all transports. What it decides, it asks of the same tables by the same functions.
+//!
+//! The first fragment of a packet has the ports and is served like a whole packet: the change of a checksum is the same
+//! whatever else it covers. What it said is remembered (`fragments_v4`, `fragments_v6`), and later fragments go the way
+//! of the flow that it names. One that comes before its first, or for which no first was served, passes untouched; so do
+//! fragments of SCTP, whose checksum can only be changed by who knows the whole packet's length. The identification
+//! stays as the sender chose it. A sender of fragments is told that its service has no endpoint if the headers before the
+//! ports are plain and nothing of the answer depends on the rest: for UDP over IPv4.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_ANY},
+    programs::TcContext,
+};
+use weir_dataplane_ebpf::{Be16, Be32, DropReason, Flow, Fragment, FragmentKey, Ip4, Ip6, Protocol, Scope};
+
+use crate::{
+    counters::Verdict,
+    events, flow,
+    kernel::now_s,
+    log,
+    maps::{Draft, Family},
+    opening,
+    outline::Outlined,
+    parse::{ETHERNET_LENGTH, Error, Headers, Layout, Sctp, Tcp, TcpFlags, Transport, Udp},
+    rewrite::{self, Hook as _},
+    service,
+    start::Started,
+    tc::{self, Skb},
+    tunnel,
+};
+
+/// What of a packet is in a frame.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Part(u8);
+
+impl Part {
+    /// All of it.
+    const WHOLE: u8 = 0;
+    /// Its first fragment.
+    const FIRST: u8 = 1;
+    /// Another one.
+    const LATER: u8 = 2;
+}
+
+/// Where the parts of the packet in a draft are, beside its tuple.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Extent {
+    /// Offset of the ports in the frame, if it has them.
+    transport: u32,
+    /// A fragment's identification, as it stands there.
+    identification: u32,
+    /// Time to live, or hop limit.
+    ttl: u8,
+    part: Part,
+}
+
+/// The network header of IPv4, without options.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Header4 {
+    version_and_length: u8,
+    service: u8,
+    length: Be16,
+    identification: u16,
+    fragment: Be16,
+    ttl: u8,
+    protocol: Protocol,
+    checksum: u16,
+    source: Ip4,
+    destination: Ip4,
+}
+
+/// The network header of IPv6.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Header6 {
+    version: Be32,
+    payload: Be16,
+    next: Protocol,
+    hop_limit: u8,
+    source: Ip6,
+    destination: Ip6,
+}
+
+/// The fragment header of IPv6.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FragmentHeader {
+    next: Protocol,
+    reserved: u8,
+    offset: Be16,
+    identification: u32,
+}
+
+/// "More fragments" of IPv4.
+const MORE_V4: u16 = 0x2000;
+/// The offset of IPv4, in units of eight bytes.
+const OFFSET_V4: u16 = 0x1fff;
+/// "More fragments" of IPv6.
+const MORE_V6: u16 = 0x0001;
+/// The offset of IPv6, in bytes.
+const OFFSET_V6: u16 = 0xfff8;
+
+impl Part {
+    #[inline(always)]
+    const fn new(more: bool, offset: u16) -> Self {
+        Self(if offset != 0 {
+            Self::LATER
+        } else if more {
+            Self::FIRST
+        } else {
+            Self::WHOLE
+        })
+    }
+}
+
+/// An address family whose headers can be walked.
+pub trait Walk: Layout {
+    /// Puts addresses, transport, length and extent of a packet into the draft.
+    fn walk(context: &TcContext, draft: &mut Draft<Self>) -> Result<(), Error>;
+    /// What the fragments of a packet have in common.
+    fn fragment_key(draft: &Draft<Self>) -> FragmentKey<Self>;
+}
+
+/// Reads bytes of the packet.
+#[inline(always)]
+fn load<T>(context: &TcContext, offset: usize) -> Result<T, Error> {
+    context.load(offset).map_err(|_| Error::Truncated)
+}
+
+impl Walk for Ip4 {
+    #[inline(always)]
+    fn walk(context: &TcContext, draft: &mut Draft<Self>) -> Result<(), Error> {
+        let header: Header4 = load(context, ETHERNET_LENGTH)?;
+        let fragment = header.fragment.get();
+        draft.key.source = header.source;
+        draft.key.destination = header.destination;
+        draft.key.protocol = header.protocol;
+        // Segmentation offload leaves 0 there when the truth does not fit in 16 bits.
+        draft.packet.length = match header.length.get() {
+            0 => context.len() - ETHERNET_LENGTH as u32,
+            length => u32::from(length),
+        };
+        draft.extent = Extent {
+            transport: Self::TRANSPORT as u32,
+            identification: u32::from(header.identification),
+            ttl: header.ttl,
+            part: Part::new(fragment & MORE_V4 != 0, fragment & OFFSET_V4),
+        };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn fragment_key(draft: &Draft<Self>) -> FragmentKey<Self> {
+        FragmentKey {
+            source: draft.key.source,
+            destination: draft.key.destination,
+            identification: draft.extent.identification,
+            protocol: draft.key.protocol,
+            padding: 0,
+            padding_word: 0,
+        }
+    }
+}
+
+impl Walk for Ip6 {
+    #[inline(always)]
+    fn walk(context: &TcContext, draft: &mut Draft<Self>) -> Result<(), Error> {
+        let header: Header6 = load(context, ETHERNET_LENGTH)?;
+        let fragment: FragmentHeader = load(context, Self::TRANSPORT)?;
+        let offset = fragment.offset.get();
+        draft.key.source = header.source;
+        draft.key.destination = header.destination;
+        draft.key.protocol = fragment.next;
+        draft.packet.length = u32::from(header.payload.get()) + Self::NETWORK_LENGTH as u32;
+        draft.extent = Extent {
+            transport: (Self::TRANSPORT + size_of::<FragmentHeader>()) as u32,
+            identification: fragment.identification,
+            ttl: header.hop_limit,
+            part: Part::new(offset & MORE_V6 != 0, offset & OFFSET_V6),
+        };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn fragment_key(draft: &Draft<Self>) -> FragmentKey<Self> {
+        FragmentKey {
+            source: draft.key.source,
+            destination: draft.key.destination,
+            identification: draft.extent.identification,
+            protocol: Protocol(0),
+            padding: 0,
+            padding_word: 0,
+        }
+    }
+}
+
+/// Serves a packet that [`crate::parse`] does not read.
+#[inline(always)]
+pub fn serve<A: Outlined, const FORWARDS: bool>(hook: &Skb<'_, FORWARDS>) -> Verdict {
+    if let Err(error) = A::read_slowly(hook.skb()) {
+        return error.verdict();
+    }
+    let Some(draft) = A::draft() else { return Verdict::Pass };
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let draft = unsafe { &*draft };
+    let headers = Headers {
+        key: draft.key,
+        length: draft.packet.length,
+        flags: draft.packet.flags,
+        ttl: draft.extent.ttl,
+    };
+    let told = draft.extent.transport as usize == A::TRANSPORT && headers.key.protocol == Udp::PROTOCOL;
+    let verdict = match decide(hook, &headers, draft.extent.part) {
+        Verdict::Drop(DropReason::NoBackend) if told => hook.refuse::<A, Udp>(&headers),
+        verdict => verdict,
+    };
+    if let Verdict::Drop(reason) | Verdict::Answer(reason) = verdict {
+        log::dropped(&headers.key, hook.ifindex(), reason);
+        events::dropped(&headers.key, hook.ifindex(), reason);
+    }
+    verdict
+}
+
+/// A known flow or a service's new one. What is neither the stack gets, with all its fragments.
+#[inline(always)]
+fn decide<A: Outlined, const FORWARDS: bool>(
+    hook: &Skb<'_, FORWARDS>,
+    headers: &Headers<A>,
+    part: Part,
+) -> Verdict {
+    if !service::concerns(hook, &headers.key) {
+        return Verdict::Pass;
+    }
+    let served = if flow::copy(hook, headers) {
+        Started::Serve
+    } else {
+        let Some(draft) = flow::present(hook, headers) else { return Verdict::Pass };
+        if part.0 != Part::LATER {
+            let started = hook.start::<A>();
+            if let Started::Serve = started {
+                events::begun(draft);
+            }
+            started
+        } else if opening::find(&headers.key, &mut draft.flow) {
+            opening::count(&headers.key, headers.length);
+            Started::Serve
+        } else {
+            Started::Nobody
+        }
+    };
+    match served {
+        Started::Serve => send(hook, headers),
+        Started::Leave | Started::Nobody => Verdict::Pass,
+        Started::Drop(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Sends a packet the way of the draft's flow.
+#[inline(always)]
+fn send<A: Outlined, const FORWARDS: bool>(hook: &Skb<'_, FORWARDS>, headers: &Headers<A>) -> Verdict {
+    let verdict = A::rewrite_slowly(hook.skb());
+    let Some(draft) = A::draft() else { return Verdict::Pass };
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let flow = unsafe { &(*draft).flow };
+    if flow.flags & Flow::<A>::FLAG_TUNNEL == 0 {
+        return verdict;
+    }
+    tunnel::send::<A, _>(hook, headers.length, headers.ttl, flow)
+}
+
+/// Puts tuple, length, flags and extent of a packet into the draft.
+#[inline(always)]
+pub fn read<A: Walk>(skb: *mut __sk_buff) -> Result<(), Error> {
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let draft = unsafe { &mut *A::draft().ok_or(Error::NotOurs)? };
+    let context = TcContext::new(skb);
+    A::walk(&context, draft)?;
+    let length = draft.packet.length;
+    if length > context.len() - ETHERNET_LENGTH as u32
+        || length + (ETHERNET_LENGTH as u32) < draft.extent.transport
+    {
+        return Err(Error::Truncated);
+    }
+    let part = draft.extent.part.0;
+    draft.key.padding = 0;
+    draft.key.padding_word = 0;
+    draft.packet.flags = TcpFlags::NONE;
+    if part == Part::LATER {
+        return recall(draft);
+    }
+    if part == Part::FIRST {
+        // Should this one not be served, then nor shall those that follow it.
+        let _ = A::fragments().remove(&A::fragment_key(draft));
+    }
+    let at = draft.extent.transport as usize;
+    let least = match draft.key.protocol {
+        Tcp::PROTOCOL => Tcp::LENGTH,
+        Udp::PROTOCOL => Udp::LENGTH,
+        Sctp::PROTOCOL if part == Part::WHOLE => Sctp::LENGTH,
+        _ => return Err(Error::NotOurs),
+    };
+    if at + least > length as usize + ETHERNET_LENGTH {
+        // Fragments may be as short as they like; one without the whole header cannot be judged.
+        return Err(if part == Part::FIRST { Error::NotOurs } else { Error::Truncated });
+    }
+    let [source_port, destination_port]: [Be16; 2] = load(&context, at)?;
+    draft.key.source_port = source_port;
+    draft.key.destination_port = destination_port;
+    match draft.key.protocol {
+        Tcp::PROTOCOL => draft.packet.flags = TcpFlags::of_tcp(load(&context, at + Tcp::FLAGS)?),
+        Sctp::PROTOCOL => draft.packet.flags = TcpFlags::of_sctp(load(&context, at + Sctp::CHUNK)?),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Takes the ports from what the packet's first fragment said.
+#[inline(always)]
+fn recall<A: Walk>(draft: &mut Draft<A>) -> Result<(), Error> {
+    // SAFETY: an entry stays mapped memory, and any value that another CPU leaves is a tuple's.
+    let first = unsafe { A::fragments().get(&A::fragment_key(draft)) }.ok_or(Error::NotOurs)?;
+    if !first.holds(now_s()) {
+        return Err(Error::NotOurs);
+    }
+    draft.key.source_port = first.source_port;
+    draft.key.destination_port = first.destination_port;
+    draft.key.protocol = first.protocol;
+    Ok(())
+}
+
+/// Remembers a first fragment's ports.
+#[inline(always)]
+fn remember<A: Walk>(draft: &Draft<A>) {
+    let key = &draft.key;
+    let first = Fragment {
+        source_port: key.source_port,
+        destination_port: key.destination_port,
+        seen_s: now_s(),
+        protocol: key.protocol,
+        padding: 0,
+        padding_word: 0,
+    };
+    let _ = A::fragments().insert(&A::fragment_key(draft), &first, u64::from(BPF_ANY));
+}
+
+/// Rewrites the packet in the draft as the draft's flow says: what [`rewrite::translate`] does to others.
+#[inline(always)]
+pub fn rewrite<A: Walk>(skb: *mut __sk_buff) -> Verdict {
+    let Some(draft) = A::draft() else { return Verdict::Pass };
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let draft = unsafe { &*draft };
+    let (flow, extent) = (&draft.flow, &draft.extent);
+    let forwards = draft.packet.scope.0 != Scope::NONE.0;
+    let leaves = forwards && flow.ifindex != 0;
+    if leaves && extent.ttl <= 1 {
+        return Verdict::Drop(DropReason::TtlExceeded);
+    }
+    if extent.part.0 == Part::FIRST {
+        remember(draft);
+    }
+    if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
+        // It stays as it is, and goes into a tunnel.
+        return Verdict::Pass;
+    }
+    let context = TcContext::new(skb);
+    if extent.part.0 != Part::LATER && change_transport(&context, draft).is_err() {
+        return Verdict::Drop(DropReason::RewriteFailed);
+    }
+    let frame = tc::frame(&context, A::TRANSPORT);
+    if !frame.holds(A::TRANSPORT) {
+        return Verdict::Drop(DropReason::Truncated);
+    }
+    flow.source.write_address(frame, A::ADDRESSES);
+    flow.destination.write_address(frame, A::ADDRESSES + size_of::<A>());
+    rewrite::change_network_checksum::<A>(frame, flow.network_delta);
+    if forwards { rewrite::lead(frame, extent.ttl, flow) } else { Verdict::Pass }
+}
+
+/// Writes the ports, and changes the checksum behind them.
+#[inline(always)]
+fn change_transport<A: Family>(context: &TcContext, draft: &Draft<A>) -> Result<(), DropReason> {
+    let (key, flow) = (&draft.key, &draft.flow);
+    let at = draft.extent.transport as usize;
+    let ports = [flow.source_port, flow.destination_port];
+    context.store(at, &ports, 0).map_err(|_| DropReason::RewriteFailed)?;
+    match key.protocol {
+        Tcp::PROTOCOL => tc::change_checksum(context, at + Tcp::CHECKSUM, flow, Tcp::CHECKSUM_OPTIONAL),
+        Udp::PROTOCOL => tc::change_checksum(context, at + Udp::CHECKSUM, flow, Udp::CHECKSUM_OPTIONAL),
+        _ => change_crc(context, draft).map_err(|_| DropReason::RewriteFailed),
+    }
+}
+
+/// As [`rewrite::translate`] does it.
+#[inline(always)]
+fn change_crc<A: Family>(context: &TcContext, draft: &Draft<A>) -> Result<(), Error> {
+    let at = draft.extent.transport as usize;
+    let change = rewrite::port_change(&draft.key, &draft.flow);
+    let old: u32 = load(context, at + Sctp::CHECKSUM)?;
+    if change == 0 || old == 0 {
+        return Ok(());
+    }
+    let length = draft.packet.length + ETHERNET_LENGTH as u32 - draft.extent.transport;
+    let new = rewrite::crc32c_changed(old, change, length);
+    context.store(at + Sctp::CHECKSUM, &new, 0).map_err(|_| Error::Truncated)
+}
