@@ -4,7 +4,7 @@
 //! When it ends, or is killed, programs, maps and links stay and serve.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     sync::{Arc, Mutex},
     time::Duration,
@@ -407,7 +407,7 @@ impl Agent {
         };
         let (maps, metrics, paths) = (Arc::clone(&self.maps), self.metrics.clone(), self.paths.clone());
         let (uses, ledger) = (self.flow_uses.0.clone(), Arc::clone(&self.ledger));
-        let services = self.reconciler.names().keys().copied().collect();
+        let services: HashSet<u32> = self.reconciler.names().keys().copied().collect();
         tokio::task::spawn_blocking(move || {
             // The last pass still runs: this one is late enough at the next tick.
             let Ok(mut ledger) = ledger.try_lock() else { return };

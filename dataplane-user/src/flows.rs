@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    hash::BuildHasher,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -200,7 +201,7 @@ pub fn pass(
     now: u32,
     ticks_per_s: f64,
     ledger: &mut Ledger,
-    services: &HashSet<u32>,
+    services: &HashSet<u32, impl BuildHasher>,
 ) -> Result<Pass, TableError> {
     let (v4, v6) = (&maps.v4, &maps.v6);
     let (mut known_v4, mut known_v6) = (Known::new(v4), Known::new(v6));

@@ -217,7 +217,7 @@ impl Reconciler {
         for (owner, drift) in found.described {
             match owner {
                 Some(owner) if self.checker.tells(&owner) => {
-                    complaints.push((owner, Complaint::Drift(drift)))
+                    complaints.push((owner, Complaint::Drift(drift)));
                 }
                 _ => warn!("{drift}"),
             }

@@ -11,7 +11,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    hash::BuildHasher as _,
+    hash::BuildHasher,
     net::{IpAddr, Ipv6Addr, SocketAddr},
 };
 
@@ -138,7 +138,11 @@ impl Ledger {
 
     /// Ends a pass: adds up, lets go of what neither serves nor has a flow, and says what the map must be told.
     /// `services` are the ids that mean something, `backends` are in use.
-    pub fn close(&mut self, services: &HashSet<u32>, backends: &HashSet<SocketAddr>) {
+    pub fn close(
+        &mut self,
+        services: &HashSet<u32, impl BuildHasher>,
+        backends: &HashSet<SocketAddr, impl BuildHasher>,
+    ) {
         let first = self.pass == 0;
         self.fresh = 0;
         let (standing, grown) = (std::mem::take(&mut self.standing), std::mem::take(&mut self.grown));
@@ -256,8 +260,9 @@ mod tests {
         for (key, flow) in flows {
             ledger.see(key, flow, true);
         }
-        let backends = backends.iter().map(|text| text.parse().unwrap()).collect();
-        ledger.close(&services.iter().copied().collect(), &backends);
+        let backends: HashSet<SocketAddr> = backends.iter().map(|text| text.parse().unwrap()).collect();
+        let services: HashSet<u32> = services.iter().copied().collect();
+        ledger.close(&services, &backends);
     }
 
     fn requests(ledger: &Ledger, service: u32) -> u64 {
@@ -327,8 +332,8 @@ mod tests {
                 true,
             );
         }
-        let services = (1..=TRAFFIC + 10).collect();
-        ledger.close(&services, &HashSet::from([BACKEND.parse().unwrap()]));
+        let services: HashSet<u32> = (1..=TRAFFIC + 10).collect();
+        ledger.close(&services, &HashSet::from([BACKEND.parse::<SocketAddr>().unwrap()]));
         assert_eq!(ledger.len(), TRAFFIC);
         assert_eq!(requests(&ledger, 0), 11);
     }

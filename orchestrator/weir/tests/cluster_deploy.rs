@@ -368,9 +368,8 @@ fn the_running_agent_repairs_damaged_maps_and_counts_what_it_serves() {
         of_service && event.to_string().contains("(frontend)")
     };
     let mirror = machine.server.as_ref().expect("it runs").mirror().clone();
-    let waits = mirror.wait_until("the agent tells of the damage", |mirror| {
-        mirror.list("events/").iter().any(|event| has_drift(event))
-    });
+    let waits = mirror
+        .wait_until("the agent tells of the damage", |mirror| mirror.list("events/").iter().any(has_drift));
     machine.runtime.block_on(waits);
     machine.is_served();
     let left: HashSet<_> = maps.v4.frontends.entries().unwrap().into_iter().map(|(key, _)| key).collect();

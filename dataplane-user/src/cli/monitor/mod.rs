@@ -10,6 +10,7 @@ mod names;
 mod pods;
 
 use std::{
+    fmt::{self, Write as _},
     io::{self, Write},
     net::{IpAddr, Ipv6Addr, SocketAddr},
     time::{Duration, SystemTime},
@@ -217,14 +218,15 @@ fn text(row: &EventRow) -> String {
         row.protocol,
         named(&row.destination, &row.service)
     );
+    let mut push = |more: fmt::Arguments<'_>| text.write_fmt(more).expect("a string takes everything");
     if let Some(backend) = &row.backend {
-        text += &format!(" -> {}", named(backend, &row.backend_pod));
+        push(format_args!(" -> {}", named(backend, &row.backend_pod)));
     }
     if let Some(reason) = row.reason {
-        text += &format!(": {reason}");
+        push(format_args!(": {reason}"));
     }
     if let Some(interface) = &row.interface {
-        text += &format!(", by {interface}");
+        push(format_args!(", by {interface}"));
     }
     text
 }

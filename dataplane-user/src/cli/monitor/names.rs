@@ -22,26 +22,26 @@ const REREAD: Duration = Duration::from_secs(1);
 pub(super) struct Names {
     paths: Paths,
     maps: Maps,
-    names: HashMap<u32, PortName>,
+    by_id: HashMap<u32, PortName>,
     read: Instant,
 }
 
 impl Names {
     pub(super) fn open(paths: &Paths) -> Result<Self, CliError> {
-        let names = names::read(&paths.names())
+        let by_id = names::read(&paths.names())
             .map_err(|source| CliError::Io { operation: "read the names of services", source })?;
-        Ok(Self { paths: paths.clone(), maps: Maps::open(paths)?, names, read: Instant::now() })
+        Ok(Self { paths: paths.clone(), maps: Maps::open(paths)?, by_id, read: Instant::now() })
     }
 
     /// The service of this id; of this address where the id is 0.
     pub(super) fn service(&mut self, id: u32, asked: SocketAddr, protocol: Protocol) -> Option<String> {
         let id = if id == 0 { self.at(asked, protocol)? } else { id };
-        if !self.names.contains_key(&id) && self.read.elapsed() > REREAD {
+        if !self.by_id.contains_key(&id) && self.read.elapsed() > REREAD {
             self.read = Instant::now();
             // What cannot be read now has no new names; those that are known stay, of services that are gone too.
-            self.names.extend(names::read(&self.paths.names()).unwrap_or_default());
+            self.by_id.extend(names::read(&self.paths.names()).unwrap_or_default());
         }
-        Some(self.names.get(&id).map_or_else(|| format!("#{id}"), ToString::to_string))
+        Some(self.by_id.get(&id).map_or_else(|| format!("#{id}"), ToString::to_string))
     }
 
     fn at(&self, asked: SocketAddr, protocol: Protocol) -> Option<u32> {
