@@ -124,7 +124,7 @@ mod tests {
         let mut filter = Filter::adopt(Vec::new(), 0);
         let changed = filter.widen(addresses().into_iter());
         assert_eq!(changed.len(), 2);
-        assert!(changed.iter().all(|(_, word)| word.count_ones() == 1));
+        assert!(changed.iter().all(|(_, word)| word.is_power_of_two()));
         assert!(filter.widen(addresses().into_iter()).is_empty());
         assert_eq!(bits(&filter), 2);
     }

@@ -118,8 +118,13 @@ fn is_over<A: Family>(
     } else {
         socket(key.source, key.source_port)
     };
+    let serves = match backends.get(&flow.backend) {
+        // A tunnel leads to the backend's node, and the programs compare that.
+        Some(_) if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 => true,
+        known => known == Some(&backend),
+    };
     // A short rest even then: the plan may just have been giving the backend its id.
-    idle > CLOSED.as_secs_f64() && backends.get(&backend) != Some(&flow.backend)
+    idle > CLOSED.as_secs_f64() && !serves
 }
 
 /// One pass under way.
@@ -131,8 +136,8 @@ struct Collector<'a> {
     removed: u64,
 }
 
-/// Ids of one family's backends.
-type Backends = HashMap<SocketAddr, u32>;
+/// One family's backends by id.
+type Backends = HashMap<u32, SocketAddr>;
 
 /// Those in use, read when somebody asks: the array has an element for every id.
 struct Known<'a, A> {
@@ -151,7 +156,7 @@ impl<'a, A: Family> Known<'a, A> {
             for batch in self.maps.backends.batches() {
                 let batch = batch?;
                 let active = batch.iter().filter(|(_, b)| b.flags & Backend::<A>::FLAG_ACTIVE != 0);
-                known.extend(active.map(|(id, backend)| (backend_address(backend), *id)));
+                known.extend(active.map(|(id, backend)| (*id, backend_address(backend))));
             }
             self.backends = Some(known);
         }
@@ -211,8 +216,8 @@ pub fn pass(
     let Collector { uses, removed, ledger, .. } = pass;
     let mut in_use = HashSet::new();
     if !ledger.is_empty() {
-        in_use.extend(known_v4.backends()?.keys());
-        in_use.extend(known_v6.backends()?.keys());
+        in_use.extend(known_v4.backends()?.values());
+        in_use.extend(known_v6.backends()?.values());
     }
     ledger.close(services, &in_use);
     ledger.write(maps)?;
@@ -267,7 +272,7 @@ mod tests {
             last_seen_jiffies,
             ..Flow::default()
         };
-        let backends = HashMap::from([("10.244.0.2:80".parse().unwrap(), 7)]);
+        let backends = HashMap::from([(7, "10.244.0.2:80".parse().unwrap())]);
         is_over(&key, &flow, now, HZ, &backends)
     }
 

@@ -71,7 +71,7 @@ mod tests {
 
     use super::*;
 
-    fn node(addresses: serde_json::Value) -> Node {
+    fn node(addresses: &serde_json::Value) -> Node {
         serde_json::from_value(json!({"metadata": {"name": "n1"}, "status": {"addresses": addresses}}))
             .unwrap()
     }
@@ -80,7 +80,7 @@ mod tests {
     fn a_node_is_at_its_first_internal_address_of_each_family() {
         let (mut peers, mut all) = (Peers::default(), Vec::new());
         assert_eq!(peers.id(Some("n0")), NodeId(0));
-        let object = node(json!([
+        let object = node(&json!([
             {"type": "Hostname", "address": "n1"}, {"type": "ExternalIP", "address": "203.0.113.1"},
             {"type": "InternalIP", "address": "192.0.2.1"}, {"type": "InternalIP", "address": "192.0.2.2"},
             {"type": "InternalIP", "address": "fd00::1"},

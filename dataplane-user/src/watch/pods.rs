@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn what_is_not_served_is_named_and_the_rest_served() {
         let ports = json!([
-            {"containerPort": 80, "hostPort": 8080}, {"containerPort": 9, "hostPort": 9, "protocol": "SCTP"},
+            {"containerPort": 80, "hostPort": 8080}, {"containerPort": 9, "hostPort": 9, "protocol": "DCCP"},
             {"containerPort": 80, "hostPort": 1, "hostIP": "127.0.0.1"}, {"containerPort": 80, "hostPort": 2, "hostIP": "x"},
         ]);
         let state = state(&pod(&container(&ports), &running())).unwrap();
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(
             texts,
             [
-                "port 9: protocol SCTP is not served; TCP and UDP are",
+                "port 9: protocol DCCP is not served; TCP, UDP and SCTP are",
                 "spec.containers.ports.hostIP `x` is not an IP address",
                 "spec.containers.ports.hostIP 127.0.0.1 is a loopback address, which means another machine to each client; give one that clients can reach",
             ]
