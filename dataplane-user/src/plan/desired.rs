@@ -2,7 +2,7 @@
 //!
 //! Which endpoints serve follows KEP-1669 (ready ones; if there is none, those that still serve while they terminate)
 //! and KEP-2086 (traffic policies); scopes follow kube-proxy: a policy for external traffic never binds clients inside.
-//! Hints for zones ([`super::topology`]) narrow the ready ones, and only where no policy does.
+//! Hints for zones (`super::topology`) narrow the ready ones, and only where no policy does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

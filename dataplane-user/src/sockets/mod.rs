@@ -1,5 +1,5 @@
 //! Sockets that the hooks connected to a backend which their service does not have any more, and those that had a port
-//! before a service did ([`in_use`]).
+//! before a service did ([`in_use()`]).
 //!
 //! A connected socket keeps its peer whatever the maps say: a resolver would go on asking a pod that is gone. So such
 //! sockets are destroyed: their owner's next read fails with ECONNABORTED (a datagram socket's write with EDESTADDRREQ),

@@ -1,9 +1,9 @@
 //! From an older layout of the maps to today's, under traffic.
 //!
 //! An agent whose layouts differ from those of the agent before it finds the other's pins below another version's
-//! directory. Maps that are as they were become the new agent's own ([`share`]), so that old and new programs work on
+//! directory. Maps that are as they were become the new agent's own (`share`), so that old and new programs work on
 //! the same flows and it does not matter which of them a packet meets. Those that changed are made anew and given what
-//! the older ones hold ([`copy_books`], [`Handover`]). Then the older links are taken, the new programs are put behind
+//! the older ones hold (`copy_books`, `Handover`). Then the older links are taken, the new programs are put behind
 //! them, one step for each, and the older pins go.
 
 mod handover;
