@@ -3,11 +3,11 @@
 //!
 //! Works from the state on disk and in the kernel alone, after a crash as well as after an orderly end, and twice.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, os::fd::AsFd as _, path::Path};
 
 use crate::{
     cni::{self, Ipam},
-    kernel::bpffs,
+    kernel::{bpffs, sys},
     netlink::{Netlink, NetlinkError},
     node,
     paths::Paths,
@@ -61,8 +61,8 @@ pub async fn cleanup(run_dir: &Path) -> Result<(), CleanupError> {
 }
 
 /// Where links are pinned, in the order in which they go: sockets first, while packets are still served; then XDP, while
-/// TC still serves what it passes.
-const ORDER: [&str; 4] = ["cgroup_", "xdp_uplink_", "tc_uplink_", "pod_"];
+/// TC still serves what it passes; what undoes translations of others last.
+const ORDER: [&str; 6] = ["cgroup_", "xdp_uplink_", "tc_uplink_", "pod_", "tc_egress_", "podegress_"];
 
 /// Takes all programs, pins and maps away, and what kept service addresses from leaving the node. Whatever programs
 /// Services on this node by then serves every new connection; those that Weir served end. Pods keep their links,
@@ -76,8 +76,14 @@ pub async fn detach(run_dir: &Path) -> Result<(), CleanupError> {
         Err(_) => Vec::new(),
     };
     pins.sort_by_key(|pin| ORDER.iter().position(|prefix| pin.starts_with(prefix)));
-    for pin in pins {
-        remove_file(&paths.link(&pin))?;
+    for pin in pins.iter().map(|pin| paths.link(pin)) {
+        // What cannot be detached, or is from nothing any more, goes with its pin.
+        if let Ok(link) = sys::open_pin(&pin)
+            && let Err(error) = sys::detach_link(link.as_fd())
+        {
+            tracing::debug!(%error, pin = %pin.display(), "goes with its pin");
+        }
+        remove_file(&pin)?;
     }
     bpffs::remove(&paths)?;
     for file in [paths.names(), paths.names().with_extension("next")] {

@@ -31,6 +31,7 @@ mod command {
     pub(super) const MAP_UPDATE_BATCH: u32 = 26;
     pub(super) const MAP_DELETE_BATCH: u32 = 27;
     pub(super) const LINK_UPDATE: u32 = 29;
+    pub(super) const LINK_DETACH: u32 = 34;
 }
 
 /// Calls bpf(2) with the attributes of one command.
@@ -126,6 +127,19 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     };
     // SAFETY: BPF_LINK_UPDATE takes plain numbers.
     unsafe { bpf(command::LINK_UPDATE, &mut attributes).map(drop) }
+}
+
+#[repr(C)]
+struct LinkDetachAttributes {
+    link: u32,
+}
+
+/// Takes a link's program away from where it is attached, now: when its last pin or descriptor goes, the kernel does that
+/// a moment later.
+pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = LinkDetachAttributes { link: link.as_raw_fd() as u32 };
+    // SAFETY: BPF_LINK_DETACH takes plain numbers.
+    unsafe { bpf(command::LINK_DETACH, &mut attributes).map(drop) }
 }
 
 /// The kernel's tick counter, as the programs read it. User space cannot, so a program of two instructions does.
