@@ -56,7 +56,12 @@ pub fn serve<A: Outlined, const FORWARDS: bool>(hook: &Skb<'_, FORWARDS>, length
     let (ttl, flow) = (frame.read(A::TTL), &draft.flow);
     if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
         // About an answer that the backend's node sent in this node's name.
-        return tunnel::send::<A, _>(hook, length, ttl, flow);
+        // No error is answered with an error (RFC 1122, 3.2.2).
+        return if tunnel::fits(hook, length, flow) {
+            tunnel::send::<A, _>(hook, length, ttl, flow)
+        } else {
+            Verdict::Pass
+        };
     }
     if flow.ifindex != 0 {
         return rewrite::lead(frame, ttl, flow);

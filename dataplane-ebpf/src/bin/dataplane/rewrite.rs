@@ -6,7 +6,6 @@ use weir_dataplane_ebpf::{Be16, DropReason, Endpoint, Flow, FlowKey, Mac, Scope,
 
 use crate::{
     counters::Verdict,
-    flow,
     maps::Complaint,
     outline::Outlined,
     parse::{Frame, Headers, Layout, Transport},
@@ -92,8 +91,7 @@ pub fn translate<A: Outlined, T: Transport, H: Hook>(
         return Verdict::Drop(DropReason::Truncated);
     }
     if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
-        flow::present(hook, headers);
-        return tunnel::send::<A, H>(hook, headers.length, headers.ttl, flow);
+        return tunnel::serve::<A, H>(hook, headers, flow);
     }
     let leaves = H::FORWARDS && flow.ifindex != 0;
     if leaves && headers.ttl <= 1 {

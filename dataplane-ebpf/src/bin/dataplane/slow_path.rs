@@ -105,7 +105,7 @@ fn send<A: Outlined, const FORWARDS: bool>(hook: &Skb<'_, FORWARDS>, headers: &H
     if flow.flags & Flow::<A>::FLAG_TUNNEL == 0 {
         return verdict;
     }
-    tunnel::send::<A, _>(hook, headers.length, headers.ttl, flow)
+    tunnel::serve::<A, _>(hook, headers, flow)
 }
 
 /// Puts tuple, length, flags and extent of a packet into the draft.

@@ -10,9 +10,10 @@ use weir_dataplane_ebpf::{Be32, DropReason, Flow, Ip4, Ip6};
 
 use crate::{
     counters::Verdict,
+    flow,
     maps::{Complaint, UPLINKS_MAP},
     outline::Outlined,
-    parse::{self, Frame, Kind, Layout},
+    parse::{self, Frame, Headers, Kind, Layout},
     rewrite::{self, Hook},
     tc,
 };
@@ -20,17 +21,29 @@ use crate::{
 /// How the kernel is asked for room: between the link header and what follows.
 pub const AFTER_LINK_HEADER: u32 = BPF_ADJ_ROOM_MAC;
 
-/// Sends a packet of `length` bytes to the flow's node. The caller has asked [`rewrite::can_send`].
+/// Whether a packet of `length` bytes gets through whole.
+#[inline(always)]
+pub fn fits<A: Layout, H: Hook>(hook: &H, length: u32, flow: &Flow<A>) -> bool {
+    flow.mtu == 0 || length + A::NETWORK_LENGTH as u32 <= u32::from(flow.mtu) || hook.is_segmented()
+}
+
+/// Sends a packet to the flow's node, or tells its sender what would fit. The caller has asked [`rewrite::can_send`].
+#[inline(always)]
+pub fn serve<A: Outlined, H: Hook>(hook: &H, headers: &Headers<A>, flow: &Flow<A>) -> Verdict {
+    if headers.ttl > 1 && !fits(hook, headers.length, flow) {
+        let fits = u32::from(flow.mtu) - A::NETWORK_LENGTH as u32;
+        let complaint = Complaint { kind: A::PACKET_TOO_BIG, word: Be32::new(fits) };
+        flow::present(hook, headers);
+        return hook.complain::<A>(complaint, DropReason::TooBig);
+    }
+    send::<A, H>(hook, headers.length, headers.ttl, flow)
+}
+
+/// Sends a packet of `length` bytes, which fits, to the flow's node.
 #[inline(always)]
 pub fn send<A: Outlined, H: Hook>(hook: &H, length: u32, ttl: u8, flow: &Flow<A>) -> Verdict {
     if ttl <= 1 {
         return Verdict::Drop(DropReason::TtlExceeded);
-    }
-    let outer_length = length + A::NETWORK_LENGTH as u32;
-    if flow.mtu != 0 && outer_length > u32::from(flow.mtu) && !hook.is_segmented() {
-        let fits = u32::from(flow.mtu) - A::NETWORK_LENGTH as u32;
-        let complaint = Complaint { kind: A::PACKET_TOO_BIG, word: Be32::new(fits) };
-        return hook.complain::<A>(complaint, DropReason::TooBig);
     }
     let frame = hook.frame();
     if !frame.holds(A::TRANSPORT) {
