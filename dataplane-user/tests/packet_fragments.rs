@@ -3,8 +3,9 @@
 mod packets;
 
 use packets::{
-    Dataplane, Family, Frame, HOST_MAC, POD_MAC, Program, Row, Verdict,
+    Dataplane, Family, Frame, Program, Row, Verdict, dropped,
     frame::{Kind, SCTP, SYN, TCP, UDP, icmp, sctp, tcp, udp},
+    into_pod, out,
 };
 use weir_dataplane_ebpf::{Fragment, FragmentKey, Ip4, Ip6, Protocol, Scope};
 
@@ -55,38 +56,6 @@ fn datagram(source: &str, destination: &str) -> Frame {
 
 fn untouched(program: Program, description: &'static str, input: Frame) -> Row {
     Row { description, program, input, verdict: Verdict::Pass, output: None, drop: None }
-}
-
-fn dropped(description: &'static str, input: Frame, reason: &'static str) -> Row {
-    Row {
-        description,
-        program: Program::TcUplink,
-        input,
-        verdict: Verdict::Drop,
-        output: None,
-        drop: Some(reason),
-    }
-}
-
-/// A client's packet that goes into the pod.
-fn into_pod(description: &'static str, input: Frame, output: Frame) -> Row {
-    Row {
-        description,
-        program: Program::TcUplink,
-        input,
-        verdict: Verdict::Redirect,
-        output: Some(output.ttl(63).link(HOST_MAC, POD_MAC)),
-        drop: None,
-    }
-}
-
-/// A pod's packet that goes out the way that the client's came.
-fn out(description: &'static str, input: Frame, output: Frame) -> Row {
-    Row {
-        program: Program::TcPod,
-        output: Some(output.ttl(63)),
-        ..into_pod(description, input, udp("0.0.0.0:0", "0.0.0.0:0"))
-    }
 }
 
 fn both(check: impl Fn(&Texts, &mut Dataplane)) {

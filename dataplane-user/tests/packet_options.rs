@@ -3,10 +3,11 @@
 mod packets;
 
 use packets::{
-    Dataplane, Family, Frame, HOST_MAC, POD_MAC, Program, Row, Verdict,
+    Dataplane, Family, Frame, Program, Row, Verdict, dropped,
     frame::{
         DATA, DESTINATION_OPTIONS, HOP_BY_HOP, INIT, Kind, ROUTING, SCTP, SYN, TCP, UDP, icmp, sctp, tcp, udp,
     },
+    into_pod, out,
 };
 use weir_dataplane_ebpf::{Ip4, Ip6, Scope};
 
@@ -40,36 +41,8 @@ fn v6() -> Dataplane {
     services::<Ip6>(NODE_V6, POD_V6, "fd00:244::5")
 }
 
-/// A client's packet that goes into the pod.
-fn into_pod(description: &'static str, input: Frame, output: Frame) -> Row {
-    Row {
-        description,
-        program: Program::TcUplink,
-        input,
-        verdict: Verdict::Redirect,
-        output: Some(output.ttl(63).link(HOST_MAC, POD_MAC)),
-        drop: None,
-    }
-}
-
-/// A pod's packet that goes out the way that the client's came.
-fn out(description: &'static str, input: Frame, output: Frame) -> Row {
-    Row {
-        description,
-        program: Program::TcPod,
-        input,
-        verdict: Verdict::Redirect,
-        output: Some(output.ttl(63)),
-        drop: None,
-    }
-}
-
 fn untouched(description: &'static str, input: Frame) -> Row {
     Row { description, program: Program::TcUplink, input, verdict: Verdict::Pass, output: None, drop: None }
-}
-
-fn dropped(description: &'static str, input: Frame, reason: &'static str) -> Row {
-    Row { verdict: Verdict::Drop, drop: Some(reason), ..untouched(description, input) }
 }
 
 fn at_xdp(row: Row) -> Row {

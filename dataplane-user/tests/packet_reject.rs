@@ -3,7 +3,7 @@
 mod packets;
 
 use packets::{
-    Dataplane, Family, Frame, Program, Row, Verdict, flow_key,
+    Dataplane, Family, Frame, Program, Row, Verdict, dropped, flow_key,
     frame::{ACK, FIN, Kind, RST, SYN, TCP, UDP, icmp, tcp, udp},
 };
 use weir_dataplane_ebpf::{Frontend, FrontendKey, Ip4, Ip6, Scope};
@@ -38,17 +38,6 @@ fn rejected(description: &'static str, input: Frame, output: Frame) -> Row {
         verdict: Verdict::Redirect,
         output: Some(output),
         drop: Some("no-backend"),
-    }
-}
-
-fn dropped(description: &'static str, input: Frame, reason: &'static str) -> Row {
-    Row {
-        description,
-        program: Program::TcUplink,
-        input,
-        verdict: Verdict::Drop,
-        output: None,
-        drop: Some(reason),
     }
 }
 

@@ -63,6 +63,42 @@ pub(crate) struct Row {
     pub(crate) drop: Option<&'static str>,
 }
 
+/// At TC on the uplink: a client's packet that goes into the pod.
+pub(crate) fn into_pod(description: &'static str, input: Frame, output: Frame) -> Row {
+    Row {
+        description,
+        program: Program::TcUplink,
+        input,
+        verdict: Verdict::Redirect,
+        output: Some(output.ttl(63).link(HOST_MAC, POD_MAC)),
+        drop: None,
+    }
+}
+
+/// A pod's packet that goes out the way that the client's came.
+pub(crate) fn out(description: &'static str, input: Frame, output: Frame) -> Row {
+    Row {
+        description,
+        program: Program::TcPod,
+        input,
+        verdict: Verdict::Redirect,
+        output: Some(output.ttl(63)),
+        drop: None,
+    }
+}
+
+/// At TC on the uplink: a packet that ends there.
+pub(crate) fn dropped(description: &'static str, input: Frame, reason: &'static str) -> Row {
+    Row {
+        description,
+        program: Program::TcUplink,
+        input,
+        verdict: Verdict::Drop,
+        output: None,
+        drop: Some(reason),
+    }
+}
+
 /// A family's half of the maps, with addresses that come as text.
 pub(crate) trait Family: Address + Pod {
     fn parse(ip: IpAddr) -> Self;
