@@ -2,8 +2,8 @@
 //!
 //! Nobody but the agent writes the maps of services, so that every difference between them and the books ([`crate::plan::Books`])
 //! is a fault: another hand, a bug, a lost write. And no flow may lead a client to one backend while its answers are another
-//! flow's. A step looks at one small map or a part of a large one, between two rounds of the one task that
-//! changes the books; a round of steps has seen everything. What is found is counted, told to the Service that it is about, and
+//! flow's. A step looks at some small maps or a part of a large one, between two rounds of the one task that
+//! changes the books, and a step is short; a round of steps has seen everything. What is found is counted, told to the Service that it is about, and
 //! repaired: the books are made again from the maps, and so compared with what the API says. Bits of the filter and flow
 //! entries, which no plan looks at, are repaired where they are found.
 
@@ -12,7 +12,7 @@ mod maps;
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -22,8 +22,10 @@ use crate::{
 };
 
 /// How often there is a step.
-pub const STEP_INTERVAL: Duration = Duration::from_secs(5);
-/// Elements of an array that one step reads: a few milliseconds.
+pub const STEP_INTERVAL: Duration = Duration::from_secs(2);
+/// A step that has taken so long begins no further part. A round of a small cluster is a handful of steps.
+const STEP_TIME: Duration = Duration::from_millis(2);
+/// Elements of an array that one part reads: a few milliseconds.
 pub const STEP_ELEMENTS: u32 = 65_536;
 /// Differences of one step that are described; all are counted.
 const DESCRIBED: usize = 32;
@@ -168,13 +170,15 @@ impl Checker {
         if self.parts.is_empty() {
             self.begin(compared.books);
         }
+        let began = Instant::now();
         let mut found = Found::default();
-        let rest = match self.parts.pop_front() {
-            Some(part) => look(part, compared, &mut found)?,
-            None => None,
-        };
-        if let Some(rest) = rest {
-            self.parts.push_front(rest);
+        while let Some(part) = self.parts.pop_front() {
+            if let Some(rest) = look(part, compared, &mut found)? {
+                self.parts.push_front(rest);
+            }
+            if began.elapsed() >= STEP_TIME {
+                break;
+            }
         }
         self.rounds += u64::from(self.parts.is_empty());
         Ok(found)
