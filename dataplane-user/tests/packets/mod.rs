@@ -119,6 +119,15 @@ pub(crate) trait Family: Address + Pod {
     fn flows(dataplane: &mut Dataplane) -> Vec<FlowKey<Self>>;
 }
 
+/// Flows in the order of their clients, the answer's half behind the other.
+fn order<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> (Vec<u32>, u16, u8) {
+    let reply = flow.flags & Flow::<A>::FLAG_REPLY;
+    let client =
+        if reply == 0 { (key.source, key.source_port) } else { (flow.destination, flow.destination_port) };
+    let address = client.0.words().as_ref().iter().map(|word| word.get()).collect();
+    (address, client.1.get(), reply)
+}
+
 macro_rules! family {
     ($address:ty, $variant:ident, $frontends:literal, $backends:literal, $endpoints:literal, $flows:literal, $opening:literal, $peers:literal) => {
         impl Family for $address {
@@ -160,8 +169,9 @@ macro_rules! family {
 
             fn establish(dataplane: &mut Dataplane) {
                 let opening = dataplane.hash::<FlowKey<Self>, Flow<Self>>($opening);
-                let opening: Vec<_> =
+                let mut opening: Vec<_> =
                     opening.iter().map(|entry| entry.expect("nobody else writes")).collect();
+                opening.sort_by_key(|(key, flow)| order(key, flow));
                 for (key, flow) in opening {
                     let flow = Flow { state: FlowState::ESTABLISHED, ..flow };
                     dataplane.hash($flows).insert(key, flow, 0).expect("room");
