@@ -17,6 +17,8 @@ pub const FRAGMENTS: u32 = 8_192;
 pub const ENDPOINTS: u32 = 1_024;
 /// Links to the outside.
 pub const UPLINKS: u32 = 64;
+/// Next hops that each CPU remembers, by family; a power of two.
+pub const NEXT_HOPS: u32 = 256;
 /// Other nodes whose tunnelled packets are taken, by family.
 pub const TUNNEL_PEERS: u32 = 16_384;
 /// Sockets that were translated and not yet forgotten, by family (least recently used go first).

@@ -15,12 +15,13 @@ use weir_dataplane_ebpf::{
     Frontend, FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Scope, SocketPeer, SocketPeerKey, Traffic,
     TrafficKey, Uplink, filter,
     maps::{
-        AFFINITY, BACKENDS, ENDPOINTS, EVENTS_BYTES, FLOWS, FRAGMENTS, FRONTENDS, MAGLEV_SLOTS, NODE_PORTS,
-        OPENING_FLOWS, SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TRAFFIC, TUNNEL_PEERS, UPLINKS,
+        AFFINITY, BACKENDS, ENDPOINTS, EVENTS_BYTES, FLOWS, FRAGMENTS, FRONTENDS, MAGLEV_SLOTS, NEXT_HOPS,
+        NODE_PORTS, OPENING_FLOWS, SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TRAFFIC, TUNNEL_PEERS,
+        UPLINKS,
     },
 };
 
-use crate::{affinity::Choices, parse::TcpFlags, source_range::Ranges, walk::Extent};
+use crate::{affinity::Choices, parse::TcpFlags, route::NextHop, source_range::Ranges, walk::Extent};
 
 #[map(name = "maglev")]
 pub static MAGLEV: Array<u32> = Array::with_max_entries(MAGLEV_SLOTS, 0);
@@ -121,6 +122,8 @@ pub trait Family: Address {
     fn source_ranges() -> &'static Ranges<Self>;
     /// Other nodes whose tunnelled packets are taken.
     fn tunnel_peers() -> &'static HashMap<Self, u32>;
+    /// Next hops that this CPU was told lately, by their destination's hash.
+    fn next_hops() -> &'static PerCpuArray<NextHop<Self>>;
     /// This CPU's draft of a new flow.
     fn draft() -> Option<*mut Draft<Self>>;
     /// The node's own address in the pod network.
@@ -130,7 +133,7 @@ pub trait Family: Address {
 }
 
 macro_rules! family {
-    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $opening:literal, $fragments:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $peers_map:literal, $draft:literal) => {
+    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $opening:literal, $fragments:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $peers_map:literal, $next_hops:literal, $draft:literal) => {
         mod $module {
             use super::*;
 
@@ -165,6 +168,9 @@ macro_rules! family {
             #[map(name = $peers_map)]
             pub(super) static TUNNEL_PEERS_MAP: HashMap<$address, u32> =
                 HashMap::with_max_entries(TUNNEL_PEERS, 0);
+            #[map(name = $next_hops)]
+            pub(super) static NEXT_HOPS_MAP: PerCpuArray<NextHop<$address>> =
+                PerCpuArray::with_max_entries(NEXT_HOPS, 0);
             #[map(name = $draft)]
             pub(super) static DRAFT_MAP: PerCpuArray<Draft<$address>> = PerCpuArray::with_max_entries(1, 0);
         }
@@ -226,6 +232,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn next_hops() -> &'static PerCpuArray<NextHop<Self>> {
+                &$module::NEXT_HOPS_MAP
+            }
+
+            #[inline(always)]
             fn draft() -> Option<*mut Draft<Self>> {
                 $module::DRAFT_MAP.get_ptr_mut(0)
             }
@@ -259,6 +270,7 @@ family!(
     "socket_affinity_v4",
     "source_ranges_v4",
     "tunnel_peers_v4",
+    "next_hops_v4",
     "draft_v4"
 );
 family!(
@@ -277,5 +289,6 @@ family!(
     "socket_affinity_v6",
     "source_ranges_v6",
     "tunnel_peers_v6",
+    "next_hops_v6",
     "draft_v6"
 );
