@@ -178,7 +178,11 @@ impl Agent {
         // Before anything is attached: a program that finds no flags does nothing.
         write_node_config(&maps, config.socket_lb, &[])?;
         reconcile::prepare_filter(&maps)?;
-        programs.attach(&Targets { uplinks: &uplinks, cgroup: cgroup.as_deref() })?;
+        programs.attach(&Targets {
+            uplinks: &uplinks,
+            acceleration: config.xdp,
+            cgroup: cgroup.as_deref(),
+        })?;
         node::enable_forwarding(&paths)?;
         node::keep_inside(&netlink, &config).await?;
         let names: Vec<&str> = uplinks.iter().map(|link| link.name.as_str()).collect();

@@ -15,6 +15,7 @@ use weir_dataplane::{
     kernel::{
         attach::{Programs, Targets},
         maps::Maps,
+        xdp::Acceleration,
     },
     netlink::Netlink,
     node,
@@ -39,6 +40,8 @@ pub(crate) struct TestNode {
     pub(crate) cgroup: Cgroup,
     run_dir: tempfile::TempDir,
     pub(crate) socket_lb: bool,
+    /// Where XDP runs, from the next start on: in the stack unless a test says otherwise, so that it is in the way.
+    pub(crate) acceleration: Acceleration,
     uplinks: Vec<String>,
     pub(crate) store: Store,
     /// What the last round had to say, as the Events about it begin: `object: complaint`.
@@ -76,6 +79,7 @@ impl TestNode {
             cgroup,
             run_dir,
             socket_lb,
+            acceleration: Acceleration::Generic,
             uplinks,
             store,
             complaints: Vec::new(),
@@ -108,6 +112,7 @@ impl TestNode {
     /// What an agent does when it starts; an earlier one's work is adopted.
     pub(crate) fn start(&mut self) {
         let (paths, socket_lb, cgroup) = (self.paths(), self.socket_lb, self.cgroup.path());
+        let acceleration = self.acceleration;
         let named = Uplinks::Named(self.uplinks.clone());
         let agent = self.namespace.inside(|| {
             block_on(async {
@@ -126,7 +131,7 @@ impl TestNode {
                 node::write_uplinks(&maps, &addresses).unwrap();
                 let cgroup = socket_lb.then_some(cgroup);
                 programs
-                    .attach(&Targets { uplinks: &uplinks, cgroup })
+                    .attach(&Targets { uplinks: &uplinks, acceleration, cgroup })
                     .unwrap_or_else(|error| panic!("{error}"));
                 node::enable_forwarding(&paths).unwrap();
                 node::keep_inside(&netlink, &config).await.unwrap();

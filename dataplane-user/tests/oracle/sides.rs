@@ -10,6 +10,7 @@ use weir_dataplane::{
     kernel::{
         attach::{Programs, Targets},
         maps::{self, Maps, Table},
+        xdp::Acceleration,
     },
     netlink::Netlink,
     node,
@@ -72,7 +73,11 @@ impl Weir {
                 node::write_uplinks(&maps, &node::uplink_addresses(&netlink, &uplinks).await.unwrap())
                     .unwrap();
                 programs
-                    .attach(&Targets { uplinks: &uplinks, cgroup: Some(cgroup) })
+                    .attach(&Targets {
+                        uplinks: &uplinks,
+                        acceleration: Acceleration::Generic,
+                        cgroup: Some(cgroup),
+                    })
                     .unwrap_or_else(|error| panic!("{error}"));
                 node::enable_forwarding(&paths).unwrap();
                 node::keep_inside(&netlink, &config).await.unwrap();
