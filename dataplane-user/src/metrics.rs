@@ -17,7 +17,10 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
-use weir_dataplane_ebpf::{Count, maps::NODE_PORTS};
+use weir_dataplane_ebpf::{
+    Count,
+    maps::{CLUSTER_IPS, NODE_PORTS},
+};
 
 use crate::{
     plan::{Limits, PortName, Usage, model::protocol_name},
@@ -175,6 +178,7 @@ impl Metrics {
             ("source_ranges_v4", usage.source_ranges[0], limits.source_ranges),
             ("source_ranges_v6", usage.source_ranges[1], limits.source_ranges),
             ("node_ports", usage.node_ports, NODE_PORTS),
+            ("cluster_ips", usage.cluster_ips, 2 * CLUSTER_IPS),
         ];
         for (map, used, bound) in rows {
             self.set_fill(map, used, bound);

@@ -21,7 +21,7 @@ use crate::{
     names::NameTable,
     paths::Paths,
     plan::{
-        Adopted, AdoptedBackend, Batch, Books, Limits, Plan, PortName, Problem, Step,
+        Adopted, AdoptedBackend, Batch, Books, Limits, Plan, PortName, Problem, Step, any_port,
         model::{NodePort, ServiceKey},
     },
     sockets::{Peer, PortInUse},
@@ -343,6 +343,8 @@ pub fn prepare_filter(maps: &Maps) -> Result<(), TableError> {
     adopt_family(&maps.v4, &mut adopted)?;
     adopt_family(&maps.v6, &mut adopted)?;
     let frontends = adopted.frontends.iter().map(|(it, _)| SocketAddr::new(it.address, it.port));
+    let cluster_ips = adopted.cluster_ips.iter().map(|address| any_port(*address));
+    let frontends = frontends.chain(cluster_ips);
     let backends = adopted.backends.iter().map(|backend| backend.address);
     let mut filter = read_filter(maps, 0)?;
     // A flow outlives its frontend, whose bit nobody has set in a new map.
@@ -419,6 +421,8 @@ impl RegionReader {
 fn adopt_family<A: Family>(maps: &FamilyMaps<A>, adopted: &mut Adopted) -> Result<(), TableError> {
     let frontends: Vec<(FrontendKey<A>, Frontend)> = maps.frontends.entries()?;
     adopted.frontends.extend(frontends.into_iter().map(|(key, value)| (frontend_address(key), value)));
+    let cluster_ips = maps.cluster_ips.entries()?;
+    adopted.cluster_ips.extend(cluster_ips.into_iter().map(|(address, _)| address.ip()));
     let ranges = maps.source_ranges.entries()?;
     adopted.source_ranges.extend(ranges.into_iter().map(|(key, _)| source_range(key)));
     for (id, backend) in maps.backends.entries()? {

@@ -227,6 +227,8 @@ family!(Ip6, V6, "v6");
 pub struct FamilyMaps<A> {
     /// Frontends by address.
     pub frontends: Table<FrontendKey<A>, Frontend>,
+    /// Addresses that services have inside the cluster.
+    pub cluster_ips: Table<A, u32>,
     /// Backends by id.
     pub backends: Table<u32, Backend<A>>,
     /// Flows that both sides have spoken of, by tuple.
@@ -276,6 +278,7 @@ impl<A: Family> FamilyMaps<A> {
         let path = |name: &str| paths.map(&format!("{name}_{}", A::SUFFIX));
         Ok(Self {
             frontends: Table::open(&path("frontends"))?,
+            cluster_ips: Table::open(&path("cluster_ips"))?,
             backends: Table::open(&path("backends"))?,
             flows: Table::open(&path("flows"))?,
             opening: Table::open(&path("opening"))?,
@@ -310,6 +313,7 @@ impl<A: Family> FamilyMaps<A> {
         let (mut ids, mut backends) = (Vec::new(), Vec::new());
         let (mut keys, mut values, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         let (mut admitted, mut refused) = (Vec::new(), Vec::new());
+        let (mut known, mut unknown) = (Vec::new(), Vec::new());
         for step in steps {
             match step {
                 Step::WriteBackend { id, address, local, node } => {
@@ -333,6 +337,8 @@ impl<A: Family> FamilyMaps<A> {
                     values.push(*value);
                 }
                 Step::RemoveFrontend { address } => gone.extend(frontend_key::<A>(*address)),
+                Step::WriteClusterIp { address } => known.extend(A::of(*address)),
+                Step::RemoveClusterIp { address } => unknown.extend(A::of(*address)),
                 Step::WriteSourceRange { service, range } => {
                     admitted.extend(source_range_key::<A>(*service, *range));
                 }
@@ -349,6 +355,8 @@ impl<A: Family> FamilyMaps<A> {
         self.source_ranges.write(&admitted, &vec![0; admitted.len()])?;
         self.frontends.write(&keys, &values)?;
         self.frontends.remove(&gone)?;
+        self.cluster_ips.write(&known, &vec![0; known.len()])?;
+        self.cluster_ips.remove(&unknown)?;
         self.source_ranges.remove(&refused)
     }
 }

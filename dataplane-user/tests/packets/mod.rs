@@ -105,6 +105,9 @@ pub(crate) trait Family: Address + Pod {
     fn insert_frontend(dataplane: &mut Dataplane, key: FrontendKey<Self>, value: Frontend);
     fn set_backend(dataplane: &mut Dataplane, id: u32, value: Backend<Self>);
     fn insert_endpoint(dataplane: &mut Dataplane, ip: Self, value: Endpoint);
+    fn insert_cluster_ip(dataplane: &mut Dataplane, address: Self);
+    /// Takes it away; its bit in the filter stays.
+    fn remove_cluster_ip(dataplane: &mut Dataplane, address: Self);
     /// Takes tunnelled packets from a node.
     fn add_tunnel_peer(dataplane: &mut Dataplane, node: Self);
     fn flow(dataplane: &mut Dataplane, key: &FlowKey<Self>) -> Option<Flow<Self>>;
@@ -120,7 +123,7 @@ pub(crate) trait Family: Address + Pod {
 }
 
 macro_rules! family {
-    ($address:ty, $variant:ident, $frontends:literal, $backends:literal, $endpoints:literal, $flows:literal, $opening:literal, $peers:literal) => {
+    ($address:ty, $variant:ident, $frontends:literal, $cluster_ips:literal, $backends:literal, $endpoints:literal, $flows:literal, $opening:literal, $peers:literal) => {
         impl Family for $address {
             fn parse(ip: IpAddr) -> Self {
                 match ip {
@@ -132,6 +135,15 @@ macro_rules! family {
             fn insert_frontend(dataplane: &mut Dataplane, key: FrontendKey<Self>, value: Frontend) {
                 dataplane.widen_filter(key.address, key.port);
                 dataplane.hash($frontends).insert(key, value, 0).expect("room");
+            }
+
+            fn insert_cluster_ip(dataplane: &mut Dataplane, address: Self) {
+                dataplane.widen_filter(address, filter::ANY_PORT);
+                dataplane.hash($cluster_ips).insert(address, 0_u32, 0).expect("room");
+            }
+
+            fn remove_cluster_ip(dataplane: &mut Dataplane, address: Self) {
+                dataplane.hash::<_, u32>($cluster_ips).remove(&address).expect("it is there");
             }
 
             fn set_backend(dataplane: &mut Dataplane, id: u32, value: Backend<Self>) {
@@ -192,8 +204,28 @@ macro_rules! family {
     };
 }
 
-family!(Ip4, V4, "frontends_v4", "backends_v4", "endpoints_v4", "flows_v4", "opening_v4", "tunnel_peers_v4");
-family!(Ip6, V6, "frontends_v6", "backends_v6", "endpoints_v6", "flows_v6", "opening_v6", "tunnel_peers_v6");
+family!(
+    Ip4,
+    V4,
+    "frontends_v4",
+    "cluster_ips_v4",
+    "backends_v4",
+    "endpoints_v4",
+    "flows_v4",
+    "opening_v4",
+    "tunnel_peers_v4"
+);
+family!(
+    Ip6,
+    V6,
+    "frontends_v6",
+    "cluster_ips_v6",
+    "backends_v6",
+    "endpoints_v6",
+    "flows_v6",
+    "opening_v6",
+    "tunnel_peers_v6"
+);
 
 fn socket(text: &str) -> SocketAddr {
     text.parse().unwrap_or_else(|_| panic!("`{text}` is no ADDRESS:PORT"))
@@ -305,6 +337,12 @@ impl Dataplane {
         };
         A::insert_frontend(self, key, value);
         Service { first_backend: first, value }
+    }
+
+    /// Makes an address one that services have inside the cluster.
+    pub(crate) fn cluster_ip<A: Family>(&mut self, ip: &str) {
+        let address = A::parse(ip.parse().expect("an address"));
+        A::insert_cluster_ip(self, address);
     }
 
     pub(crate) fn set_backend<A: Family>(&mut self, id: u32, text: &str, flags: u16) {

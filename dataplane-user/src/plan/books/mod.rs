@@ -9,7 +9,7 @@ mod tables;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use weir_dataplane_ebpf::Frontend;
@@ -20,12 +20,12 @@ use super::{
     desired::DesiredPort,
     ids::Ids,
     limits::{Limits, Usage},
-    model::{FrontendAddress, OwnerKind, PortName, ServiceKey},
-    node_ports::NodePorts,
+    marks::Marks,
+    model::{FrontendAddress, NodePort, OwnerKind, PortName, ServiceKey},
     outcome::{Plan, Problem},
     regions::Regions,
     source_ranges::SourceRanges,
-    step::Step,
+    step::{Step, any_port},
 };
 use crate::cidr::Cidr;
 
@@ -64,7 +64,8 @@ pub struct Books {
     regions: HashMap<u32, Region>,
     slots: Regions,
     source_ranges: SourceRanges,
-    node_ports: NodePorts,
+    node_ports: Marks<NodePort>,
+    cluster_ips: Marks<IpAddr>,
     retired: VecDeque<(u64, Retired)>,
     next_service: u32,
 }
@@ -85,7 +86,8 @@ impl Books {
             regions: HashMap::new(),
             slots: Regions::new(limits.slots),
             source_ranges: SourceRanges::new(limits.source_ranges),
-            node_ports: NodePorts::default(),
+            node_ports: Marks::default(),
+            cluster_ips: Marks::default(),
             retired: VecDeque::new(),
             next_service: 1,
         }
@@ -103,14 +105,16 @@ impl Books {
             backends: [self.backend_ids[0].used(), self.backend_ids[1].used()],
             slots: self.slots.used(),
             node_ports: self.node_ports.used(),
+            cluster_ips: self.cluster_ips.used(),
             source_ranges: self.source_ranges.used(),
         }
     }
 
-    /// What packets to or from can be a service's: all frontends and backends, by address and port.
+    /// What packets to or from can be a service's: all frontends, cluster IPs and backends, by address and port.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         let frontends = self.frontends.keys().map(|it| SocketAddr::new(it.address, it.port));
-        frontends.chain(self.backends.keys().copied())
+        let cluster_ips = self.cluster_ips.written().iter().map(|address| any_port(*address));
+        frontends.chain(cluster_ips).chain(self.backends.keys().copied())
     }
 
     /// Ids of backends that are in use, by family, for those who ask whether a flow's backend still is.
@@ -291,6 +295,7 @@ impl Books {
             return;
         }
         self.node_ports.change(address, old.as_ref(), Some(&value), &mut plan.steps);
+        self.cluster_ips.change(address, old.as_ref(), Some(&value), &mut plan.steps);
         if value.backends > 0
             && let Some(region) = self.regions.get_mut(&value.maglev_offset)
         {
@@ -308,6 +313,7 @@ impl Books {
         self.frontend_counts[usize::from(!address.address.is_ipv4())] -= 1;
         self.leave_region(&old, now_ms);
         self.node_ports.change(address, Some(&old), None, &mut plan.steps);
+        self.cluster_ips.change(address, Some(&old), None, &mut plan.steps);
         plan.steps.push(Step::RemoveFrontend { address });
         plan.again.extend(self.waiting.remove(&address).unwrap_or_default());
     }

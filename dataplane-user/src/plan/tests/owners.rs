@@ -85,7 +85,7 @@ fn guards_of_nobody_go_and_those_that_an_older_agent_did_not_make_come() {
     let mut books = world.adopt();
     assert_eq!(books.plan(&key(1), &ports(1, &[1]), 0), Plan::default());
     let plan = books.sweep(0);
-    assert_eq!(plan.steps.iter().map(Step::phase).collect::<Vec<_>>(), [3, 6]);
+    assert_eq!(plan.steps.iter().map(Step::phase).collect::<Vec<_>>(), [3, 8]);
     for step in &plan.steps {
         match step {
             Step::WriteNodePort { port } => drop(world.node_ports.insert(*port)),
