@@ -93,6 +93,8 @@ pub struct Metrics {
     pub(crate) health_check_listeners: Gauge,
     /// Flow entries that garbage collection removed.
     pub(crate) flows_removed: Counter,
+    /// Entries of UDP flows to endpoints that their service lost.
+    pub(crate) flows_lost: Counter,
     /// Sockets that were led to a backend which is gone.
     pub(crate) sockets_destroyed: Counter,
     /// One pass over the flows.
@@ -147,6 +149,11 @@ impl Metrics {
             ),
             events_dropped: registered(r, "events_dropped", "Events not written: the queue was full"),
             flows_removed: registered(r, "flows_removed", "Flow entries that were over"),
+            flows_lost: registered(
+                r,
+                "udp_flows_lost",
+                "Flow entries of UDP that went with the endpoint of their service",
+            ),
             sockets_destroyed: registered(
                 r,
                 "sockets_destroyed",

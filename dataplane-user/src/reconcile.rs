@@ -14,7 +14,7 @@ use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey, Protocol, node_port_at
 use crate::{
     check::{Checker, Compared, Drift},
     filter::{Bits, Filter},
-    flows,
+    flows::{self, Lost},
     health_checks::HealthCheckError,
     kernel::maps::{Family, FamilyMaps, Maps, TableError, backend_address, frontend_address, source_range},
     metrics::Metrics,
@@ -79,6 +79,8 @@ pub struct Outcome {
     pub blocked: BTreeSet<ServiceKey>,
     /// Ports of the node that are services' from now on, with their owners.
     pub guarded: Vec<(ServiceKey, NodePort)>,
+    /// Service ids of UDP ports that have lost endpoints: flows to those are over ([`Reconciler::lost`]).
+    pub lost: BTreeSet<u32>,
     /// Map writes.
     pub steps: usize,
 }
@@ -163,6 +165,14 @@ impl Reconciler {
             !of_service.contains(&peer.backend)
         });
         stale.collect()
+    }
+
+    /// Who serves these UDP ports, which have lost endpoints, as the maps say now. Nobody is judged while those must be read
+    /// first: the round that does so names every port that may have lost something.
+    pub fn lost(&self, services: &BTreeSet<u32>) -> Lost {
+        let Some((books, _)) = &self.books else { return Lost::default() };
+        let serving = |id: &u32| (*id, books.serving(*id).cloned().unwrap_or_default());
+        Lost::new(services.iter().map(serving))
     }
 
     fn try_sync(&mut self, store: &Store, dirty: BTreeSet<ServiceKey>) -> Result<Outcome, SyncError> {
@@ -280,6 +290,7 @@ impl Round {
 
     fn add_steps(&mut self, plan: Plan) {
         self.batch.push(plan.steps);
+        self.outcome.lost.extend(plan.lost);
         for name in plan.names {
             if name.1.is_some() { self.new_names.push(name) } else { self.old_names.push(name) }
         }

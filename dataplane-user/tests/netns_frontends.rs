@@ -93,7 +93,8 @@ fn an_unknown_port_or_address_of_the_service_range_is_refused_at_once() {
     // The client's socket is connected, and hears of the ICMP error.
     let unheard = |to: SocketAddr| {
         let started = Instant::now();
-        let error = pod.inside(|| ask_udp(pod_address.into(), to, PATIENCE)).expect_err("nobody is there");
+        let error =
+            pod.inside(|| ask_udp((pod_address, 0).into(), to, PATIENCE)).expect_err("nobody is there");
         assert!(started.elapsed() < PATIENCE, "{to}: no answer");
         error.kind()
     };

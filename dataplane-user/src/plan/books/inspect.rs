@@ -61,6 +61,11 @@ impl Books {
         self.source_ranges.all()
     }
 
+    /// Ids of the backends that serve a UDP port; nothing when its service id means nothing any more.
+    pub fn serving(&self, service: u32) -> Option<&BTreeSet<u32>> {
+        self.services.get(self.owner(service)?)?.serving.get(&service)
+    }
+
     /// Whose port a service id is.
     pub fn owner(&self, service: u32) -> Option<&ServiceKey> {
         self.owners.get(&service)

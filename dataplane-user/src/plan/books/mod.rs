@@ -12,7 +12,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use weir_dataplane_ebpf::Frontend;
+use weir_dataplane_ebpf::{Frontend, Protocol};
 
 pub use self::adopt::{Adopted, AdoptedBackend};
 use self::{backends::Backend, tables::Region};
@@ -39,6 +39,8 @@ struct Programmed {
     frontends: Vec<FrontendAddress>,
     backends: Vec<SocketAddr>,
     ports: Vec<(PortName, u32)>,
+    /// Ids of backends that serve, for each UDP port by its service id. Nothing for a port that an earlier agent programmed.
+    serving: HashMap<u32, BTreeSet<u32>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -139,14 +141,19 @@ impl Books {
         for port in ports {
             let service = self.service_id(key, port, &old, &mut new, &mut plan);
             self.admit(service, &port.source_ranges, &mut plan);
+            self.note_serving(service, port, &old, &mut new, &mut plan);
             self.point_frontends(key, port, service, &mut new, &mut plan, now_ms);
         }
         let kept: BTreeSet<FrontendAddress> = new.frontends.iter().copied().collect();
         for address in old.frontends.iter().filter(|address| !kept.contains(address)) {
             self.remove_frontend(*address, &mut plan, now_ms);
         }
-        for (_, id) in old.ports.iter().filter(|(name, _)| !new.ports.iter().any(|(kept, _)| kept == name)) {
+        for (name, id) in old.ports.iter().filter(|(name, _)| !new.ports.iter().any(|(kept, _)| kept == name))
+        {
             self.owners.remove(id);
+            if Protocol(name.protocol) == Protocol::UDP {
+                plan.lost.insert(*id);
+            }
             self.admit(*id, &BTreeSet::new(), &mut plan);
             plan.names.push((*id, None));
         }

@@ -5,21 +5,27 @@
 //! that a packet which came meanwhile saves its flow. Both halves of a flow are kept alive by either (the programs see
 //! to that); each is judged alone, and the one that is left repairs the other.
 
+mod clock;
+mod datagrams;
+mod passes;
+
 use std::{
     collections::{HashMap, HashSet},
     hash::BuildHasher,
     net::SocketAddr,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use weir_dataplane_ebpf::{Backend, Flow, FlowKey, FlowState, Protocol};
 
+pub(crate) use self::passes::{Passes, Progress, Setting};
+pub use self::{
+    clock::TickClock,
+    datagrams::{Lost, forget},
+};
 use crate::{
     filter::Bits,
-    kernel::{
-        maps::{Family, FamilyMaps, Maps, Table, TableError, backend_address},
-        sys::Jiffies,
-    },
+    kernel::maps::{Family, FamilyMaps, Maps, Table, TableError, backend_address},
     traffic::Ledger,
 };
 
@@ -55,34 +61,6 @@ pub fn state_name(state: FlowState) -> &'static str {
         FlowState::ESTABLISHED => "established",
         FlowState::CLOSING => "closing",
         _ => "closed",
-    }
-}
-
-/// The kernel's tick as a clock: its rate is not told anywhere, so it is measured.
-#[derive(Debug)]
-pub struct TickClock {
-    jiffies: Jiffies,
-    first: (Instant, u32),
-}
-
-/// Two readings this far apart tell the rate to a percent.
-const SHORTEST_MEASUREMENT: Duration = Duration::from_millis(400);
-
-impl TickClock {
-    /// Takes the first reading.
-    pub fn start() -> std::io::Result<Self> {
-        let jiffies = Jiffies::new()?;
-        let first = (Instant::now(), jiffies.now()?);
-        Ok(Self { jiffies, first })
-    }
-
-    /// The tick now, and how many there are in a second. Nothing while it is too early to tell.
-    pub fn read(&self) -> std::io::Result<Option<(u32, f64)>> {
-        let (elapsed, now) = (self.first.0.elapsed(), self.jiffies.now()?);
-        if elapsed < SHORTEST_MEASUREMENT {
-            return Ok(None);
-        }
-        Ok(Some((now, f64::from(now.wrapping_sub(self.first.1)) / elapsed.as_secs_f64())))
     }
 }
 
@@ -131,6 +109,7 @@ fn is_over<A: Family>(
 struct Collector<'a> {
     now: u32,
     ticks_per_s: f64,
+    lost: &'a Lost,
     ledger: &'a mut Ledger,
     uses: Bits,
     removed: u64,
@@ -179,7 +158,9 @@ impl Collector<'_> {
             }
             let backends = known.backends()?;
             let (now, rate) = (self.now, self.ticks_per_s);
-            let over = |key: &FlowKey<A>, flow: &Flow<A>| is_over(key, flow, now, rate, backends);
+            let over = |key: &FlowKey<A>, flow: &Flow<A>| {
+                self.lost.has(key, flow) || is_over(key, flow, now, rate, backends)
+            };
             let mut gone = Vec::new();
             for (key, flow) in &batch {
                 // Once more, now: the batch is some milliseconds old.
@@ -200,17 +181,19 @@ impl Collector<'_> {
     }
 }
 
-/// Removes what is over from both families' tables, and adds up the traffic of `services`, those whose ids mean something.
+/// Removes what is over, or lost, from both families' tables, and adds up the traffic of `services`, those whose ids mean
+/// something.
 pub fn pass(
     maps: &Maps,
     now: u32,
     ticks_per_s: f64,
     ledger: &mut Ledger,
     services: &HashSet<u32, impl BuildHasher>,
+    lost: &Lost,
 ) -> Result<Pass, TableError> {
     let (v4, v6) = (&maps.v4, &maps.v6);
     let (mut known_v4, mut known_v6) = (Known::new(v4), Known::new(v6));
-    let mut pass = Collector { now, ticks_per_s, ledger, uses: Bits::default(), removed: 0 };
+    let mut pass = Collector { now, ticks_per_s, lost, ledger, uses: Bits::default(), removed: 0 };
     let opening = [pass.collect(&v4.opening, &mut known_v4)?, pass.collect(&v6.opening, &mut known_v6)?];
     let live = [pass.collect(&v4.flows, &mut known_v4)?, pass.collect(&v6.flows, &mut known_v6)?];
     let Collector { uses, removed, ledger, .. } = pass;
