@@ -93,6 +93,10 @@ pub struct Metrics {
     pub(crate) health_check_listeners: Gauge,
     /// Flow entries that garbage collection removed.
     pub(crate) flows_removed: Counter,
+    /// Those among them that would have stayed in an emptier table.
+    pub(crate) flows_removed_early: Counter,
+    /// Passes over the flows that came before their time.
+    pub(crate) early_passes: Counter,
     /// Entries of UDP flows to endpoints that their service lost.
     pub(crate) flows_lost: Counter,
     /// Sockets that were led to a backend which is gone.
@@ -149,6 +153,16 @@ impl Metrics {
             ),
             events_dropped: registered(r, "events_dropped", "Events not written: the queue was full"),
             flows_removed: registered(r, "flows_removed", "Flow entries that were over"),
+            flows_removed_early: registered(
+                r,
+                "flows_removed_early",
+                "Entries of closed flows that made room in a crowded table",
+            ),
+            early_passes: registered(
+                r,
+                "early_flow_passes",
+                "Passes over the flow tables that came early, since one was crowded",
+            ),
             flows_lost: registered(
                 r,
                 "udp_flows_lost",

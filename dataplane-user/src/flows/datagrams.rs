@@ -6,7 +6,7 @@
 //! kube-proxy clears the kernel's connection tracking of the same flows, and of UDP alone (`CleanStaleEntries`): an SCTP
 //! association ends as a TCP connection does.
 //!
-//! It costs nothing until a UDP port loses an endpoint. Then the flow tables are read once, at once, and the next pass looks
+//! It costs nothing until a UDP port loses an endpoint. Then the flow tables are read once, at once, and the next regular pass looks
 //! once more: a packet in flight may have chosen by the old table, or made one half of a flow again from the other.
 
 use std::collections::{BTreeSet, HashMap, HashSet};

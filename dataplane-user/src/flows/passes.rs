@@ -6,13 +6,14 @@ use std::{
 };
 
 use tokio::{
+    select,
     task::{JoinHandle, spawn_blocking},
     time::{Interval, MissedTickBehavior, interval},
 };
 use tracing::{debug, warn};
 use weir_dataplane_ebpf::maps::{FLOWS, OPENING_FLOWS, TRAFFIC};
 
-use super::{Lost, PASS_INTERVAL, forget, pass};
+use super::{LOOK_INTERVAL, Lost, PASS_INTERVAL, forget, is_crowded, pass};
 use crate::{
     filter::Bits,
     kernel::maps::{Maps, TableError},
@@ -23,7 +24,7 @@ use crate::{
 /// What a pass asks the agent.
 #[derive(Debug)]
 pub(crate) enum Progress {
-    /// A pass is due; the answer goes to [`Passes::begin`]. These services have lost UDP endpoints since the last one.
+    /// A pass is due; the answer goes to [`Passes::begin`]. These services have lost UDP endpoints since the last regular one.
     Due(BTreeSet<u32>),
     /// These services have just lost UDP endpoints; the answer goes to [`Passes::forget`].
     Lost(BTreeSet<u32>),
@@ -53,9 +54,10 @@ pub(crate) struct Passes {
     /// The traffic that passes add up. Held by one pass for as long as it takes.
     ledger: Arc<Mutex<Ledger>>,
     regular: Interval,
+    looks: Interval,
     /// Services whose flows are to be looked at at once.
     lost: BTreeSet<u32>,
-    /// And those that the next pass looks at once more.
+    /// And those that the next regular pass looks at once more.
     again: BTreeSet<u32>,
     running: Option<JoinHandle<Done>>,
 }
@@ -63,14 +65,16 @@ pub(crate) struct Passes {
 impl Passes {
     /// Goes on where the maps stand.
     pub(crate) fn new(maps: Arc<Maps>, metrics: Metrics) -> Result<Self, TableError> {
-        let mut regular = interval(PASS_INTERVAL);
+        let [mut regular, mut looks] = [PASS_INTERVAL, LOOK_INTERVAL].map(interval);
         regular.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ledger = Arc::new(Mutex::new(Ledger::adopt(&maps)?));
         Ok(Self {
             maps,
             metrics,
             ledger,
             regular,
+            looks,
             lost: BTreeSet::new(),
             again: BTreeSet::new(),
             running: None,
@@ -84,23 +88,39 @@ impl Passes {
 
     /// The next thing to do. May be dropped and asked again.
     pub(crate) async fn progress(&mut self) -> Progress {
-        if let Some(running) = &mut self.running {
-            let done = running.await;
-            self.running = None;
-            match done {
-                Ok(Ok(Some(progress))) => return progress,
-                Ok(Ok(None)) => {}
-                Ok(Err(error)) => warn!(%error, "cannot look after flows"),
-                Err(error) => warn!(%error, "a pass over the flows ended early"),
+        loop {
+            if let Some(running) = &mut self.running {
+                let done = running.await;
+                self.running = None;
+                // Passes that take long leave the machine some time between them.
+                self.looks.reset();
+                match done {
+                    Ok(Ok(Some(progress))) => return progress,
+                    Ok(Ok(None)) => {}
+                    Ok(Err(error)) => warn!(%error, "cannot look after flows"),
+                    Err(error) => warn!(%error, "a pass over the flows ended early"),
+                }
+            }
+            if !self.lost.is_empty() {
+                let lost = std::mem::take(&mut self.lost);
+                self.again.extend(&lost);
+                return Progress::Lost(lost);
+            }
+            select! {
+                _ = self.regular.tick() => return Progress::Due(std::mem::take(&mut self.again)),
+                _ = self.looks.tick() => self.look(),
             }
         }
-        if !self.lost.is_empty() {
-            let lost = std::mem::take(&mut self.lost);
-            self.again.extend(&lost);
-            return Progress::Lost(lost);
-        }
-        self.regular.tick().await;
-        Progress::Due(std::mem::take(&mut self.again))
+    }
+
+    /// Looks whether a pass must come before its time.
+    fn look(&mut self) {
+        let (maps, metrics) = (Arc::clone(&self.maps), self.metrics.clone());
+        self.running = Some(spawn_blocking(move || {
+            let crowded = is_crowded(&maps)?;
+            metrics.early_passes.inc_by(u64::from(crowded));
+            Ok(crowded.then(|| Progress::Due(BTreeSet::new())))
+        }));
     }
 
     /// Ends the UDP flows that services have lost.
@@ -128,6 +148,7 @@ impl Passes {
             let drops = maps.drops()?;
             observe(&metrics.flow_pass, started.elapsed());
             metrics.flows_removed.inc_by(pass.removed);
+            metrics.flows_removed_early.inc_by(pass.early);
             metrics.set_fill("flows_v4", pass.live[0], FLOWS);
             metrics.set_fill("flows_v6", pass.live[1], FLOWS);
             metrics.set_fill("opening_v4", pass.opening[0], OPENING_FLOWS);

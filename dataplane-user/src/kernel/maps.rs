@@ -29,6 +29,9 @@ use crate::{
     },
 };
 
+/// Buckets of a hash map that tell how full it is.
+const SAMPLED_BUCKETS: u32 = 4_096;
+
 /// A map that cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} map {map}: {source}")]
@@ -106,6 +109,21 @@ impl<K: Pod, V: Pod> Table<K, V> {
         };
         let entries = batches.next().transpose().map_err(|error| self.failed("read", error))?;
         Ok((entries.unwrap_or_default(), batches.cursor()))
+    }
+
+    /// How full a hash map is, from 0 to 1: by its last [`SAMPLED_BUCKETS`] buckets, over which entries lie evenly. A map that has
+    /// no more is counted; of a larger one that is half full, some 2,000 entries tell the rest to two or three percent. Takes a
+    /// fraction of a millisecond, however large the map is.
+    pub fn fill(&self) -> Result<f64, TableError> {
+        // As the kernel rounds, which takes a bucket's number for the place where a batch begins.
+        let buckets = self.bound.next_power_of_two();
+        let first = buckets.saturating_sub(SAMPLED_BUCKETS);
+        let mut entries = 0;
+        for batch in sys::Batches::<K, V>::behind(self.fd(), first.to_ne_bytes().to_vec()) {
+            entries += batch.map_err(|error| self.failed("read", error))?.len();
+        }
+        let share = f64::from(buckets) / f64::from(buckets - first);
+        Ok(entries as f64 * share / f64::from(self.bound))
     }
 
     /// Writes entries, in order.

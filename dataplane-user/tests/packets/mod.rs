@@ -7,6 +7,7 @@ pub(crate) mod frame;
 use std::{
     collections::HashSet,
     net::{IpAddr, SocketAddr},
+    path::Path,
 };
 
 use aya::{
@@ -246,17 +247,25 @@ impl Dataplane {
 
     /// With a bound on entries of established flows.
     pub(crate) fn with_flows(flows: u32) -> Self {
-        Self::with_options(flows, false)
+        Self::with_options(&[("flows_v4", flows), ("flows_v6", flows)], &Options::default())
     }
 
     /// Whose programs say what they drop.
     pub(crate) fn with_packet_log() -> Self {
-        Self::with_options(1024, true)
+        Self::with_options(&[], &Options { packet_log: true, ..Options::default() })
     }
 
-    fn with_options(flows: u32, packet_log: bool) -> Self {
-        let max_entries = [("flows_v4", flows), ("flows_v6", flows), ("maglev", 4096)];
-        let options = Options { max_entries: &max_entries, packet_log, ..Options::default() };
+    /// Whose maps are pinned here, so that user space sees them as well, with these bounds.
+    pub(crate) fn pinned(pins: &Path, bounds: &[(&str, u32)]) -> Self {
+        Self::with_options(bounds, &Options { pins: Some(pins), ..Options::default() })
+    }
+
+    /// With bounds that are small where none is given.
+    fn with_options(bounds: &[(&str, u32)], options: &Options<'_>) -> Self {
+        let small = [("flows_v4", 1024), ("flows_v6", 1024), ("maglev", 4096)];
+        // The last one counts.
+        let max_entries = [&small, bounds].concat();
+        let options = Options { max_entries: &max_entries, ..*options };
         let ebpf = programs::load(&options).unwrap_or_else(|error| {
             panic!("packet tests need root: {error}: {:?}", std::error::Error::source(&error))
         });
