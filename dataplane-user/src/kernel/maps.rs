@@ -111,7 +111,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
         Ok((entries.unwrap_or_default(), batches.cursor()))
     }
 
-    /// How full a hash map is, from 0 to 1: by its last [`SAMPLED_BUCKETS`] buckets, over which entries lie evenly. A map that has
+    /// How full a hash map is, from 0 to 1: by its last `SAMPLED_BUCKETS` buckets, over which entries lie evenly. A map that has
     /// no more is counted; of a larger one that is half full, some 2,000 entries tell the rest to two or three percent. Takes a
     /// fraction of a millisecond, however large the map is.
     pub fn fill(&self) -> Result<f64, TableError> {
