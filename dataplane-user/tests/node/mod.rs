@@ -11,7 +11,7 @@ use kube::runtime::watcher::Event;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use weir_dataplane::{
-    Config, Metrics, Uplinks, cni,
+    Config, Metrics, Uplinks, cni, flows,
     kernel::{
         attach::{Programs, Targets},
         maps::Maps,
@@ -48,6 +48,8 @@ pub(crate) struct TestNode {
     pub(crate) complaints: Vec<String>,
     /// Ports that the last round gave to services.
     pub(crate) guarded: Vec<(ServiceKey, NodePort)>,
+    /// UDP ports that have lost endpoints in the last round.
+    lost: BTreeSet<u32>,
     conditions: Value,
     agent: Option<(Programs, Reconciler)>,
 }
@@ -84,6 +86,7 @@ impl TestNode {
             store,
             complaints: Vec::new(),
             guarded: Vec::new(),
+            lost: BTreeSet::new(),
             conditions: json!({}),
             agent: None,
         };
@@ -156,6 +159,7 @@ impl TestNode {
         let complaints = outcome.complaints.iter();
         self.complaints = complaints.map(|(key, complaint)| format!("{key}: {complaint}")).collect();
         self.guarded = outcome.guarded;
+        self.lost = outcome.lost;
         self.complaints.clone()
     }
 
@@ -174,6 +178,12 @@ impl TestNode {
     pub(crate) fn stale(&self, peers: Vec<Peer>) -> Vec<Peer> {
         let (_, reconciler) = self.agent.as_ref().expect("an agent runs");
         reconciler.stale(&self.store, peers)
+    }
+
+    /// What the agent does after a round: ends UDP flows to endpoints that their service lost. How many entries they had.
+    pub(crate) fn forget(&self) -> u64 {
+        let (_, reconciler) = self.agent.as_ref().expect("an agent runs");
+        flows::forget(&self.maps(), &reconciler.lost(&self.lost)).unwrap()
     }
 
     /// A Service with TCP and UDP port 80 on 10.96.0.`n`, `NodePort` 30000 + `n`, and endpoints of this node on port 8080.
@@ -215,11 +225,20 @@ impl TestNode {
         more: &Value,
         status: &Value,
     ) {
+        self.apply(node, n, endpoints, more, status);
+        self.sync();
+    }
+
+    /// What [`TestNode::serve`] asks for, while no agent runs that would do it.
+    pub(crate) fn ask_for(&mut self, n: u8, endpoints: &[Ipv4Addr]) {
+        self.apply("here", n, endpoints, &json!({}), &json!({}));
+    }
+
+    fn apply(&mut self, node: &str, n: u8, endpoints: &[Ipv4Addr], more: &Value, status: &Value) {
         self.apply_service(n, more, status);
         let endpoint =
             |address| json!({"addresses": [address], "nodeName": node, "conditions": self.conditions});
         self.apply_slice(n, &endpoints.iter().map(endpoint).collect::<Vec<_>>());
-        self.sync();
     }
 
     fn apply_service(&mut self, n: u8, more: &Value, status: &Value) {

@@ -15,9 +15,9 @@ use weir_dataplane_ebpf::{
     Frontend, FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Scope, SocketPeer, SocketPeerKey, Traffic,
     TrafficKey, Uplink, filter,
     maps::{
-        AFFINITY, BACKENDS, ENDPOINTS, EVENTS_BYTES, FLOWS, FRAGMENTS, FRONTENDS, MAGLEV_SLOTS, NEXT_HOPS,
-        NODE_PORTS, OPENING_FLOWS, SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TRAFFIC, TUNNEL_PEERS,
-        UPLINKS,
+        AFFINITY, BACKENDS, CLUSTER_IPS, ENDPOINTS, EVENTS_BYTES, FLOWS, FRAGMENTS, FRONTENDS, MAGLEV_SLOTS,
+        NEXT_HOPS, NODE_PORTS, OPENING_FLOWS, SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TRAFFIC,
+        TUNNEL_PEERS, UPLINKS,
     },
 };
 
@@ -102,6 +102,8 @@ pub struct Draft<A> {
 pub trait Family: Address {
     /// Frontends by address, port, protocol and scope.
     fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend>;
+    /// Addresses that services have inside the cluster.
+    fn cluster_ips() -> &'static HashMap<Self, u32>;
     /// Backends by id.
     fn backends() -> &'static Array<Backend<Self>>;
     /// Flow entries by tuple, of flows that both sides have spoken of.
@@ -133,13 +135,16 @@ pub trait Family: Address {
 }
 
 macro_rules! family {
-    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $opening:literal, $fragments:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $peers_map:literal, $next_hops:literal, $draft:literal) => {
+    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $cluster_ips:literal, $backends:literal, $flows:literal, $opening:literal, $fragments:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $peers_map:literal, $next_hops:literal, $draft:literal) => {
         mod $module {
             use super::*;
 
             #[map(name = $frontends)]
             pub(super) static FRONTENDS_MAP: HashMap<FrontendKey<$address>, Frontend> =
                 HashMap::with_max_entries(FRONTENDS, 0);
+            #[map(name = $cluster_ips)]
+            pub(super) static CLUSTER_IPS_MAP: HashMap<$address, u32> =
+                HashMap::with_max_entries(CLUSTER_IPS, BPF_F_NO_PREALLOC);
             #[map(name = $backends)]
             pub(super) static BACKENDS_MAP: Array<Backend<$address>> = Array::with_max_entries(BACKENDS, 0);
             #[map(name = $flows)]
@@ -179,6 +184,11 @@ macro_rules! family {
             #[inline(always)]
             fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend> {
                 &$module::FRONTENDS_MAP
+            }
+
+            #[inline(always)]
+            fn cluster_ips() -> &'static HashMap<Self, u32> {
+                &$module::CLUSTER_IPS_MAP
             }
 
             #[inline(always)]
@@ -260,6 +270,7 @@ family!(
     address_v4,
     v4,
     "frontends_v4",
+    "cluster_ips_v4",
     "backends_v4",
     "flows_v4",
     "opening_v4",
@@ -279,6 +290,7 @@ family!(
     address_v6,
     v6,
     "frontends_v6",
+    "cluster_ips_v6",
     "backends_v6",
     "flows_v6",
     "opening_v6",
