@@ -43,6 +43,7 @@ use crate::{
     node::{self, NodeError},
     paths::Paths,
     plan::model::{NodePort, ServiceKey},
+    reasons::{self, Asked},
     reconcile::{self, Complaint, Reconciler, SyncError},
     sockets::{Progress, Reaper, in_use},
     takeover::Takeover,
@@ -142,6 +143,8 @@ struct Agent {
     health: Health,
     health_checks: HealthChecks,
     events: Events,
+    /// What `weir explain` asks.
+    questions: mpsc::Receiver<Asked>,
     /// Since when rounds have failed.
     failing_since: Option<Instant>,
     /// When the oldest change that is not in the kernel yet arrived.
@@ -195,6 +198,7 @@ impl Agent {
         let mut store = Store::new(node_name);
         store.set_direct_return(config.forwarding_mode == ForwardingMode::Dsr);
         let mut agent = Self {
+            questions: reasons::serve(&paths.reasons()),
             reaper: Reaper::new(Arc::clone(&maps), paths.clone()),
             health_checks: HealthChecks::new(health.clone()),
             health,
@@ -263,6 +267,12 @@ impl Agent {
                     continue;
                 }
                 _ = checks.tick() => if !self.check() { continue },
+                Some(Asked { question, answer }) = self.questions.recv() => {
+                    self.metrics.questions.inc();
+                    // Who asked may be gone.
+                    let _ = answer.send(reasons::answer(question, &self.store, &self.reconciler));
+                    continue;
+                }
                 Some((uses, traffic)) = self.flow_uses.1.recv() => {
                     self.metrics.set_traffic(&traffic, self.reconciler.names());
                     if let Err(error) = self.reconciler.narrow_filter(uses) {

@@ -54,7 +54,7 @@ pub async fn cleanup(run_dir: &Path) -> Result<(), CleanupError> {
     note(remove_links(&paths).await);
     note(node::restore(&paths).map_err(CleanupError::from));
     note(remove_dir(&paths.ipam()));
-    for file in [paths.names(), paths.names().with_extension("next"), paths.attach_lock()] {
+    for file in [paths.names(), paths.names().with_extension("next"), paths.reasons(), paths.attach_lock()] {
         note(remove_file(&file));
     }
     first
@@ -86,7 +86,7 @@ pub async fn detach(run_dir: &Path) -> Result<(), CleanupError> {
         remove_file(&pin)?;
     }
     bpffs::remove(&paths)?;
-    for file in [paths.names(), paths.names().with_extension("next")] {
+    for file in [paths.names(), paths.names().with_extension("next"), paths.reasons()] {
         remove_file(&file)?;
     }
     Ok(())
