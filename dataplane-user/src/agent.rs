@@ -34,7 +34,7 @@ use crate::{
     flows::{self, TickClock},
     health_checks::{Health, HealthChecks},
     kernel::{
-        attach::{AttachError, Programs, Targets},
+        attach::{AttachError, Programs, Targets, Tc},
         maps::{Maps, TableError},
         packet_log::PacketLogError,
     },
@@ -181,11 +181,12 @@ impl Agent {
         // Before anything is attached: a program that finds no flags does nothing.
         write_node_config(&maps, config.socket_lb, &[])?;
         reconcile::prepare_filter(&maps)?;
-        programs.attach(&Targets { uplinks: &uplinks, cgroup: cgroup.as_deref() })?;
+        let tc = Tc::of_kernel();
+        programs.attach(&Targets { uplinks: &uplinks, cgroup: cgroup.as_deref(), tc })?;
         node::enable_forwarding(&paths)?;
         node::keep_inside(&netlink, &config).await?;
         let names: Vec<&str> = uplinks.iter().map(|link| link.name.as_str()).collect();
-        info!(uplinks = names.join(","), socket_lb = config.socket_lb, "programs are attached");
+        info!(uplinks = names.join(","), %tc, socket_lb = config.socket_lb, "programs are attached");
 
         let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let (connection, _, addresses) = rtnetlink::new_multicast_connection(&groups)

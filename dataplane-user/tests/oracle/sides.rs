@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 use weir_dataplane::{
     Config, Metrics, Uplinks, cni,
     kernel::{
-        attach::{Programs, Targets},
+        attach::{Programs, Targets, Tc},
         maps::{self, Maps, Table},
     },
     netlink::Netlink,
@@ -72,7 +72,7 @@ impl Weir {
                 node::write_uplinks(&maps, &node::uplink_addresses(&netlink, &uplinks).await.unwrap())
                     .unwrap();
                 programs
-                    .attach(&Targets { uplinks: &uplinks, cgroup: Some(cgroup) })
+                    .attach(&Targets { uplinks: &uplinks, cgroup: Some(cgroup), tc: Tc::of_kernel() })
                     .unwrap_or_else(|error| panic!("{error}"));
                 node::enable_forwarding(&paths).unwrap();
                 node::keep_inside(&netlink, &config).await.unwrap();
