@@ -27,6 +27,7 @@ pub mod node;
 pub mod paths;
 pub mod plan;
 pub mod programs;
+pub mod reasons;
 pub mod reconcile;
 pub mod sockets;
 mod sysctl;

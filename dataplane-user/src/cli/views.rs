@@ -177,6 +177,8 @@ pub fn view(view: View, args: &ViewArgs) -> Result<String, CliError> {
 /// The open maps, and what the ids in them mean.
 pub(super) struct Reader {
     pub(super) maps: Maps,
+    /// Where an agent would be asked for reasons.
+    pub(super) reasons: PathBuf,
     pub(super) names: HashMap<u32, PortName>,
 }
 
@@ -184,7 +186,7 @@ impl Reader {
     pub(super) fn open(paths: &Paths) -> Result<Self, CliError> {
         let names = names::read(&paths.names())
             .map_err(|source| CliError::Io { operation: "read the names of services", source })?;
-        Ok(Self { maps: Maps::open(paths)?, names })
+        Ok(Self { maps: Maps::open(paths)?, reasons: paths.reasons(), names })
     }
 
     pub(super) fn service(&self, id: u32) -> String {

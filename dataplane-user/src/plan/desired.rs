@@ -1,8 +1,10 @@
 //! From one Service and its endpoints to the frontends and backends that should exist. Pure.
 //!
 //! Which endpoints serve follows KEP-1669 (ready ones; if there is none, those that still serve while they terminate)
-//! and KEP-2086 (traffic policies); scopes follow kube-proxy: a policy for external traffic never binds clients inside.
-//! Hints for zones (`super::topology`) narrow the ready ones, and only where no policy does.
+//! and KEP-2086 (traffic policies), in [`choice`]; scopes follow kube-proxy: a policy for external traffic never binds
+//! clients inside.
+
+mod choice;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,10 +13,9 @@ use std::{
 
 use weir_dataplane_ebpf::{Frontend, Protocol, Scope, maps};
 
-use super::{
-    model::{Endpoint, FrontendAddress, Node, Service, ServicePort, Slice},
-    topology::{self, Hint},
-};
+use self::choice::{Candidate, endpoints, serving};
+pub use self::choice::{Judged, Verdict, judge};
+use super::model::{FrontendAddress, Node, Service, ServicePort, Slice};
 use crate::cidr::Cidr;
 
 /// Endpoints of one service that are looked at, all its ports together: a quarter of what a node has room for, so that no
@@ -91,13 +92,17 @@ impl Serving {
 impl DesiredPort {
     /// The port's name, or its number when it has none.
     pub fn label(&self) -> Box<str> {
-        if self.name.is_empty() { self.port.to_string().into() } else { self.name.clone() }
+        label(&self.name, self.port)
     }
 
     /// The backends that new connections may choose: sorted, without duplicates.
     pub fn serving(&self, ipv4: bool, local_only: bool) -> &[SocketAddr] {
         self.serving.get(ipv4, local_only)
     }
+}
+
+fn label(name: &str, port: u16) -> Box<str> {
+    if name.is_empty() { port.to_string().into() } else { name.into() }
 }
 
 /// What one Service should look like, port by port.
@@ -107,12 +112,12 @@ pub fn desired<'a>(
     slices: impl Iterator<Item = &'a Slice> + Clone,
     node: &Node,
 ) -> Vec<DesiredPort> {
-    let room = MAX_ENDPOINTS / service.ports.len().max(1);
     service
         .ports
         .iter()
         .map(|port| {
-            let (endpoints, left_out) = endpoints(port, slices.clone(), node.zone.as_deref(), room);
+            let mut left_out = 0;
+            let endpoints = endpoints(service, port, slices.clone(), node, |_| left_out += 1);
             let serving = serving(service, &endpoints);
             DesiredPort {
                 name: port.name.clone(),
@@ -135,67 +140,6 @@ pub fn desired<'a>(
             }
         })
         .collect()
-}
-
-/// An endpoint that may serve.
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    endpoint: Endpoint,
-    hint: Hint,
-}
-
-/// The endpoints of one port from all slices, and how many had no room. One that is in several slices, as while it moves
-/// between two, is as well as its best entry.
-fn endpoints<'a>(
-    port: &ServicePort,
-    slices: impl Iterator<Item = &'a Slice>,
-    zone: Option<&str>,
-    room: usize,
-) -> (BTreeMap<SocketAddr, Candidate>, usize) {
-    let mut left_out = 0;
-    let mut all = BTreeMap::<SocketAddr, Candidate>::new();
-    for slice in slices {
-        let of_port = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
-        for number in of_port.map(|p| p.port) {
-            for endpoint in &slice.endpoints {
-                let address = SocketAddr::new(endpoint.address, number);
-                if all.len() >= room && !all.contains_key(&address) {
-                    left_out += 1;
-                    continue;
-                }
-                let hint = Hint::of(slice, endpoint, zone);
-                all.entry(address)
-                    .and_modify(|Candidate { endpoint: known, hint: known_hint }| {
-                        known.ready |= endpoint.ready;
-                        known.serving |= endpoint.serving;
-                        known.terminating &= endpoint.terminating;
-                        known.local |= endpoint.local;
-                        *known_hint = hint.max(*known_hint);
-                    })
-                    .or_insert(Candidate { endpoint: *endpoint, hint });
-            }
-        }
-    }
-    (all, left_out)
-}
-
-fn serving(service: &Service, endpoints: &BTreeMap<SocketAddr, Candidate>) -> Serving {
-    let choice = |ipv4: bool, local_only: bool| {
-        let candidates = || {
-            let of_family = endpoints.iter().filter(move |(address, _)| address.is_ipv4() == ipv4);
-            of_family.filter(move |(_, c)| c.endpoint.local || !local_only)
-        };
-        let ready = || candidates().filter(|(_, c)| service.publish_not_ready || c.endpoint.ready);
-        let near = !local_only && topology::applies(ready().map(|(_, c)| c.hint));
-        let mut chosen: Vec<SocketAddr> =
-            ready().filter(|(_, c)| !near || c.hint == Hint::Here).map(|(address, _)| *address).collect();
-        if chosen.is_empty() {
-            let leaving = candidates().filter(|(_, c)| c.endpoint.serving && c.endpoint.terminating);
-            chosen = leaving.map(|(address, _)| *address).collect();
-        }
-        chosen
-    };
-    Serving([true, false].map(|ipv4| [false, true].map(|local_only| choice(ipv4, local_only))))
 }
 
 /// Ranges that somebody asks for.

@@ -19,10 +19,10 @@ use super::{
     unserved::SliceProblem,
 };
 use crate::plan::{
-    HealthCheck,
-    desired::{DesiredPort, desired},
+    HealthCheck, PortName,
+    desired::{DesiredPort, Judged, desired, judge},
     health_check,
-    host_ports::host_ports,
+    host_ports::{self, host_ports},
     model::{self, OwnerKind, ServiceKey, Slice},
 };
 
@@ -254,6 +254,22 @@ impl Store {
         let Some(state) = self.services.get(key) else { return Vec::new() };
         let Some(service) = &state.service else { return Vec::new() };
         desired(service, state.slices.values(), &self.place)
+    }
+
+    /// What becomes of each endpoint of a port, for frontends of one family and policy; nothing when there is no such port.
+    pub fn judge(&self, port: &PortName, ipv4: bool, local_only: bool) -> Option<Vec<Judged>> {
+        let (key, wanted) = (&port.service, (&*port.port, port.protocol));
+        if key.kind == OwnerKind::Pod {
+            return host_ports::judge(&self.pods.get(key)?.ports, &self.place, wanted, ipv4);
+        }
+        let state = self.services.get(key)?;
+        let service = state.service.as_ref()?;
+        judge(service, state.slices.values(), &self.place, wanted, (ipv4, local_only))
+    }
+
+    /// The zone that this node is in, if its object names one.
+    pub fn zone(&self) -> Option<&str> {
+        self.place.zone.as_deref()
     }
 
     fn apply_service(&mut self, event: Event<Service>) {

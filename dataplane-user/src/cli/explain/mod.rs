@@ -1,8 +1,13 @@
 //! `weir explain`: what would happen to one 5-tuple, and why, from the maps that the programs read.
 //!
-//! The hash and the slot come from the ABI crate's own functions, so that this cannot disagree with the programs.
+//! The hash and the slot come from the ABI crate's own functions, so that this cannot disagree with the programs. What the
+//! maps do not hold is why other endpoints are not in them: the agent is asked for that, and without one everything else
+//! is said all the same.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr};
+mod text;
+mod why;
+
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
@@ -10,6 +15,8 @@ use weir_dataplane_ebpf::{
     AffinityKey, Backend, Be16, FlowKey, Frontend, FrontendKey, NodeConfig, Protocol, Scope, hash, maglev,
 };
 
+use self::text::text;
+pub use self::why::NotTaken;
 use super::{
     CliError, Output, json, require_loaded,
     views::{Clock, FlowRow, Reader, ViewArgs, policy_name, scope_name},
@@ -17,6 +24,7 @@ use super::{
 use crate::{
     kernel::maps::{Family, FamilyMaps, backend_address},
     paths::Paths,
+    plan::desired::Verdict,
 };
 
 /// `weir explain PROTOCOL SOURCE DESTINATION`.
@@ -34,7 +42,7 @@ pub struct ExplainArgs {
 }
 
 /// What would happen in one scope.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// `internal`: from a pod or process of this node; `external`: from an uplink.
@@ -55,6 +63,14 @@ pub struct Explanation {
     pub chosen: Option<SocketAddr>,
     /// Everything in the table.
     pub candidates: Vec<Candidate>,
+    /// The service's endpoints that are not in it.
+    pub not_taken: Vec<NotTaken>,
+    /// Endpoints that nothing is said of: a service has more than an answer of the agent has room for.
+    pub not_told: usize,
+    /// What of the service is not served as asked.
+    pub complaints: Vec<String>,
+    /// Why it is not known why endpoints are taken or are not, if so.
+    pub reasons_unknown: Option<String>,
     /// What the programs would do, path by path.
     pub paths: Vec<String>,
 }
@@ -73,6 +89,10 @@ pub struct Candidate {
     pub active: bool,
     /// Slots that name it.
     pub slots: u32,
+    /// What the agent judges it to be; nothing when that is not known, or it is no endpoint of the service any more.
+    pub verdict: Option<Verdict>,
+    /// The same in words.
+    pub why: Option<String>,
 }
 
 /// A client's choice that still stands.
@@ -162,18 +182,7 @@ fn explain_scope<A: Family>(
     scope: Scope,
     known: bool,
 ) -> Result<Explanation, CliError> {
-    let mut explanation = Explanation {
-        scope: scope_name(scope),
-        service: None,
-        policy: None,
-        slots: 0,
-        refused: false,
-        affinity: None,
-        slot: None,
-        chosen: None,
-        candidates: Vec::new(),
-        paths: Vec::new(),
-    };
+    let mut explanation = Explanation { scope: scope_name(scope), ..Explanation::default() };
     let frontend_key =
         FrontendKey { address: key.destination, port: key.destination_port, protocol: key.protocol, scope };
     let Some(frontend) = maps.frontends.get(&frontend_key)? else {
@@ -203,6 +212,7 @@ fn explain_scope<A: Family>(
             explanation.chosen = explanation.candidates.iter().find(|c| c.id == id).map(|c| c.address);
         }
     }
+    why::add(&mut explanation, reader, &frontend, key.destination.ip().is_ipv4());
     explanation.paths = paths(reader, &frontend, &explanation, scope, known)?;
     Ok(explanation)
 }
@@ -244,6 +254,8 @@ fn candidates<A: Family>(
             local: backend.flags & Backend::<A>::FLAG_LOCAL != 0,
             active: backend.flags & Backend::<A>::FLAG_ACTIVE != 0,
             slots,
+            verdict: None,
+            why: None,
         })
     });
     rows.collect()
@@ -304,53 +316,5 @@ fn socket_hook(frontend: &Frontend, candidates: usize) -> String {
     format!("leaves pods to TC, by their addresses; {of_node}")
 }
 
-fn text(report: &Report, args: &ExplainArgs) -> String {
-    let mut out = String::new();
-    let mut line = |text: String| writeln!(out, "{text}").expect("a string takes everything");
-    line(format!("{} {} -> {}", args.protocol, args.source, args.destination));
-    for (name, flow) in [("request", &report.flows.request), ("reply", &report.flows.reply)] {
-        line(match flow {
-            None => format!("  flow, {name}: none"),
-            Some(flow) => format!(
-                "  flow, {name}: {} -> {} becomes {} -> {}, {}, {} packets, idle {}",
-                flow.source,
-                flow.destination,
-                flow.new_source,
-                flow.new_destination,
-                flow.state,
-                flow.packets,
-                flow.idle_s.map_or_else(|| "unknown".into(), |seconds| format!("{seconds} s")),
-            ),
-        });
-    }
-    for scope in &report.scopes {
-        let whence = if scope.scope == "internal" { "from this node" } else { "from outside" };
-        let service = scope.service.as_deref().unwrap_or("no service");
-        let policy = scope.policy.map(|policy| format!(", policy {policy}")).unwrap_or_default();
-        line(format!("  {whence} ({}): {service}{policy}", scope.scope));
-        for candidate in &scope.candidates {
-            let chosen = if Some(candidate.address) == scope.chosen { "  <- chosen" } else { "" };
-            let place = if candidate.local { "here" } else { "elsewhere" };
-            let state = if candidate.active { "" } else { ", not in use any more" };
-            line(format!(
-                "    {} ({place}{state}): {} of {} slots{chosen}",
-                candidate.address, candidate.slots, scope.slots
-            ));
-        }
-        if let Some(affinity) = &scope.affinity {
-            line(format!(
-                "    session affinity: {} stays with {} for another {} s",
-                args.source.ip(),
-                affinity.backend,
-                affinity.left_s
-            ));
-        }
-        if let Some(slot) = scope.slot {
-            line(format!("    slot {slot} of {}", scope.slots));
-        }
-        for path in &scope.paths {
-            line(format!("    {path}"));
-        }
-    }
-    out
-}
+#[cfg(test)]
+mod tests;
