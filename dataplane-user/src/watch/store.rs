@@ -13,7 +13,7 @@ use kube::{ResourceExt as _, runtime::watcher::Event};
 
 use super::{
     Change, NodeFacts, Unserved, key,
-    peers::{self, Peers},
+    peers::Peers,
     pods::Pods,
     service, slice,
     unserved::SliceProblem,
@@ -160,9 +160,9 @@ impl Store {
         }
     }
 
-    /// Addresses of all nodes.
+    /// All addresses of all nodes.
     pub fn peers(&self) -> BTreeSet<IpAddr> {
-        peers::known(&self.place.peers)
+        self.peers.addresses()
     }
 
     /// Sets whether backends on other nodes answer clients outside themselves, where a Service does not say. Before anything
