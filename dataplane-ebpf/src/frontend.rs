@@ -90,6 +90,9 @@ impl Frontend {
     /// Packets for a backend on another node go there whole, inside a packet to that node, and the backend's answers go to
     /// the client from there (direct server return).
     pub const FLAG_DIRECT_RETURN: u32 = 1 << 5;
+    /// Beside [`Frontend::FLAG_DIRECT_RETURN`]: they go there by themselves, and the first of them name this frontend in an
+    /// option ([`crate::FrontendOption`]). Of IPv4 frontends alone.
+    pub const FLAG_OPTION: u32 = 1 << 6;
 }
 
 layout!(Protocol = 1, Scope = 1, Frontend = 24);
