@@ -28,7 +28,7 @@ use weir_dataplane_ebpf::{
 
 use crate::{
     check, cni,
-    config::{Config, ForwardingMode},
+    config::Config,
     events::Events,
     filter::Bits,
     flows::{self, TickClock},
@@ -193,7 +193,7 @@ impl Agent {
         reconciler.take_over(takeover(&netlink, &paths).await?);
         let health = Health::default();
         let mut store = Store::new(node_name);
-        store.set_direct_return(config.forwarding_mode == ForwardingMode::Dsr);
+        store.set_forwarding(config.forwarding_mode);
         let mut agent = Self {
             reaper: Reaper::new(Arc::clone(&maps), paths.clone()),
             health_checks: HealthChecks::new(health.clone()),

@@ -11,7 +11,7 @@ use std::{
 use kube::runtime::watcher::Event;
 use node::{NODE_ADDRESS, TestNode};
 use serde_json::json;
-use weir_dataplane::watch::Change;
+use weir_dataplane::{ForwardingMode, watch::Change};
 use weir_dataplane_ebpf::{Flow, Ip4};
 use weir_tests::{Link, Namespace};
 
@@ -152,7 +152,7 @@ fn two_nodes_that_return_directly() -> (TestNode, TestNode, Namespace) {
         });
         Change::Node(Event::Apply(serde_json::from_value(object).unwrap()))
     };
-    first.store.set_direct_return(true);
+    first.store.set_forwarding(ForwardingMode::Dsr);
     first.store.apply(node("there", SECOND));
     second.store.apply(node("first", &NODE_ADDRESS.to_string()));
     second.store.set_node_addresses(vec![SECOND.parse().unwrap()]);
