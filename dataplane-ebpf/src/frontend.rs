@@ -92,7 +92,7 @@ impl Frontend {
     pub const FLAG_DIRECT_RETURN: u32 = 1 << 5;
     /// Beside [`Frontend::FLAG_DIRECT_RETURN`]: they go there by themselves, and the first of them name this frontend in an
     /// option ([`crate::FrontendOption`]). Of IPv4 frontends alone.
-    pub const FLAG_OPTION: u32 = 1 << 6;
+    pub const FLAG_OPTION: u32 = 1 << 7;
 }
 
 layout!(Protocol = 1, Scope = 1, Frontend = 24);
