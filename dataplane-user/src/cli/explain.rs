@@ -183,7 +183,13 @@ fn explain_scope<A: Family>(
     let frontend_key =
         FrontendKey { address: key.destination, port: key.destination_port, protocol: key.protocol, scope };
     let Some(frontend) = maps.frontends.get(&frontend_key)? else {
-        explanation.paths.push("no service has this address and port here: passed on untouched".into());
+        let inside = scope == Scope::INTERNAL && !known;
+        let path = if inside && maps.cluster_ips.get(&key.destination)?.is_some() {
+            "TC on the pod link: rejects with a TCP RST or ICMP port unreachable: unknown-port"
+        } else {
+            "no service has this address and port here: passed on untouched"
+        };
+        explanation.paths.push(path.into());
         return Ok(explanation);
     };
     explanation.service = Some(reader.service(frontend.service));

@@ -56,8 +56,8 @@ pub trait Hook {
     fn send_with_option<A: Outlined>(&self) -> Verdict;
     /// Turns the packet in this CPU's draft into an ICMP message to its sender.
     fn complain<A: Outlined>(&self, complaint: Complaint, reason: DropReason) -> Verdict;
-    /// Refuses a packet whose service has no endpoint.
-    fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>) -> Verdict;
+    /// Refuses a packet, in the name of whom it is for.
+    fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>, reason: DropReason) -> Verdict;
     /// Serves a packet of the family's ICMP, `length` bytes from the network header on.
     fn serve_icmp<A: Outlined>(&self, length: u32) -> Verdict;
     /// Serves a packet whose ports do not stand where they always do.

@@ -1,6 +1,6 @@
 //! The decision about a packet: a known flow, a service's new one, a pod of this node, or nobody's.
 
-use weir_dataplane_ebpf::{DropReason, FlowKey, Ip4, Ip6};
+use weir_dataplane_ebpf::{DropReason, FlowKey, Ip4, Ip6, Scope};
 
 use crate::{
     counters::Verdict,
@@ -44,7 +44,7 @@ fn serve_transport<A: Outlined, T: Transport, H: Hook>(hook: &H, frame: Frame, l
         Err(error) => return error.verdict(),
     };
     let verdict = match decide::<A, T, H>(hook, &headers) {
-        Verdict::Drop(DropReason::NoBackend) => hook.refuse::<A, T>(&headers),
+        Verdict::Drop(reason) if is_told(reason) => hook.refuse::<A, T>(&headers, reason),
         verdict => verdict,
     };
     if let Verdict::Drop(reason) | Verdict::Answer(reason) = verdict {
@@ -59,6 +59,22 @@ fn serve_transport<A: Outlined, T: Transport, H: Hook>(hook: &H, frame: Frame, l
 #[inline(always)]
 pub fn concerns<A: Family, H: Hook>(hook: &H, key: &FlowKey<A>) -> bool {
     hook.tunnelled() || if H::FORWARDS { filter::concerns(key) } else { filter::answers(key) }
+}
+
+/// Whether the sender of a packet that ends for this reason is refused, and not left to guess.
+#[inline(always)]
+pub const fn is_told(reason: DropReason) -> bool {
+    matches!(reason, DropReason::NoBackend | DropReason::UnknownPort)
+}
+
+/// Whether a packet that no flow and no frontend is for comes from inside and is for a cluster IP: for a port of it that its
+/// service does not have. From outside a cluster IP is an address like any other.
+#[inline(always)]
+pub fn lacks_port<A: Family, H: Hook>(hook: &H, key: &FlowKey<A>) -> bool {
+    // SAFETY: nothing is read of the entry.
+    hook.scope().0 == Scope::INTERNAL.0
+        && filter::names_cluster_ip(&key.destination)
+        && unsafe { A::cluster_ips().get(&key.destination) }.is_some()
 }
 
 /// A known flow, a service, or neither. Most packets of a node are neither, and know it from the filter alone.
@@ -86,7 +102,7 @@ fn decide<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) ->
     }
 }
 
-/// Nobody's packet: into the pod it is for, or up the stack.
+/// Nobody's packet: into the pod it is for, back to its sender, or up the stack.
 #[inline(always)]
 fn pass<A: Outlined, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
     if !H::HAS_STACK || !H::FORWARDS {
@@ -95,6 +111,7 @@ fn pass<A: Outlined, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
     // SAFETY: as in `flow::lead_to_pod`.
     match unsafe { A::endpoints().get(&headers.key.destination) } {
         Some(endpoint) => rewrite::deliver::<A>(hook.frame(), headers.ttl, endpoint),
+        None if lacks_port(hook, &headers.key) => Verdict::Drop(DropReason::UnknownPort),
         None => Verdict::Pass,
     }
 }

@@ -197,7 +197,7 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, place: &Place, draft: 
     let flow = &mut draft.flow;
     if far {
         flow.ifindex = place.packet.ifindex;
-        if !route::find_next_hop(place.context, flow, place.packet.ifindex) && !place.has_stack {
+        if !route::know_next_hop(place.context, flow, place.packet.ifindex) && !place.has_stack {
             return Started::Leave;
         }
     } else if place.has_stack {
@@ -260,7 +260,13 @@ fn open_one_way<A: Layout>(
         (flow.source_port, flow.destination_port) = (Be16::new(0), Be16::new(0));
     }
     flow.ifindex = place.packet.ifindex;
-    if !route::find_next_hop(place.context, flow, place.packet.ifindex) && !place.has_stack {
+    // The client's address stays the source: what a flow of another client was told may not hold.
+    let knows_way = if option {
+        route::find_next_hop(place.context, flow, place.packet.ifindex)
+    } else {
+        route::know_next_hop(place.context, flow, place.packet.ifindex)
+    };
+    if !knows_way && !place.has_stack {
         return Started::Leave;
     }
     if !option {
