@@ -20,7 +20,7 @@ use weir_dataplane_ebpf::{Ip4, Ip6, NodeConfig};
 
 use crate::{
     check, cni,
-    config::{Config, ForwardingMode},
+    config::Config,
     events::Events,
     flows::{self, Passes, Setting, TickClock},
     health_checks::{Health, HealthChecks},
@@ -185,7 +185,7 @@ impl Agent {
         reconciler.take_over(takeover(&netlink, &paths).await?);
         let health = Health::default();
         let mut store = Store::new(node_name);
-        store.set_direct_return(config.forwarding_mode == ForwardingMode::Dsr);
+        store.set_forwarding(config.forwarding_mode);
         let mut agent = Self {
             questions: reasons::serve(&paths.reasons()),
             reaper: Reaper::new(Arc::clone(&maps), paths),

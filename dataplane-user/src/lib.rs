@@ -37,5 +37,5 @@ pub mod watch;
 
 pub use agent::{Dataplane, Error};
 pub use cleanup::{CleanupError, cleanup, detach};
-pub use config::{Config, Uplinks};
+pub use config::{Config, ForwardingMode, Uplinks};
 pub use metrics::Metrics;

@@ -328,11 +328,16 @@ impl Reader {
     }
 
     pub(super) fn flow_row<A: Family>(&self, key: &FlowKey<A>, flow: &Flow<A>, clock: &Clock) -> FlowRow {
+        let new_source = if flow.is_rewritten() {
+            socket(key.source, key.source_port)
+        } else {
+            socket(flow.source, flow.source_port)
+        };
         FlowRow {
             protocol: protocol_name(key.protocol),
             source: socket(key.source, key.source_port),
             destination: socket(key.destination, key.destination_port),
-            new_source: socket(flow.source, flow.source_port),
+            new_source,
             new_destination: socket(flow.destination, flow.destination_port),
             direction: if flow.flags & Flow::<A>::FLAG_REPLY == 0 { "request" } else { "reply" },
             state: state_name(flow.state),

@@ -265,7 +265,7 @@ pub struct FamilyMaps<A> {
     pub socket_affinity: Table<AffinityKey<Namespace>, Affinity>,
     /// Who may use load balancer addresses, by service.
     pub source_ranges: Table<SourceRangeKey<A>, u32>,
-    /// Other nodes whose tunnelled packets are taken.
+    /// Addresses of other nodes: whose tunnelled packets are taken, and whose node ports are answered for.
     pub tunnel_peers: Table<A, u32>,
 }
 

@@ -16,7 +16,7 @@ use weir_dataplane_ebpf::{Frontend, Protocol, Scope, maps};
 use self::choice::{Candidate, endpoints, serving};
 pub use self::choice::{Judged, Verdict, judge};
 use super::model::{FrontendAddress, Node, Service, ServicePort, Slice};
-use crate::cidr::Cidr;
+use crate::{cidr::Cidr, config::ForwardingMode};
 
 /// Endpoints of one service that are looked at, all its ports together: a quarter of what a node has room for, so that no
 /// Service takes the room of all others.
@@ -119,6 +119,7 @@ pub fn desired<'a>(
             let mut left_out = 0;
             let endpoints = endpoints(service, port, slices.clone(), node, |_| left_out += 1);
             let serving = serving(service, &endpoints);
+            let direct = direct_return(service, &endpoints, node);
             DesiredPort {
                 name: port.name.clone(),
                 protocol: port.protocol,
@@ -133,7 +134,7 @@ pub fn desired<'a>(
                     })
                     .collect(),
                 left_out,
-                frontends: frontends(service, port, node, &serving),
+                frontends: frontends(service, port, node, &serving, direct),
                 source_ranges: source_ranges(service),
                 affinity_timeout_s: service.affinity_timeout_s,
                 serving,
@@ -162,9 +163,28 @@ fn restriction(service: &Service, address: IpAddr, scope: Scope, node_addresses:
     }
 }
 
-fn frontends(service: &Service, port: &ServicePort, node: &Node, serving: &Serving) -> Vec<DesiredFrontend> {
+/// Flags of frontends for clients outside, by family (IPv4 first).
+///
+/// An option asks the backend's node to find the backend among those of its own frontend. Hints let nodes of two zones choose
+/// from different ones, so that a service with any goes through tunnels, whose ends need not agree.
+fn direct_return(service: &Service, endpoints: &BTreeMap<SocketAddr, Candidate>, node: &Node) -> [u32; 2] {
+    let tunnel = Frontend::FLAG_DIRECT_RETURN;
+    match service.forwarding.unwrap_or(node.forwarding) {
+        ForwardingMode::Snat => [0, 0],
+        ForwardingMode::Dsr => [tunnel, tunnel],
+        ForwardingMode::DsrOption if endpoints.values().any(|it| it.endpoint.zones != 0) => [tunnel, tunnel],
+        ForwardingMode::DsrOption => [tunnel | Frontend::FLAG_OPTION, tunnel],
+    }
+}
+
+fn frontends(
+    service: &Service,
+    port: &ServicePort,
+    node: &Node,
+    serving: &Serving,
+    direct: [u32; 2],
+) -> Vec<DesiredFrontend> {
     let node_addresses = &node.addresses;
-    let direct_return = service.direct_return.unwrap_or(node.direct_return);
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
     let mut add = |address: IpAddr, number: u16, scope: Scope, local_only: bool, flags: u32| {
@@ -177,7 +197,7 @@ fn frontends(service: &Service, port: &ServicePort, node: &Node, serving: &Servi
                 0
             };
             let direct =
-                if direct_return && scope == Scope::EXTERNAL { Frontend::FLAG_DIRECT_RETURN } else { 0 };
+                if scope == Scope::EXTERNAL { direct[usize::from(!address.address.is_ipv4())] } else { 0 };
             all.push(DesiredFrontend { address, local_only, flags: flags | policy | elsewhere | direct });
         }
     };

@@ -12,18 +12,17 @@ use k8s_openapi::api::{
 use kube::{ResourceExt as _, runtime::watcher::Event};
 
 use super::{
-    Change, NodeFacts, Unserved, key,
-    peers::{self, Peers},
-    pods::Pods,
-    service, slice,
-    unserved::SliceProblem,
+    Change, NodeFacts, Unserved, key, peers::Peers, pods::Pods, service, slice, unserved::SliceProblem,
 };
-use crate::plan::{
-    HealthCheck, PortName,
-    desired::{DesiredPort, Judged, desired, judge},
-    health_check,
-    host_ports::{self, host_ports},
-    model::{self, OwnerKind, ServiceKey, Slice},
+use crate::{
+    config::ForwardingMode,
+    plan::{
+        HealthCheck, PortName,
+        desired::{DesiredPort, Judged, desired, judge},
+        health_check,
+        host_ports::{self, host_ports},
+        model::{self, OwnerKind, ServiceKey, Slice},
+    },
 };
 
 /// Names the Service that a slice is about.
@@ -160,15 +159,14 @@ impl Store {
         }
     }
 
-    /// Addresses of all nodes.
+    /// All addresses of all nodes.
     pub fn peers(&self) -> BTreeSet<IpAddr> {
-        peers::known(&self.place.peers)
+        self.peers.addresses()
     }
 
-    /// Sets whether backends on other nodes answer clients outside themselves, where a Service does not say. Before anything
-    /// is planned.
-    pub fn set_direct_return(&mut self, direct_return: bool) {
-        self.place.direct_return = direct_return;
+    /// Sets how packets from outside get to backends on other nodes, where a Service does not say. Before anything is planned.
+    pub fn set_forwarding(&mut self, mode: ForwardingMode) {
+        self.place.forwarding = mode;
     }
 
     /// What is known of the own Node.

@@ -11,7 +11,7 @@
 //!
 //! An entry point reads the headers, asks [`service`] for a verdict, and carries it out. A packet goes through
 //! [`parse`] → [`filter`] (can it be a service's at all?) → [`flow`] (a known connection: one lookup) or [`start`] (a new one: frontend, Maglev, backend, two
-//! entries) → [`rewrite`] or [`tunnel`] → the way out. An ICMP error about a packet that was rewritten goes the way of its flow
+//! entries) → [`rewrite`], [`direct_option`] or [`tunnel`] → the way out. An ICMP error about a packet that was rewritten goes the way of its flow
 //! through [`icmp`], and a packet for a service without endpoints, or for a port that a cluster IP does not have, becomes the
 //! answer that [`reject`] makes of it.
 //! Fragments and packets with options take [`slow_path`] in place of [`parse`] and [`rewrite`]. Whoever listens hears of
@@ -26,6 +26,8 @@ mod affinity;
 mod bind;
 #[cfg(target_arch = "bpf")]
 mod counters;
+#[cfg(target_arch = "bpf")]
+mod direct_option;
 #[cfg(target_arch = "bpf")]
 mod events;
 #[cfg(target_arch = "bpf")]

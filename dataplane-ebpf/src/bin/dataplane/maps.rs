@@ -122,7 +122,7 @@ pub trait Family: Address {
     fn socket_affinity() -> &'static Choices<Namespace>;
     /// Who may use load balancer addresses, by service.
     fn source_ranges() -> &'static Ranges<Self>;
-    /// Other nodes whose tunnelled packets are taken.
+    /// Addresses of other nodes: whose tunnelled packets are taken, and whose node ports are answered for.
     fn tunnel_peers() -> &'static HashMap<Self, u32>;
     /// Next hops that this CPU was told lately, by their destination's hash.
     fn next_hops() -> &'static PerCpuArray<NextHop<Self>>;

@@ -7,7 +7,10 @@
 mod text;
 mod why;
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
@@ -85,6 +88,8 @@ pub struct Candidate {
     pub address: SocketAddr,
     /// It runs on this node.
     pub local: bool,
+    /// The other node that it runs on, as far as that is known.
+    pub node: Option<IpAddr>,
     /// Its id is in use; otherwise a packet that chooses it is dropped as `stale-backend`.
     pub active: bool,
     /// Slots that name it.
@@ -161,7 +166,7 @@ fn report<A: Family>(
         ..FlowKey::default()
     };
     let request = maps.flow(&key)?;
-    let reply_key = request.map_or_else(|| key.reversed(), |flow| flow.reply_key(protocol));
+    let reply_key = request.map_or_else(|| key.reversed(), |flow| flow.other_key(&key));
     let reply = maps.flow(&reply_key)?;
     let clock = Clock::measure();
     let flows = FlowReport {
@@ -252,6 +257,7 @@ fn candidates<A: Family>(
             id,
             address: backend_address(&backend),
             local: backend.flags & Backend::<A>::FLAG_LOCAL != 0,
+            node: Some(backend.node.ip()).filter(|node| !node.is_unspecified()),
             active: backend.flags & Backend::<A>::FLAG_ACTIVE != 0,
             slots,
             verdict: None,
@@ -269,9 +275,25 @@ fn packet_path(frontend: &Frontend, explanation: &Explanation, known: bool) -> (
             let why = "drops: source-range, the client is in none of the service's loadBalancerSourceRanges";
             (why.to_owned(), false)
         }
-        (Some(backend), _) => (format!("opens a flow to {backend}"), false),
+        (Some(backend), _) => (format!("opens a flow to {backend}{}", far_way(frontend, explanation)), false),
         (None, true) => ("drops: no-local-backend".to_owned(), false),
         (None, false) => ("rejects with a TCP RST or ICMP port unreachable: no-backend".to_owned(), true),
+    }
+}
+
+/// How a packet gets to a chosen backend on another node, when that answers the client itself.
+fn far_way(frontend: &Frontend, explanation: &Explanation) -> String {
+    let chosen = explanation.candidates.iter().find(|it| Some(it.address) == explanation.chosen);
+    let node = chosen.filter(|it| !it.local).and_then(|it| it.node);
+    let Some(node) = node.filter(|_| frontend.flags & Frontend::FLAG_DIRECT_RETURN != 0) else {
+        return String::new();
+    };
+    if frontend.flags & Frontend::FLAG_OPTION == 0 {
+        format!(", inside packets to node {node}, which answers the client (dsr)")
+    } else {
+        format!(
+            ", with an option that names the frontend to node {node}, which answers the client (dsr-option)"
+        )
     }
 }
 

@@ -238,3 +238,34 @@ fn what_has_no_room_is_judged_too() {
     assert_eq!(left_out, addresses[MAX_ENDPOINTS..]);
     assert_eq!(judged.len(), MAX_ENDPOINTS + 2);
 }
+
+#[test]
+fn forwarding_modes_are_for_clients_outside() {
+    use ForwardingMode::{Dsr, DsrOption, Snat};
+
+    let flags = |node: ForwardingMode, service_says: Option<ForwardingMode>, endpoints: &[(&str, &str)]| {
+        let service = Service {
+            forwarding: service_says,
+            external_ips: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+            ..service()
+        };
+        let node = Node { forwarding: node, ..Node::default() };
+        let port = &desired(&service, [slice(endpoints)].iter(), &node)[0];
+        let of = |address: &str, scope: Scope| {
+            let address = address.parse::<IpAddr>().unwrap();
+            let wanted = |it: &&DesiredFrontend| it.address.address == address && it.address.scope == scope.0;
+            port.frontends.iter().find(wanted).unwrap().flags
+        };
+        assert_eq!(of("192.0.2.1", Scope::INTERNAL), 0, "clients inside are masqueraded");
+        [of("192.0.2.1", Scope::EXTERNAL), of("2001:db8::1", Scope::EXTERNAL)]
+    };
+    let (tunnel, option) = (Frontend::FLAG_DIRECT_RETURN, Frontend::FLAG_OPTION);
+    let plain: &[_] = &[("1.1.1.1", "rs")];
+    let hinted: &[_] = &[("1.1.1.1", "rsa"), ("1.1.1.2", "rs")];
+    assert_eq!(flags(Snat, None, plain), [0, 0]);
+    assert_eq!(flags(Dsr, None, plain), [tunnel, tunnel]);
+    assert_eq!(flags(DsrOption, None, plain), [tunnel | option, tunnel], "IPv6 has no such option");
+    assert_eq!(flags(DsrOption, None, hinted), [tunnel, tunnel], "nodes need not agree");
+    assert_eq!(flags(DsrOption, Some(Snat), plain), [0, 0], "the Service decides");
+    assert_eq!(flags(Snat, Some(DsrOption), plain), [tunnel | option, tunnel]);
+}
