@@ -12,6 +12,7 @@ fn candidate(n: u8, slots: u32) -> Candidate {
         id: n.into(),
         address: address(n),
         local: n == 1,
+        node: None,
         active: true,
         slots,
         verdict: None,
