@@ -5,14 +5,19 @@ mod node;
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kube::runtime::watcher::Event;
-use node::{NODE_ADDRESS, TestNode};
+use node::{NODE_ADDRESS, TestNode, block_on};
 use serde_json::json;
-use weir_dataplane::watch::Change;
-use weir_dataplane_ebpf::{Flow, Ip4};
+use tokio_util::sync::CancellationToken;
+use weir_dataplane::{
+    cli::{self, MonitorArgs, Output},
+    kernel::maps::{Table, backend_address},
+    watch::Change,
+};
+use weir_dataplane_ebpf::{Flow, FlowState, Ip4};
 use weir_tests::{Link, Namespace};
 
 /// A pod on the other node.
@@ -183,4 +188,56 @@ fn a_backend_on_another_node_sees_the_client_and_answers_it_directly() {
         );
     }
     assert!(flows(&second).iter().any(|(_, flow)| flow.flags & Flow::<Ip4>::FLAG_REPLY != 0));
+}
+
+#[test]
+fn a_tunnelled_flow_is_told_of_with_its_backend_and_stays_while_it_is_idle() {
+    let (mut first, _second, _pod) = two_nodes_that_return_directly();
+    let node_port = SocketAddr::from((NODE_ADDRESS, 30_001));
+    let paths = first.paths();
+    let listens = || Table::<u32, u64>::open(&paths.map("monitor")).unwrap().at(0).unwrap() != 0;
+    let (told, _open) = std::thread::scope(|scope| {
+        let monitor = scope.spawn(|| {
+            let args = MonitorArgs { protocol: Some("tcp".into()), count: Some(2), ..MonitorArgs::default() };
+            let (mut out, stop) = (Vec::new(), CancellationToken::new());
+            block_on(cli::monitor(&args, &paths, Output::Json, None, &mut out, stop)).unwrap();
+            String::from_utf8(out).unwrap()
+        });
+        let deadline = Instant::now() + PATIENCE;
+        while !listens() {
+            assert!(Instant::now() < deadline, "the programs are told of a listener");
+            std::thread::yield_now();
+        }
+        let open = first.client.inside(|| {
+            let mut stream = TcpStream::connect_timeout(&node_port, PATIENCE).unwrap();
+            stream.write_all(b"1").unwrap();
+            stream
+        });
+        (monitor.join().unwrap(), open)
+    });
+    let (_, backend) = first.maps().v4.backends.entries().unwrap().swap_remove(1);
+    let backend = backend_address(&backend);
+    for (line, event) in told.lines().zip(["opened", "established"]) {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!((&row["event"], &row["backend"]), (&json!(event), &json!(backend)), "{row}");
+    }
+    assert_eq!(told.lines().count(), 2);
+
+    // An hour later, by the clock.
+    let flows = |node: &TestNode| node.maps().v4.flows.entries().unwrap();
+    let before = flows(&first);
+    assert_eq!(before.iter().map(|(_, flow)| flow.state).collect::<Vec<_>>(), [FlowState::ESTABLISHED]);
+    let later = before[0].1.last_seen_jiffies.wrapping_add(3_600 * 100);
+    assert_eq!(first.check_at(Some((later, 100.0))), Vec::<String>::new());
+    assert_eq!(flows(&first).len(), before.len(), "idle is not wrong");
+    // To where its backend is not.
+    let astray: Vec<Flow<Ip4>> = before
+        .iter()
+        .map(|(_, flow)| Flow { destination: Ip4::from(Ipv4Addr::new(198, 51, 100, 9)), ..*flow })
+        .collect();
+    let keys: Vec<_> = before.iter().map(|(key, _)| *key).collect();
+    first.maps().v4.flows.write(&keys, &astray).unwrap();
+    let complaints = first.check_at(Some((later, 100.0))).join("\n");
+    assert!(complaints.contains("through a tunnel to node 198.51.100.9"), "{complaints}");
+    assert!(flows(&first).is_empty());
 }

@@ -163,10 +163,15 @@ impl TestNode {
 
     /// A whole round of comparing the maps with what was written; what it complains about. The next `sync` repairs it.
     pub(crate) fn check(&mut self) -> Vec<String> {
+        self.check_at(None)
+    }
+
+    /// The same, when the clock of flows says this: ticks, and how many are a second.
+    pub(crate) fn check_at(&mut self, clock: Option<(u32, f64)>) -> Vec<String> {
         let (_, reconciler) = self.agent.as_mut().expect("an agent runs");
         let (before, mut complaints) = (reconciler.checks(), Vec::new());
         while reconciler.checks() == before && !reconciler.starts_over() {
-            let found = reconciler.check(None).unwrap_or_else(|error| panic!("{error}"));
+            let found = reconciler.check(clock).unwrap_or_else(|error| panic!("{error}"));
             complaints.extend(found.iter().map(|(key, complaint)| format!("{key}: {complaint}")));
         }
         complaints

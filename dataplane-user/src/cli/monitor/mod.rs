@@ -153,7 +153,12 @@ impl Monitor<'_> {
         // Port 0 is nobody's: there is no such address in the event.
         let there = |address: SocketAddr| (address.port() != 0).then_some(address);
         let pod = |address: Option<SocketAddr>| address.and_then(|it| self.pods.name(it.ip()));
-        let (source, backend) = (there(source), there(backend));
+        let source = there(source);
+        let begun = event.kind == EventKind::OPENED || event.kind == EventKind::ESTABLISHED;
+        let backend = match (there(backend), source) {
+            (None, Some(source)) if begun => self.names.behind_tunnel(source, destination, event.protocol),
+            (backend, _) => backend,
+        };
         let (source_pod, backend_pod) = (pod(source), pod(backend));
         let dropped = event.kind == EventKind::DROPPED || event.kind == EventKind::REFUSED;
         EventRow {
