@@ -30,14 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A node with a second one behind it, whose pod tells each client the address that it sees.
 fn two_nodes() -> (TestNode, Namespace) {
     let mut node = TestNode::new(false);
-    let far = Namespace::new().unwrap();
-    node.add_uplink(
-        "up2",
-        "198.51.100.1/24",
-        Link { namespace: &far, name: "far0", address: "198.51.100.2/24" },
-    );
-    far.ip(&format!("address add {FAR_POD}/32 dev lo")).unwrap();
-    node.namespace.ip("route add 10.244.8.0/24 via 198.51.100.2").unwrap();
+    let far = node.add_far_node(FAR_POD);
     // A veth takes frames from XDP only when it has a queue of its own, which it has for receive offload.
     for (namespace, link) in [(&far, "far0"), (&node.client, "up1")] {
         let status = namespace.command("ethtool").args(["-K", link, "gro", "on"]).status().unwrap();
