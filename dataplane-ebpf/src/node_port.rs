@@ -2,8 +2,9 @@
 
 use crate::{Be16, Protocol};
 
-/// Index into `node_ports`, whose elements are 1 for a port that services have and 0 for the others. Nothing for a protocol
-/// whose ports no socket here can have.
+/// Index into `node_ports`, whose elements are 1 for a port that services have and 0 for the others. Nothing for SCTP, whose
+/// ports cannot be guarded: the kernel's `inet_bind` hands an SCTP socket over to `sctp_bind` before it asks a cgroup's
+/// programs, and `sctp_bindx` asks none either. Packets of clients go to the service all the same.
 #[inline(always)]
 pub const fn node_port_index(protocol: Protocol, port: Be16) -> Option<u32> {
     let class = match protocol {

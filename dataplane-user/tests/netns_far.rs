@@ -5,18 +5,20 @@ mod node;
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kube::runtime::watcher::Event;
-use node::{NODE_ADDRESS, TestNode};
+use node::{NODE_ADDRESS, TestNode, block_on};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 use weir_dataplane::{
     ForwardingMode,
-    cli::{self, ExplainArgs, Output, ViewArgs},
+    cli::{self, ExplainArgs, MonitorArgs, Output, ViewArgs},
+    kernel::maps::{Table, backend_address},
     watch::Change,
 };
-use weir_dataplane_ebpf::{Flow, FlowKey, Ip4};
+use weir_dataplane_ebpf::{Flow, FlowKey, FlowState, Ip4};
 use weir_tests::{Link, Namespace};
 
 /// A pod on the other node.
@@ -31,14 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A node with a second one behind it, whose pod tells each client the address that it sees.
 fn two_nodes() -> (TestNode, Namespace) {
     let mut node = TestNode::new(false);
-    let far = Namespace::new().unwrap();
-    node.add_uplink(
-        "up2",
-        "198.51.100.1/24",
-        Link { namespace: &far, name: "far0", address: "198.51.100.2/24" },
-    );
-    far.ip(&format!("address add {FAR_POD}/32 dev lo")).unwrap();
-    node.namespace.ip("route add 10.244.8.0/24 via 198.51.100.2").unwrap();
+    let far = node.add_far_node(FAR_POD);
     // A veth takes frames from XDP only when it has a queue of its own, which it has for receive offload.
     for (namespace, link) in [(&far, "far0"), (&node.client, "up1")] {
         let status = namespace.command("ethtool").args(["-K", link, "gro", "on"]).status().unwrap();
@@ -288,4 +283,56 @@ fn a_backends_node_learns_the_frontend_from_an_option_and_answers_the_client_dir
     }
     leave_it_to_xdp(&first, 1);
     converse();
+}
+
+#[test]
+fn a_tunnelled_flow_is_told_of_with_its_backend_and_stays_while_it_is_idle() {
+    let (mut first, _second, _pod, _) = two_nodes_that_return_directly(ForwardingMode::Dsr);
+    let node_port = SocketAddr::from((NODE_ADDRESS, 30_001));
+    let paths = first.paths();
+    let listens = || Table::<u32, u64>::open(&paths.map("monitor")).unwrap().at(0).unwrap() != 0;
+    let (told, _open) = std::thread::scope(|scope| {
+        let monitor = scope.spawn(|| {
+            let args = MonitorArgs { protocol: Some("tcp".into()), count: Some(2), ..MonitorArgs::default() };
+            let (mut out, stop) = (Vec::new(), CancellationToken::new());
+            block_on(cli::monitor(&args, &paths, Output::Json, None, &mut out, stop)).unwrap();
+            String::from_utf8(out).unwrap()
+        });
+        let deadline = Instant::now() + PATIENCE;
+        while !listens() {
+            assert!(Instant::now() < deadline, "the programs are told of a listener");
+            std::thread::yield_now();
+        }
+        let open = first.client.inside(|| {
+            let mut stream = TcpStream::connect_timeout(&node_port, PATIENCE).unwrap();
+            stream.write_all(b"1").unwrap();
+            stream
+        });
+        (monitor.join().unwrap(), open)
+    });
+    let (_, backend) = first.maps().v4.backends.entries().unwrap().swap_remove(1);
+    let backend = backend_address(&backend);
+    for (line, event) in told.lines().zip(["opened", "established"]) {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!((&row["event"], &row["backend"]), (&json!(event), &json!(backend)), "{row}");
+    }
+    assert_eq!(told.lines().count(), 2);
+
+    // An hour later, by the clock.
+    let flows = |node: &TestNode| node.maps().v4.flows.entries().unwrap();
+    let before = flows(&first);
+    assert_eq!(before.iter().map(|(_, flow)| flow.state).collect::<Vec<_>>(), [FlowState::ESTABLISHED]);
+    let later = before[0].1.last_seen_jiffies.wrapping_add(3_600 * 100);
+    assert_eq!(first.check_at(Some((later, 100.0))), Vec::<String>::new());
+    assert_eq!(flows(&first).len(), before.len(), "idle is not wrong");
+    // To where its backend is not.
+    let astray: Vec<Flow<Ip4>> = before
+        .iter()
+        .map(|(_, flow)| Flow { destination: Ip4::from(Ipv4Addr::new(198, 51, 100, 9)), ..*flow })
+        .collect();
+    let keys: Vec<_> = before.iter().map(|(key, _)| *key).collect();
+    first.maps().v4.flows.write(&keys, &astray).unwrap();
+    let complaints = first.check_at(Some((later, 100.0))).join("\n");
+    assert!(complaints.contains("through a tunnel to node 198.51.100.9"), "{complaints}");
+    assert!(flows(&first).is_empty());
 }

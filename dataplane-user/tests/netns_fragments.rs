@@ -8,7 +8,7 @@ use node::{
     NODE_ADDRESS, TestNode,
     echo::{LONGEST_DATAGRAM, PATIENCE, echo_at, echo_pod},
 };
-use weir_tests::{Link, Namespace};
+use weir_tests::Namespace;
 
 /// Six fragments on a link of 1500 bytes.
 const LENGTH: usize = 8_192;
@@ -76,14 +76,7 @@ fn a_client_outside_talks_to_a_pod_of_this_node() {
 #[test]
 fn a_client_outside_talks_to_a_pod_of_another_node() {
     let mut node = TestNode::new(false);
-    let far = Namespace::new().unwrap();
-    node.add_uplink(
-        "up2",
-        "198.51.100.1/24",
-        Link { namespace: &far, name: "far0", address: "198.51.100.2/24" },
-    );
-    far.ip(&format!("address add {FAR_POD}/32 dev lo")).unwrap();
-    node.namespace.ip("route add 10.244.8.0/24 via 198.51.100.2").unwrap();
+    let far = node.add_far_node(FAR_POD);
     echo_at(&far, FAR_POD, "f");
     node.serve_on("elsewhere", 1, &[FAR_POD]);
     let answers = converse(&node.client, (NODE_ADDRESS, 30_001).into(), "f");

@@ -53,6 +53,11 @@ fn into_pod(description: &'static str, input: Frame, output: Frame) -> Row {
     row(Program::TcUplink, description, input, Verdict::Redirect, output.ttl(63).link(HOST_MAC, POD_MAC))
 }
 
+/// The same for an error that only its quote changes of.
+fn about(description: &'static str, from: &str, kind: Kind, sent: &Frame, translated: &Frame) -> Row {
+    into_pod(description, icmp(from, kind, sent), icmp(from, kind, translated))
+}
+
 /// Comes from a pod, and leaves by the uplink.
 fn out(description: &'static str, input: Frame, output: Frame) -> Row {
     row(Program::TcPod, description, input, Verdict::Redirect, output.ttl(63))
@@ -62,10 +67,12 @@ fn out(description: &'static str, input: Frame, output: Frame) -> Row {
 fn errors_about_a_pods_answers_reach_the_pod() {
     for opened_by in [Program::TcUplink, Program::XdpUplink] {
         node_port(opened_by).check(&[
-            into_pod(
+            about(
                 "a router's small MTU",
-                icmp(ROUTER, FRAGMENTATION_NEEDED, &tcp(NODE, CLIENT)),
-                icmp(ROUTER, FRAGMENTATION_NEEDED, &tcp(POD, CLIENT)),
+                ROUTER,
+                FRAGMENTATION_NEEDED,
+                &tcp(NODE, CLIENT),
+                &tcp(POD, CLIENT),
             ),
             into_pod(
                 "no more than RFC 792 asks for",
@@ -77,25 +84,21 @@ fn errors_about_a_pods_answers_reach_the_pod() {
                 icmp(ROUTER, FRAGMENTATION_NEEDED, &tcp(NODE, CLIENT)).quoting(36),
                 icmp(ROUTER, FRAGMENTATION_NEEDED, &tcp(POD, CLIENT)).quoting(36),
             ),
-            into_pod(
-                "a hop too many",
-                icmp(ROUTER, TIME_EXCEEDED, &udp(NODE, CLIENT)),
-                icmp(ROUTER, TIME_EXCEEDED, &udp(POD, CLIENT)),
-            ),
-            into_pod(
-                "a parameter",
-                icmp(ROUTER, PARAMETER_PROBLEM, &udp(NODE, CLIENT)),
-                icmp(ROUTER, PARAMETER_PROBLEM, &udp(POD, CLIENT)),
-            ),
-            into_pod(
+            about("a hop too many", ROUTER, TIME_EXCEEDED, &udp(NODE, CLIENT), &udp(POD, CLIENT)),
+            about("a parameter", ROUTER, PARAMETER_PROBLEM, &udp(NODE, CLIENT), &udp(POD, CLIENT)),
+            about(
                 "a datagram without checksum stays without",
-                icmp(ROUTER, TIME_EXCEEDED, &udp(NODE, CLIENT).without_checksum()),
-                icmp(ROUTER, TIME_EXCEEDED, &udp(POD, CLIENT).without_checksum()),
+                ROUTER,
+                TIME_EXCEEDED,
+                &udp(NODE, CLIENT).without_checksum(),
+                &udp(POD, CLIENT).without_checksum(),
             ),
-            into_pod(
+            about(
                 "the client's own port is closed",
-                icmp("192.168.0.9", PORT_UNREACHABLE, &udp(NODE, CLIENT)),
-                icmp("192.168.0.9", PORT_UNREACHABLE, &udp(POD, CLIENT)),
+                "192.168.0.9",
+                PORT_UNREACHABLE,
+                &udp(NODE, CLIENT),
+                &udp(POD, CLIENT),
             ),
         ]);
     }
@@ -130,20 +133,26 @@ fn ipv6_takes_the_same_path() {
             icmp(ROUTER_V6, PACKET_TOO_BIG_V6, &tcp(NODE_V6, CLIENT_V6)).quoting(48),
             icmp(ROUTER_V6, PACKET_TOO_BIG_V6, &tcp(POD_V6, CLIENT_V6)).quoting(48),
         ),
-        into_pod(
+        about(
             "a hop too many",
-            icmp(ROUTER_V6, TIME_EXCEEDED_V6, &udp(NODE_V6, CLIENT_V6)),
-            icmp(ROUTER_V6, TIME_EXCEEDED_V6, &udp(POD_V6, CLIENT_V6)),
+            ROUTER_V6,
+            TIME_EXCEEDED_V6,
+            &udp(NODE_V6, CLIENT_V6),
+            &udp(POD_V6, CLIENT_V6),
         ),
-        into_pod(
+        about(
             "a parameter",
-            icmp(ROUTER_V6, PARAMETER_PROBLEM_V6, &udp(NODE_V6, CLIENT_V6)),
-            icmp(ROUTER_V6, PARAMETER_PROBLEM_V6, &udp(POD_V6, CLIENT_V6)),
+            ROUTER_V6,
+            PARAMETER_PROBLEM_V6,
+            &udp(NODE_V6, CLIENT_V6),
+            &udp(POD_V6, CLIENT_V6),
         ),
-        into_pod(
+        about(
             "the client's own port is closed",
-            icmp("fd00::9", PORT_UNREACHABLE_V6, &udp(NODE_V6, CLIENT_V6)),
-            icmp("fd00::9", PORT_UNREACHABLE_V6, &udp(POD_V6, CLIENT_V6)),
+            "fd00::9",
+            PORT_UNREACHABLE_V6,
+            &udp(NODE_V6, CLIENT_V6),
+            &udp(POD_V6, CLIENT_V6),
         ),
         out(
             "the pod's port is closed: the service's is",

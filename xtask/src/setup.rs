@@ -69,7 +69,8 @@ pub(crate) fn deny() -> Result<()> {
 
 /// Installs what only the kernel matrix needs.
 pub(crate) fn emulator() -> Result<()> {
-    const PACKAGES: &[(&str, &str)] = &[("qemu-system-x86_64", "qemu-system-x86"), ("strip", "binutils")];
+    const PACKAGES: &[(&str, &str)] =
+        &[("qemu-system-x86_64", "qemu-system-x86"), ("strip", "binutils"), ("xz", "xz-utils")];
     let missing: Vec<&str> =
         PACKAGES.iter().filter(|(program, _)| !exists(program)).map(|(_, package)| *package).collect();
     if missing.is_empty() { Ok(()) } else { install_packages(&missing) }

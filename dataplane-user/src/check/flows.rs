@@ -1,6 +1,6 @@
 //! Established flows: their backends, and whether both halves are one flow's.
 
-use weir_dataplane_ebpf::{Flow, FlowKey, FlowState};
+use weir_dataplane_ebpf::{Backend, Flow, FlowKey, FlowState};
 
 use super::{Found, Kind};
 use crate::{
@@ -30,8 +30,12 @@ pub(super) fn flows<A: Family>(
         if judge(maps, books, clock, &key, &flow)? == Some(kind) {
             found.add(kind, || {
                 let client = socket(key.source, key.source_port);
-                let backend = socket(flow.destination, flow.destination_port);
-                (books.owner(flow.service), format!("the flow from {client} to backend {backend}"))
+                let backend = if flow.flags & Flow::<A>::FLAG_TUNNEL == 0 {
+                    format!("to backend {}", socket(flow.destination, flow.destination_port))
+                } else {
+                    format!("through a tunnel to node {}", flow.destination.ip())
+                };
+                (books.owner(flow.service), format!("the flow from {client} {backend}"))
             });
             wrong.push(key);
         }
@@ -52,13 +56,14 @@ fn judge<A: Family>(
     if flow.flags & Flow::<A>::FLAG_REPLY != 0 || flow.state != FlowState::ESTABLISHED {
         return Ok(None);
     }
-    let backend = socket(flow.destination, flow.destination_port);
-    // A tunnel leads to the backend's node, and the programs compare that.
-    let tunnelled = flow.flags & Flow::<A>::FLAG_TUNNEL != 0;
-    if !tunnelled && books.backend(backend) != Some(flow.backend) {
-        let idle_s = clock.map_or(0.0, |(now, rate)| {
-            f64::from(now.wrapping_sub(flow.last_seen_jiffies).cast_signed().max(0)) / rate
-        });
+    let idle_s = clock.map_or(0.0, |(now, rate)| {
+        f64::from(now.wrapping_sub(flow.last_seen_jiffies).cast_signed().max(0)) / rate
+    });
+    if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
+        let is_wrong = idle_s > OVERDUE_S && !tunnel_has_backend(maps, flow)?;
+        return Ok(is_wrong.then_some(Kind::FlowBackend));
+    }
+    if books.backend(socket(flow.destination, flow.destination_port)) != Some(flow.backend) {
         return Ok((idle_s > OVERDUE_S).then_some(Kind::FlowBackend));
     }
     // Without an answer's half there is nothing that misleads: it is made again.
@@ -67,4 +72,14 @@ fn judge<A: Family>(
     }
     let answer = maps.flow(&flow.other_key(key))?;
     Ok(answer.is_some_and(|answer| !answer.is_other_half(key, flow)).then_some(Kind::FlowHalf))
+}
+
+/// Whether a tunnel leads to the node of its backend, as programs ask. Its entry says no more of the backend than the id, and
+/// backends are compared with the books for themselves.
+fn tunnel_has_backend<A: Family>(maps: &FamilyMaps<A>, flow: &Flow<A>) -> Result<bool, TableError> {
+    if flow.backend >= maps.backends.bound() {
+        return Ok(false);
+    }
+    let backend = maps.backends.at(flow.backend)?;
+    Ok(backend.flags & Backend::<A>::FLAG_ACTIVE != 0 && backend.node == flow.destination)
 }

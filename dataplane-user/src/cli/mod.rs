@@ -37,6 +37,9 @@ pub enum CliError {
     /// No dataplane.
     #[error("no dataplane is loaded below {0}: start `weir dataplane`, or give the right --run-dir")]
     NotLoaded(PathBuf),
+    /// An agent whose programs this does not understand.
+    #[error("an agent of another version has taken over: start the `weir dataplane monitor` of that version")]
+    Replaced,
     /// A map.
     #[error(transparent)]
     Table(#[from] TableError),

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf};
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
 use weir_dataplane_ebpf::Event;
@@ -48,33 +48,55 @@ pub struct Events {
     until: Table<u32, u64>,
     lost: Map,
     lost_before: u64,
-    /// Held for as long as this lives: a directory in a bpffs, so that no file is left.
-    _only: File,
+    /// The kernel's number for the ring buffer.
+    id: u32,
+    /// Held for as long as this lives: the run directory itself, so that no file is left, which stays whatever becomes of pins.
+    only: File,
 }
 
 impl Events {
     /// Becomes the reader. What an earlier one left is dropped.
     pub fn open(paths: &Paths) -> Result<Self, EventsError> {
-        let lock = |source| EventsError::Io { operation: "lock the directory of pinned maps", source };
-        let only = File::open(paths.maps()).map_err(lock)?;
+        let lock = |source| EventsError::Io { operation: "lock the run directory", source };
+        let only = File::open(paths.run_dir()).map_err(lock)?;
         match only.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(EventsError::Taken),
-            Err(std::fs::TryLockError::Error(error)) => return Err(lock(error)),
+            Ok(()) => Self::with_lock(paths, only),
+            Err(std::fs::TryLockError::WouldBlock) => Err(EventsError::Taken),
+            Err(std::fs::TryLockError::Error(error)) => Err(lock(error)),
         }
+    }
+
+    fn with_lock(paths: &Paths, only: File) -> Result<Self, EventsError> {
         let pinned = |name: &str| -> Result<Map, EventsError> {
             let data = MapData::from_pin(paths.map(name)).map_err(|error| EventsError::Open(error.into()))?;
             Map::from_map_data(data).map_err(|error| EventsError::Open(error.into()))
         };
+        let id = ring_id(paths)?.unwrap_or_default();
         let ring = RingBuf::try_from(pinned("events")?).map_err(|error| EventsError::Open(error.into()))?;
         let wait = |source| EventsError::Io { operation: "wait for the programs' events", source };
         let ready = sys::watch(ring.as_fd().try_clone_to_owned().map_err(wait)?).map_err(wait)?;
         let until = Table::open(&paths.map("monitor"))?;
-        let mut events =
-            Self { ring, ready, until, lost: pinned("events_lost")?, lost_before: 0, _only: only };
+        let mut events = Self { ring, ready, until, lost: pinned("events_lost")?, lost_before: 0, id, only };
         events.drain(|_| {});
         events.newly_lost()?;
         Ok(events)
+    }
+
+    /// Listens where programs tell now, if that is elsewhere: whether it is. Nothing when these places have no such pin.
+    pub fn follow(&mut self, paths: &Paths) -> Result<Option<bool>, EventsError> {
+        let Some(id) = ring_id(paths)? else { return Ok(None) };
+        if id != self.id {
+            let only = self.only.try_clone();
+            let only = only.map_err(|source| EventsError::Io { operation: "keep the lock", source })?;
+            *self = Self::with_lock(paths, only)?;
+            return Ok(Some(true));
+        }
+        Ok(Some(false))
+    }
+
+    /// Whether the ring buffer that this reads is the one of these places.
+    pub fn is_of(&self, paths: &Paths) -> bool {
+        ring_id(paths).is_ok_and(|id| id == Some(self.id))
     }
 
     /// Makes the programs tell for this long from now on.
@@ -110,6 +132,15 @@ impl Events {
         let counters = PerCpuArray::<_, u64>::try_from(&self.lost).map_err(failed)?;
         let now = counters.get(&0, 0).map_err(failed)?.iter().sum();
         Ok(now - std::mem::replace(&mut self.lost_before, now))
+    }
+}
+
+/// The kernel's number for the ring buffer that is pinned, if one is.
+fn ring_id(paths: &Paths) -> Result<Option<u32>, EventsError> {
+    match MapInfo::from_pin(paths.map("events")) {
+        Ok(info) => Ok(Some(info.id())),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(EventsError::Open(error.into())),
     }
 }
 

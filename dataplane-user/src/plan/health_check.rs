@@ -35,18 +35,9 @@ mod tests {
     use super::*;
     use crate::plan::model::Endpoint;
 
-    /// `r`eady, `s`erving, `t`erminating, `l`ocal.
     fn count(service: &Service, endpoints: &[(&str, &str)]) -> Option<usize> {
-        let endpoint = |(address, state): &(&str, &str)| Endpoint {
-            address: address.parse().unwrap(),
-            ready: state.contains('r'),
-            serving: state.contains('s'),
-            terminating: state.contains('t'),
-            local: state.contains('l'),
-            node: crate::plan::model::NodeId::NONE,
-            zones: 0,
-        };
-        let endpoints: Vec<_> = endpoints.iter().map(endpoint).collect();
+        let endpoints: Vec<_> =
+            endpoints.iter().map(|(address, state)| Endpoint::of(address.parse().unwrap(), state)).collect();
         // The same endpoints for another of the service's ports.
         let slices = [0, 1].map(|_| Slice { endpoints: endpoints.clone(), ..Slice::default() });
         health_check(service, slices.iter()).map(|check| check.local_endpoints)

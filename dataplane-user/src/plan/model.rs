@@ -189,6 +189,22 @@ pub struct Endpoint {
     pub zones: u64,
 }
 
+#[cfg(test)]
+impl Endpoint {
+    /// As tests write one: `r`eady, `s`erving, `t`erminating, `l`ocal; with hints for the first zone `a` and the second `b`.
+    pub(super) fn of(address: IpAddr, state: &str) -> Self {
+        Self {
+            address,
+            ready: state.contains('r'),
+            serving: state.contains('s'),
+            terminating: state.contains('t'),
+            local: state.contains('l'),
+            node: NodeId::NONE,
+            zones: u64::from(state.contains('a')) | u64::from(state.contains('b')) << 1,
+        }
+    }
+}
+
 /// A node's name, as a number that is its index in [`Node::peers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NodeId(pub u32);

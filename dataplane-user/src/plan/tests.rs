@@ -208,13 +208,10 @@ fn ports_for(n: u8, endpoints: &[u8], ranges: &[&str]) -> Vec<DesiredPort> {
         ..Service::default()
     };
     let endpoint = |n: &u8| Endpoint {
-        address: IpAddr::from([10, 244, 0, *n]),
         ready: *n < 100,
         serving: *n < 100,
-        terminating: false,
         local: n.is_multiple_of(2),
-        node: crate::plan::model::NodeId::NONE,
-        zones: 0,
+        ..Endpoint::of(IpAddr::from([10, 244, 0, *n]), "")
     };
     let slice = Slice {
         ports: vec![SlicePort { name: "".into(), protocol: Protocol::TCP, port: 8080 }],

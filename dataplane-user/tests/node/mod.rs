@@ -109,6 +109,16 @@ impl TestNode {
         self.start();
     }
 
+    /// A second node behind one more uplink, with this address of a pod; nothing runs there.
+    pub(crate) fn add_far_node(&mut self, pod: Ipv4Addr) -> Namespace {
+        let far = Namespace::new().unwrap();
+        let link = Link { namespace: &far, name: "far0", address: "198.51.100.2/24" };
+        self.add_uplink("up2", "198.51.100.1/24", link);
+        far.ip(&format!("address add {pod}/32 dev lo")).unwrap();
+        self.namespace.ip(&format!("route add {pod}/32 via 198.51.100.2")).unwrap();
+        far
+    }
+
     /// Places below the run directory.
     pub(crate) fn paths(&self) -> Paths {
         Paths::new(self.run_dir.path())

@@ -162,3 +162,36 @@ fn one_that_is_killed_is_forgotten_and_another_takes_over() {
     tcp(&node.client, (NODE_ADDRESS, 30_001).into()).unwrap_err();
     assert_eq!(monitor.event()["reason"], "no-backend");
 }
+
+#[test]
+fn a_monitor_goes_on_with_the_programs_of_the_next_agent() {
+    let mut node = TestNode::new(false);
+    let (_a, address) = echo_pod(&node, "a");
+    node.serve(1, &[address]);
+    let served: SocketAddr = (NODE_ADDRESS, 30_001).into();
+    let mut monitor = Monitor::start(&node, &["-o", "json", "--kind", "flow", "--protocol", "udp"]);
+    udp(&node.client, served).unwrap();
+    assert_eq!(
+        (monitor.event()["event"].take(), monitor.event()["event"].take()),
+        ("opened".into(), "established".into())
+    );
+
+    // Stopped for the moment in which there is no dataplane, as it would not look twice a second.
+    monitor.signal(Signal::SIGSTOP);
+    node.kill();
+    let run_dir = node.paths().run_dir().to_owned();
+    node.namespace.inside(|| node::block_on(weir_dataplane::detach(&run_dir))).unwrap();
+    node.start();
+    let before = until(&node);
+    monitor.signal(Signal::SIGCONT);
+    wait_for("the next programs are told of the listener", || until(&node) > before);
+    // Nothing is on the pod's link any more, so that the answer is not translated back.
+    assert_eq!(udp(&node.client, served).unwrap().1.ip(), address);
+    let row = monitor.event();
+    assert_eq!((&row["event"], &row["service"]), (&"opened".into(), &"default/s1:u/udp".into()), "{row}");
+
+    node.kill();
+    node.namespace.inside(|| node::block_on(weir_dataplane::detach(&run_dir))).unwrap();
+    let status = monitor.process.wait().unwrap();
+    assert!(!status.success(), "without a dataplane there is nothing to show");
+}

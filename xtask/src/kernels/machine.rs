@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -22,7 +22,16 @@ const TIME_LIMIT: Duration = Duration::from_mins(20);
 /// The last line of a machine that came to its end.
 const END: &str = "weir-end";
 /// What tests call to make themselves a network.
-const TOOLS: [&str; 2] = ["ip", "nsenter"];
+const TOOLS: [&str; 3] = ["ethtool", "ip", "nsenter"];
+/// Modules of the kernel that a node's network is made of, each behind what it needs.
+const MODULES: [&str; 6] = [
+    "net/llc/llc.ko",
+    "net/802/stp.ko",
+    "net/bridge/bridge.ko",
+    "drivers/net/veth.ko",
+    "net/sched/sch_ingress.ko",
+    "net/sched/cls_bpf.ko",
+];
 /// A test that makes a clock's reading a minute older, which needs a machine that has run for longer.
 const NEEDS_UPTIME: &str = "packet_affinity";
 
@@ -71,13 +80,42 @@ pub(super) fn archive(directory: &Path, tests: &[(String, PathBuf)], filter: &st
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
 
     let archive = directory.join("initramfs.cpio");
-    let mut find = Command::new("find").arg(".").current_dir(&root).stdout(Stdio::piped()).spawn()?;
+    pack(&root, File::create(&archive)?)?;
+    Ok(archive)
+}
+
+/// The archive with the modules of one kernel behind it: the kernel unpacks one after the other.
+fn with_modules(image: &Image, archive: &Path) -> Result<PathBuf> {
+    let place = image.console.with_file_name("modules");
+    if place.exists() {
+        fs::remove_dir_all(&place)?;
+    }
+    fs::create_dir_all(place.join("modules"))?;
+    for (order, module) in MODULES.into_iter().enumerate() {
+        let to = place.join("modules").join(format!("{order}.ko"));
+        let (plain, packed) = (image.modules.join(module), image.modules.join(format!("{module}.xz")));
+        if packed.is_file() {
+            let unpacked = File::create(to)?;
+            command::run(Command::new("xz").arg("-dc").arg(packed).stdout(unpacked))?;
+        } else {
+            fs::copy(&plain, to).with_context(|| format!("no module {}", plain.display()))?;
+        }
+    }
+    let whole = image.console.with_file_name("initramfs.cpio");
+    fs::copy(archive, &whole)?;
+    pack(&place, OpenOptions::new().append(true).open(&whole)?)?;
+    Ok(whole)
+}
+
+/// Writes what is below a folder as an archive.
+fn pack(root: &Path, to: File) -> Result<()> {
+    let mut find = Command::new("find").arg(".").current_dir(root).stdout(Stdio::piped()).spawn()?;
     let names = find.stdout.take().expect("standard output was asked for");
     let mut pack = Command::new("busybox");
-    pack.args(["cpio", "-o", "-H", "newc"]).current_dir(&root).stdin(names).stdout(File::create(&archive)?);
+    pack.args(["cpio", "-o", "-H", "newc"]).current_dir(root).stdin(names).stdout(to);
     command::run(pack.stderr(Stdio::null()))?;
     ensure!(find.wait()?.success(), "find failed in {}", root.display());
-    Ok(archive)
+    Ok(())
 }
 
 /// What the machine runs instead of an operating system.
@@ -91,6 +129,8 @@ fn script(tests: &[(String, PathBuf)], filter: &str) -> String {
 /bin/busybox mount -t sysfs sys /sys
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox mount -t bpf bpf /sys/fs/bpf
+/bin/busybox mount -t cgroup2 none /sys/fs/cgroup
+for module in /modules/*.ko; do /bin/busybox insmod $module; done
 /bin/busybox ip link set lo up
 export PATH=/bin
 for test in {names}; do
@@ -106,6 +146,7 @@ echo {END}
 
 /// Boots a kernel and waits for the end of its tests.
 pub(super) fn boot(image: &Image, archive: &Path, tests: &[(String, PathBuf)]) -> Result<Outcome> {
+    let archive = with_modules(image, archive)?;
     let console = File::create(&image.console)?;
     let mut machine = Command::new("qemu-system-x86_64")
         .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", &MEMORY_MIB.to_string()])

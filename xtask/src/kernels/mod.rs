@@ -1,6 +1,6 @@
-//! The dataplane's programs before the verifier of every kernel that Debian ships, and the packet tables on each.
+//! The dataplane's programs before the verifier of every kernel that Debian ships, and the packet tables and a node on each.
 //!
-//! Each kernel is booted in an emulated machine of its own ([`machine`]) that holds the packet tests and little else. Not
+//! Each kernel is booted in an emulated machine of its own ([`machine`]) that holds these tests and little else. Not
 //! part of [`crate::ci`]: without hardware virtualisation the emulated verifiers take minutes for each kernel.
 
 mod machine;

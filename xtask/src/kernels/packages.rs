@@ -26,6 +26,8 @@ pub(super) struct Image {
     pub(super) release: String,
     /// The file to boot.
     pub(super) kernel: PathBuf,
+    /// Where its modules are.
+    pub(super) modules: PathBuf,
     /// Where its console's output goes.
     pub(super) console: PathBuf,
 }
@@ -66,7 +68,8 @@ fn unpacked(place: &Path) -> Result<Option<Image>> {
         let release = entry.file_name().to_string_lossy().into_owned();
         let places = [entry.path().join("vmlinuz"), root.join("boot").join(format!("vmlinuz-{release}"))];
         if let Some(kernel) = places.into_iter().find(|path| path.is_file()) {
-            return Ok(Some(Image { release, kernel, console: place.join("console.log") }));
+            let modules = entry.path().join("kernel");
+            return Ok(Some(Image { release, kernel, modules, console: place.join("console.log") }));
         }
     }
     Ok(None)

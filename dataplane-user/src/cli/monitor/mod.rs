@@ -2,7 +2,8 @@
 //!
 //! The programs tell only while this listens, and [`LISTEN`] longer if it is killed. They tell of flows that begin, of those
 //! that both sides have spoken of, and of every dropped packet that has a tuple; a packet that ends before its ports do is
-//! in the counts alone (`weir dataplane drops`). Everything is told, and filtered here: on a busy node the ring buffer may
+//! in the counts alone (`weir dataplane drops`). Agents may go and come meanwhile: where their programs tell into a new ring
+//! buffer, this reads that one. Everything is told, and filtered here: on a busy node the ring buffer may
 //! be full for moments, and then packets go on and events are lost, which this says.
 
 mod filter;
@@ -26,7 +27,10 @@ pub use self::filter::{Kind, MonitorArgs};
 use self::{names::Names, pods::Pods};
 use super::{CliError, Output, require_loaded};
 use crate::{
-    kernel::events::{self, Events},
+    kernel::{
+        events::{self, Events},
+        migrate,
+    },
     paths::Paths,
     plan::model::protocol_name,
 };
@@ -100,7 +104,10 @@ pub async fn monitor(
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            _ = renew.tick() => events.listen(LISTEN)?,
+            _ = renew.tick() => {
+                monitor.follow(&mut events, paths)?;
+                events.listen(LISTEN)?;
+            }
             ready = events.readable() => ready?,
         }
         let mut written = Ok(());
@@ -131,6 +138,28 @@ struct Monitor<'a> {
 }
 
 impl Monitor<'_> {
+    /// Goes on with the programs that are there now. An agent of another version has taken over when there are none of this
+    /// one's: that is no matter as long as its programs tell into the same ring buffer.
+    fn follow(&mut self, events: &mut Events, paths: &Paths) -> Result<(), CliError> {
+        match events.follow(paths)? {
+            Some(false) => Ok(()),
+            Some(true) => {
+                self.names = Names::open(paths)?;
+                Ok(())
+            }
+            None => {
+                let others = migrate::all(paths);
+                if others.iter().any(|other| events.is_of(other)) {
+                    Ok(())
+                } else if others.iter().any(|other| other.maps().exists()) {
+                    Err(CliError::Replaced)
+                } else {
+                    Err(CliError::NotLoaded(paths.run_dir().to_owned()))
+                }
+            }
+        }
+    }
+
     fn show(&mut self, event: &Event, out: &mut impl Write) -> io::Result<()> {
         if self.left == 0 {
             return Ok(());
@@ -153,7 +182,12 @@ impl Monitor<'_> {
         // Port 0 is nobody's: there is no such address in the event.
         let there = |address: SocketAddr| (address.port() != 0).then_some(address);
         let pod = |address: Option<SocketAddr>| address.and_then(|it| self.pods.name(it.ip()));
-        let (source, backend) = (there(source), there(backend));
+        let source = there(source);
+        let begun = event.kind == EventKind::OPENED || event.kind == EventKind::ESTABLISHED;
+        let backend = match (there(backend), source) {
+            (None, Some(source)) if begun => self.names.behind_tunnel(source, destination, event.protocol),
+            (backend, _) => backend,
+        };
         let (source_pod, backend_pod) = (pod(source), pod(backend));
         let dropped = event.kind == EventKind::DROPPED || event.kind == EventKind::REFUSED;
         EventRow {

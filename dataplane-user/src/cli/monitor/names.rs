@@ -1,4 +1,4 @@
-//! What services the events are about, from the agent's name table and the frontends.
+//! What services and backends the events are about, from the agent's name table, the frontends, and the flows.
 
 use std::{
     collections::HashMap,
@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use weir_dataplane_ebpf::{Be16, FrontendKey, Protocol, Scope};
+use weir_dataplane_ebpf::{Be16, Flow, FlowKey, FrontendKey, Protocol, Scope};
 
 use crate::{
     cli::CliError,
-    kernel::maps::{Family, FamilyMaps, Maps},
+    kernel::maps::{Family, FamilyMaps, Maps, backend_address},
     names,
     paths::Paths,
     plan::PortName,
@@ -44,6 +44,21 @@ impl Names {
         Some(self.by_id.get(&id).map_or_else(|| format!("#{id}"), ToString::to_string))
     }
 
+    /// The backend that the flow with this tuple is tunnelled to the node of. Its event names the node alone, and so does its
+    /// entry, which has the backend's number besides.
+    pub(super) fn behind_tunnel(
+        &self,
+        source: SocketAddr,
+        destination: SocketAddr,
+        protocol: Protocol,
+    ) -> Option<SocketAddr> {
+        if source.is_ipv4() {
+            behind_tunnel(&self.maps.v4, source, destination, protocol)
+        } else {
+            behind_tunnel(&self.maps.v6, source, destination, protocol)
+        }
+    }
+
     fn at(&self, asked: SocketAddr, protocol: Protocol) -> Option<u32> {
         if asked.is_ipv4() {
             find(&self.maps.v4, asked, protocol)
@@ -58,4 +73,25 @@ fn find<A: Family>(maps: &FamilyMaps<A>, asked: SocketAddr, protocol: Protocol) 
     let (address, port) = (A::of(asked.ip())?, Be16::new(asked.port()));
     let get = |scope| maps.frontends.get(&FrontendKey { address, port, protocol, scope }).ok().flatten();
     get(Scope::INTERNAL).or_else(|| get(Scope::EXTERNAL)).map(|frontend| frontend.service)
+}
+
+fn behind_tunnel<A: Family>(
+    maps: &FamilyMaps<A>,
+    source: SocketAddr,
+    destination: SocketAddr,
+    protocol: Protocol,
+) -> Option<SocketAddr> {
+    let key = FlowKey {
+        source: A::of(source.ip())?,
+        destination: A::of(destination.ip())?,
+        source_port: Be16::new(source.port()),
+        destination_port: Be16::new(destination.port()),
+        protocol,
+        ..FlowKey::default()
+    };
+    let flow = maps.flow(&key).ok()??;
+    // A moment later the number may be another backend's.
+    let backend = maps.backends.at(flow.backend).ok()?;
+    let is_its = flow.flags & Flow::<A>::FLAG_TUNNEL != 0 && backend.node == flow.destination;
+    is_its.then(|| backend_address(&backend))
 }

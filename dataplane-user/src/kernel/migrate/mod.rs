@@ -69,8 +69,9 @@ const KNOWN: &[Known] = &[
 
 /// Maps that the plugin writes, under the attachments' lock, and removes from.
 const OF_THE_PLUGIN: [&str; 2] = ["endpoints_v4", "endpoints_v6"];
-/// Counters for each CPU: they start again.
-const COUNTERS: &str = "drops";
+/// Maps whose contents are of no use to another agent: counters for each CPU, which start again, and events, of which a
+/// listener hears where they are told next.
+const STARTED_AGAIN: [&str; 3] = ["drops", "events", "events_lost"];
 
 /// Places of other versions' agents on this machine, newest first.
 pub(super) fn others(paths: &Paths) -> Vec<Paths> {
@@ -180,7 +181,7 @@ type Write = fn(&RawMap, &[u8], &[u8]) -> io::Result<usize>;
 
 /// Copies one map unless it is shared. What cannot be copied is no reason not to serve.
 fn carry(known: &Known, name: &str, older: &Paths, paths: &Paths, write: Write) {
-    if name == COUNTERS {
+    if STARTED_AGAIN.contains(&name) {
         return;
     }
     match carry_map(older, paths, name, known.change(name), write) {

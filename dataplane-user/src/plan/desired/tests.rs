@@ -6,20 +6,14 @@ fn service() -> Service {
     Service { cluster_ips: vec!["10.96.0.1".parse().unwrap()], ports: vec![port], ..Service::default() }
 }
 
-/// `r`eady, `s`erving, `t`erminating, `l`ocal; with hints for zones `a` and `b`.
+/// With states as [`Endpoint::of`] reads them, in zones `a` and `b`.
 fn slice(endpoints: &[(&str, &str)]) -> Slice {
-    let endpoint = |(address, state): &(&str, &str)| Endpoint {
-        address: address.parse().unwrap(),
-        ready: state.contains('r'),
-        serving: state.contains('s'),
-        terminating: state.contains('t'),
-        local: state.contains('l'),
-        node: crate::plan::model::NodeId::NONE,
-        zones: u64::from(state.contains('a')) | u64::from(state.contains('b')) << 1,
-    };
     Slice {
         ports: vec![SlicePort { name: "http".into(), protocol: Protocol::TCP, port: 8080 }],
-        endpoints: endpoints.iter().map(endpoint).collect(),
+        endpoints: endpoints
+            .iter()
+            .map(|(address, state)| Endpoint::of(address.parse().unwrap(), state))
+            .collect(),
         zones: vec!["zone-a".into(), "zone-b".into()],
     }
 }

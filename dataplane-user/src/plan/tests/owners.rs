@@ -133,15 +133,7 @@ fn of_two_ports_of_one_service_the_first_has_the_address() {
 
 #[test]
 fn a_million_endpoints_leave_room_for_other_services() {
-    let endpoint = |n: u32| Endpoint {
-        address: IpAddr::V4(std::net::Ipv4Addr::from_bits(0x0a00_0000 + n)),
-        ready: true,
-        serving: true,
-        terminating: false,
-        local: false,
-        node: crate::plan::model::NodeId::NONE,
-        zones: 0,
-    };
+    let endpoint = |n: u32| Endpoint::of(IpAddr::V4(std::net::Ipv4Addr::from_bits(0x0a00_0000 + n)), "rs");
     let slices: Vec<Slice> = (0..1_000_u32)
         .map(|slice| Slice {
             ports: vec![SlicePort { name: "".into(), protocol: Protocol::TCP, port: 80 }],
