@@ -124,7 +124,7 @@ fn json_has_the_verdict_beside_the_words() {
     let value = serde_json::to_value(&report).unwrap();
     let internal = &value["scopes"][0];
     let candidate = serde_json::json!({
-        "id": 1, "address": "10.244.1.1:8080", "local": true, "active": true, "slots": 3,
+        "id": 1, "address": "10.244.1.1:8080", "local": true, "node": null, "active": true, "slots": 3,
         "verdict": "ready", "why": "ready",
     });
     assert_eq!(internal["candidates"][0], candidate);
