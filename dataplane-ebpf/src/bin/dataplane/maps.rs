@@ -16,7 +16,8 @@ use weir_dataplane_ebpf::{
     TrafficKey, Uplink, filter,
     maps::{
         AFFINITY, BACKENDS, ENDPOINTS, EVENTS_BYTES, FLOWS, FRAGMENTS, FRONTENDS, MAGLEV_SLOTS, NODE_PORTS,
-        OPENING_FLOWS, SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TRAFFIC, TUNNEL_PEERS, UPLINKS,
+        NON_MASQUERADE, OPENING_FLOWS, SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TRAFFIC, TUNNEL_PEERS,
+        UPLINKS,
     },
 };
 
@@ -99,6 +100,9 @@ pub struct Draft<A> {
 
 /// An address family with its maps.
 pub trait Family: Address {
+    /// [`NodeConfig::FLAG_MASQUERADE_V4`] or its sibling.
+    const FLAG_MASQUERADE: u32;
+
     /// Frontends by address, port, protocol and scope.
     fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend>;
     /// Backends by id.
@@ -119,6 +123,8 @@ pub trait Family: Address {
     fn socket_affinity() -> &'static Choices<Namespace>;
     /// Who may use load balancer addresses, by service.
     fn source_ranges() -> &'static Ranges<Self>;
+    /// What pods reach with their own addresses.
+    fn non_masquerade() -> &'static LpmTrie<Self, u32>;
     /// Other nodes whose tunnelled packets are taken.
     fn tunnel_peers() -> &'static HashMap<Self, u32>;
     /// This CPU's draft of a new flow.
@@ -130,7 +136,7 @@ pub trait Family: Address {
 }
 
 macro_rules! family {
-    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $opening:literal, $fragments:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $peers_map:literal, $draft:literal) => {
+    ($address:ty, $masquerade:ident, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $opening:literal, $fragments:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $inside:literal, $peers_map:literal, $draft:literal) => {
         mod $module {
             use super::*;
 
@@ -162,6 +168,9 @@ macro_rules! family {
             #[map(name = $ranges)]
             pub(super) static SOURCE_RANGES_MAP: Ranges<$address> =
                 LpmTrie::with_max_entries(SOURCE_RANGES, 0);
+            #[map(name = $inside)]
+            pub(super) static NON_MASQUERADE_MAP: LpmTrie<$address, u32> =
+                LpmTrie::with_max_entries(NON_MASQUERADE, 0);
             #[map(name = $peers_map)]
             pub(super) static TUNNEL_PEERS_MAP: HashMap<$address, u32> =
                 HashMap::with_max_entries(TUNNEL_PEERS, 0);
@@ -170,6 +179,8 @@ macro_rules! family {
         }
 
         impl Family for $address {
+            const FLAG_MASQUERADE: u32 = NodeConfig::$masquerade;
+
             #[inline(always)]
             fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend> {
                 &$module::FRONTENDS_MAP
@@ -221,6 +232,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn non_masquerade() -> &'static LpmTrie<Self, u32> {
+                &$module::NON_MASQUERADE_MAP
+            }
+
+            #[inline(always)]
             fn tunnel_peers() -> &'static HashMap<Self, u32> {
                 &$module::TUNNEL_PEERS_MAP
             }
@@ -245,6 +261,7 @@ macro_rules! family {
 
 family!(
     Ip4,
+    FLAG_MASQUERADE_V4,
     gateway_v4,
     address_v4,
     v4,
@@ -258,11 +275,13 @@ family!(
     "affinity_v4",
     "socket_affinity_v4",
     "source_ranges_v4",
+    "non_masquerade_v4",
     "tunnel_peers_v4",
     "draft_v4"
 );
 family!(
     Ip6,
+    FLAG_MASQUERADE_V6,
     gateway_v6,
     address_v6,
     v6,
@@ -276,6 +295,7 @@ family!(
     "affinity_v6",
     "socket_affinity_v6",
     "source_ranges_v6",
+    "non_masquerade_v6",
     "tunnel_peers_v6",
     "draft_v6"
 );

@@ -6,6 +6,7 @@ use weir_dataplane_ebpf::{Be16, DropReason, Endpoint, Flow, FlowKey, Mac, Scope,
 
 use crate::{
     counters::Verdict,
+    egress,
     maps::Complaint,
     outline::Outlined,
     parse::{Frame, Headers, Layout, Transport},
@@ -46,16 +47,22 @@ pub trait Hook {
     fn tunnelled(&self) -> bool {
         false
     }
-    /// Whether the kernel will cut the packet into segments that fit.
-    fn is_segmented(&self) -> bool;
+    /// Bytes of payload in each segment that the kernel will cut the packet into; zero when it goes out as it is.
+    fn segment_size(&self) -> u32;
+    /// Whether the kernel will cut the packet into segments.
+    #[inline(always)]
+    fn is_segmented(&self) -> bool {
+        self.segment_size() != 0
+    }
     /// Makes room for one more network header behind the link header, whose bytes must all be written then.
     fn make_room<A: Layout>(&self) -> bool;
     /// Turns the packet in this CPU's draft into an ICMP message to its sender.
     fn complain<A: Outlined>(&self, complaint: Complaint, reason: DropReason) -> Verdict;
     /// Refuses a packet whose service has no endpoint.
     fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>) -> Verdict;
-    /// Serves a packet of the family's ICMP, `length` bytes from the network header on.
-    fn serve_icmp<A: Outlined>(&self, length: u32) -> Verdict;
+    /// Serves a packet of the family's ICMP, `length` bytes from the network header on, if it is about a flow. `None`: it
+    /// may be one of a flow itself.
+    fn serve_icmp<A: Outlined>(&self, length: u32) -> Option<Verdict>;
     /// Serves a packet whose ports do not stand where they always do.
     fn serve_slowly<A: Outlined>(&self) -> Verdict;
 }
@@ -92,6 +99,12 @@ pub fn translate<A: Outlined, T: Transport, H: Hook>(
     }
     if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
         return tunnel::serve::<A, H>(hook, headers, flow);
+    }
+    if H::HAS_STACK && flow.flags & Flow::<A>::FLAG_EGRESS != 0 {
+        let header_length = A::NETWORK_LENGTH as u32 + T::header_length(frame, A::TRANSPORT);
+        if let Some(verdict) = egress::hold_back::<A, H>(hook, headers, flow, header_length, false) {
+            return verdict;
+        }
     }
     let leaves = H::FORWARDS && flow.ifindex != 0;
     if leaves && headers.ttl <= 1 {

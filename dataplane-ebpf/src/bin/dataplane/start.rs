@@ -61,10 +61,13 @@ impl Started {
 }
 
 /// Where a packet is to be served.
-struct Place {
-    context: *mut c_void,
-    has_stack: bool,
-    packet: Packet,
+pub struct Place {
+    /// The running program's context.
+    pub context: *mut c_void,
+    /// See [`rewrite::Hook::HAS_STACK`].
+    pub has_stack: bool,
+    /// The packet.
+    pub packet: Packet,
 }
 
 /// Serves the packet in this CPU's draft, which belongs to no established flow.
@@ -250,17 +253,18 @@ fn open_tunnel<A: Layout>(key: &FlowKey<A>, place: &Place, draft: &mut Draft<A>,
 /// What stands at the tuple of a flow's answers. A plain number, since the verifier refuses the read of a payload that a
 /// variant does not have, which the compiler takes for harmless.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Standing(u32);
+pub struct Standing(u32);
 
 impl Standing {
-    const NOTHING: Self = Self(256);
+    /// Nothing.
+    pub const NOTHING: Self = Self(256);
     /// The entry of a connection that is over.
-    const OVER: Self = Self(257);
+    pub const OVER: Self = Self(257);
     /// The flow's own entry, among the opening ones.
     const OPENING: Self = Self(258);
     /// Another flow of the same client and backend: two frontends may lead one client port to one backend. This one must
     /// take another port.
-    const TAKEN: Self = Self(259);
+    pub const TAKEN: Self = Self(259);
 
     /// The flow's own entry, among the established ones, in this state.
     #[inline(always)]
@@ -268,15 +272,22 @@ impl Standing {
         Self(state.0 as u32)
     }
 
+    /// Whether it is the flow's own entry.
+    #[inline(always)]
+    pub const fn is_own(self) -> bool {
+        self.0 == Self::OPENING.0 || self.0 < Self::NOTHING.0
+    }
+
     /// That entry's state.
     #[inline(always)]
-    const fn state(self) -> Option<FlowState> {
+    pub const fn state(self) -> Option<FlowState> {
         if self.0 < Self::NOTHING.0 { Some(FlowState(self.0 as u8)) } else { None }
     }
 }
 
+/// What stands at the tuple of this flow's answers.
 #[inline(always)]
-fn standing_answer<A: Layout>(key: &FlowKey<A>, flow: &Flow<A>, place: &Place) -> Standing {
+pub fn standing_answer<A: Layout>(key: &FlowKey<A>, flow: &Flow<A>, place: &Place) -> Standing {
     let answer_key = flow.reply_key(key.protocol);
     // SAFETY: as in `flow::follow`.
     if let Some(standing) = unsafe { A::flows().get(&answer_key) } {
@@ -301,7 +312,7 @@ fn standing_answer<A: Layout>(key: &FlowKey<A>, flow: &Flow<A>, place: &Place) -
 
 /// Makes the answer's entry, unless the flow has it already.
 #[inline(always)]
-fn reserve_answer<A: Layout>(
+pub fn reserve_answer<A: Layout>(
     key: &FlowKey<A>,
     standing: Standing,
     place: &Place,
@@ -328,7 +339,7 @@ fn reserve_answer<A: Layout>(
 
 /// The port that a tuple takes at this attempt; the same tuple tries the same ports, so that it finds its answer's entry.
 #[inline(always)]
-fn masquerade_port<A: Family>(key: &FlowKey<A>, attempt: u16) -> Be16 {
+pub fn masquerade_port<A: Family>(key: &FlowKey<A>, attempt: u16) -> Be16 {
     let hash = hash::flow(key) as u16;
     Be16::new(MASQUERADE_PORT_FIRST + (hash.wrapping_add(attempt * 509) & (MASQUERADE_PORTS - 1)))
 }
