@@ -7,7 +7,7 @@
 //! The sums lag behind by one pass. They miss what no pass could see: packets of an opening flow that was pushed out, of a
 //! tuple's earlier connection since the last pass when a program made room for the next one, and, while no agent runs, of
 //! every entry that goes meanwhile. They never count a packet twice. Connections that a socket hook translated have no flow
-//! and are not in them.
+//! and are not in them, nor are flows that leave the cluster, which have no service.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -96,6 +96,9 @@ impl Ledger {
     /// One direction of a flow, as this pass found it. The opening flows come first: one that is established meanwhile is
     /// then seen twice, and not missed.
     pub fn see<A: Family>(&mut self, key: &FlowKey<A>, flow: &Flow<A>, stays: bool) {
+        if flow.flags & Flow::<A>::FLAG_EGRESS != 0 {
+            return;
+        }
         let reply = flow.flags & Flow::<A>::FLAG_REPLY != 0;
         let backend = if reply {
             socket(key.source, key.source_port)
@@ -333,6 +336,15 @@ mod tests {
         ledger.close(&services, &HashSet::from([BACKEND.parse::<SocketAddr>().unwrap()]));
         assert_eq!(ledger.len(), TRAFFIC);
         assert_eq!(requests(&ledger, 0), 11);
+    }
+
+    #[test]
+    fn what_leaves_the_cluster_is_no_services() {
+        let mut ledger = Ledger::default();
+        let (key, mut flow) = flow(1, 0, 10);
+        flow.flags = Flow::<Ip4>::FLAG_EGRESS;
+        pass(&mut ledger, &[(key, flow)], &[], &[]);
+        assert!(ledger.is_empty());
     }
 
     #[test]

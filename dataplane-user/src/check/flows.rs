@@ -31,7 +31,8 @@ pub(super) fn flows<A: Family>(
             found.add(kind, || {
                 let client = socket(key.source, key.source_port);
                 let backend = socket(flow.destination, flow.destination_port);
-                (books.owner(flow.service), format!("the flow from {client} to backend {backend}"))
+                let what = if flow.flags & Flow::<A>::FLAG_EGRESS == 0 { "backend" } else { "the outside," };
+                (books.owner(flow.service), format!("the flow from {client} to {what} {backend}"))
             });
             wrong.push(key);
         }
@@ -53,7 +54,8 @@ fn judge<A: Family>(
         return Ok(None);
     }
     let backend = socket(flow.destination, flow.destination_port);
-    if books.backend(backend) != Some(flow.backend) {
+    let leaves = flow.flags & Flow::<A>::FLAG_EGRESS != 0;
+    if !leaves && books.backend(backend) != Some(flow.backend) {
         let idle_s = clock.map_or(0.0, |(now, rate)| {
             f64::from(now.wrapping_sub(flow.last_seen_jiffies).cast_signed().max(0)) / rate
         });
