@@ -20,6 +20,7 @@ pub mod filter;
 pub mod flows;
 pub mod health_checks;
 pub mod kernel;
+pub mod masquerade;
 mod metrics;
 pub mod names;
 pub mod netlink;
@@ -36,5 +37,5 @@ pub mod watch;
 
 pub use agent::{Dataplane, Error};
 pub use cleanup::{CleanupError, cleanup, detach};
-pub use config::{Config, Uplinks};
+pub use config::{Config, Masquerade, Uplinks};
 pub use metrics::Metrics;

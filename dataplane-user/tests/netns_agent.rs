@@ -4,9 +4,11 @@
 use std::{
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
+use kube::api::DeleteParams;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::{
@@ -17,7 +19,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use weir_dataplane::{Config, Dataplane, Uplinks};
+use weir_dataplane::{Config, Dataplane, Masquerade, Uplinks, kernel::maps::Maps, paths::Paths};
+use weir_dataplane_ebpf::{Ip4, NodeConfig};
 use weir_tests::{Cgroup, Link, Namespace};
 use weir_tests_apiserver::Apiserver;
 
@@ -32,6 +35,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Runs `work` on a machine with an API server and an agent whose socket hooks see this process, and afterwards `again` with
 /// the next agent, as after a restart.
 fn with_two_agents(work: impl AsyncFnOnce(&Apiserver) + Send, again: impl AsyncFnOnce(&Apiserver) + Send) {
+    run(Masquerade::None, async |api, _| work(api).await, async |api, _| again(api).await);
+}
+
+/// The same with agents that masquerade, for work that looks into their maps.
+fn run(
+    masquerade: Masquerade,
+    work: impl AsyncFnOnce(&Apiserver, &Path) + Send,
+    again: impl AsyncFnOnce(&Apiserver, &Path) + Send,
+) {
     let (namespace, outside) = (Namespace::new().unwrap(), Namespace::new().unwrap());
     Link::connect(
         Link { namespace: &namespace, name: "up0", address: "192.0.2.1/24" },
@@ -47,6 +59,7 @@ fn with_two_agents(work: impl AsyncFnOnce(&Apiserver) + Send, again: impl AsyncF
         uplink: Uplinks::None,
         cgroup_root: Some(cgroup.path().to_owned()),
         run_dir: run_dir.clone(),
+        masquerade,
         ..Config::default()
     };
     namespace.inside(|| {
@@ -57,10 +70,10 @@ fn with_two_agents(work: impl AsyncFnOnce(&Apiserver) + Send, again: impl AsyncF
             let api = Apiserver::start(directory.path(), "here").await;
             let entered = cgroup.enter().unwrap();
             let agent = Agent::start(&api, config.clone()).await;
-            work(&api).await;
+            work(&api, &run_dir).await;
             agent.stop().await;
             let agent = Agent::start(&api, config).await;
-            again(&api).await;
+            again(&api, &run_dir).await;
             agent.stop().await;
             drop(entered);
             weir_dataplane::cleanup(&run_dir).await.unwrap_or_else(|error| panic!("{error}"));
@@ -291,6 +304,42 @@ fn each_complaint_is_an_event_of_its_own_and_the_next_agent_refreshes_it() {
                     && now.iter().zip(&before).all(|(now, before)| now.0 == before.0 && now.1 > before.1)
             };
             eventually("both are told again", async || refreshed(&told(api)).then_some(())).await;
+        },
+    );
+}
+
+#[test]
+fn pods_reach_nodes_and_their_pods_by_their_own_addresses_as_they_come_and_go() {
+    const OTHER_NODE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+    const ITS_POD: Ipv4Addr = Ipv4Addr::new(10, 9, 1, 5);
+    let holds = |run_dir: &Path, address: Ipv4Addr| {
+        let maps = Maps::open(&Paths::new(run_dir)).unwrap();
+        let flags = maps.node_config.at(0).unwrap().flags;
+        assert_ne!(
+            flags & NodeConfig::FLAG_MASQUERADE_V4,
+            0,
+            "it is on for as long as an agent has been ready"
+        );
+        assert_eq!(flags & NodeConfig::FLAG_MASQUERADE_V6, 0, "nobody asked for IPv6");
+        maps.v4.non_masquerade.holds(Ip4::from(address)).unwrap()
+    };
+    run(
+        Masquerade::Ipv4,
+        async |api, run_dir| {
+            assert!(holds(run_dir, Ipv4Addr::new(10, 244, 1, 1)), "the cluster's pods");
+            assert!(!holds(run_dir, OTHER_NODE) && !holds(run_dir, ITS_POD));
+            let spec = json!({"podCIDR": "10.9.1.0/24", "podCIDRs": ["10.9.1.0/24"]});
+            api.create("nodes//other", json!({"spec": spec})).await;
+            eventually("its pods", async || holds(run_dir, ITS_POD).then_some(())).await;
+            let addresses = json!([{"type": "InternalIP", "address": OTHER_NODE}]);
+            api.merge_status("nodes//other", json!({"addresses": addresses})).await;
+            eventually("the node", async || holds(run_dir, OTHER_NODE).then_some(())).await;
+        },
+        async |api, run_dir| {
+            assert!(holds(run_dir, OTHER_NODE), "the next agent knows it too");
+            api.delete("nodes//other", &DeleteParams::default()).await;
+            let gone = async || (!holds(run_dir, OTHER_NODE) && !holds(run_dir, ITS_POD)).then_some(());
+            eventually("it is gone", gone).await;
         },
     );
 }

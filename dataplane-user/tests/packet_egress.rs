@@ -33,8 +33,6 @@ struct Names {
     /// What pods reach with their own addresses.
     inside: (&'static str, u32),
     pod_elsewhere: &'static str,
-    /// Behind a link that is no uplink.
-    aside: &'static str,
     unreachable: &'static str,
     service: &'static str,
 }
@@ -54,7 +52,6 @@ const V4: Names = Names {
     network_length: 20,
     inside: ("10.0.0.0", 8),
     pod_elsewhere: "10.244.8.5:8080",
-    aside: "192.0.2.9:443",
     unreachable: "192.168.9.9:443",
     service: "203.0.113.80:443",
 };
@@ -73,7 +70,6 @@ const V6: Names = Names {
     network_length: 40,
     inside: ("fd00::", 8),
     pod_elsewhere: "[fd00:244:8::5]:8080",
-    aside: "[2001:db8:a::9]:443",
     unreachable: "[2001:db8:b::9]:443",
     service: "[2001:db8:80::80]:443",
 };
@@ -84,7 +80,7 @@ const MTU: usize = 1_500;
 /// The loopback device, which a test run's packets come in by: here it is the uplink, and the pods' link too.
 const LINK: u32 = 1;
 
-/// A way to the outside, and one aside.
+/// A way to the outside.
 fn in_a_network(work: impl FnOnce() + Send) {
     let namespace = Namespace::new().expect("a namespace of its own");
     for words in [
@@ -96,10 +92,6 @@ fn in_a_network(work: impl FnOnce() + Send) {
         "route add 203.0.113.9/32 dev lo",
         "-6 route add 2001:db8:9::9/128 dev lo",
         "route add 203.0.113.77/32 dev lo",
-        "link add aside type bridge",
-        "link set aside up",
-        "address add 192.0.2.1/24 dev aside",
-        "address add 2001:db8:a::1/64 dev aside nodad",
     ] {
         namespace.ip(words).expect("a link, an address, a neighbour or a route");
     }
@@ -304,7 +296,6 @@ fn what_stays_in_the_cluster_or_answers_keeps_its_address() {
         let local = &at(names.another_pod_ip, 80);
         dataplane.check(&[
             stays("a pod of another node", names.pod_elsewhere),
-            stays("no uplink", names.aside),
             stays("no route", names.unreachable),
             stays("the node itself", &at(names.node, 22)),
             passes(Program::TcPod, "a datagram inside", udp(names.pod, names.pod_elsewhere)),
@@ -318,6 +309,9 @@ fn what_stays_in_the_cluster_or_answers_keeps_its_address() {
             },
             passes(Program::TcUplink, "nobody's answer", tcp(names.outside, &at(names.node, 20_000))),
         ]);
+        dataplane.hash::<u32, Uplink>("uplinks").remove(&LINK).expect("it is there");
+        let syn = tcp(names.another_pod, names.outside).flags(SYN);
+        dataplane.check(&[passes(Program::TcPod, "the way out is no uplink", syn)]);
     });
 }
 

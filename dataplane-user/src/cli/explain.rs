@@ -177,7 +177,12 @@ fn explain_scope<A: Family>(
     let frontend_key =
         FrontendKey { address: key.destination, port: key.destination_port, protocol: key.protocol, scope };
     let Some(frontend) = maps.frontends.get(&frontend_key)? else {
-        explanation.paths.push("no service has this address and port here: passed on untouched".into());
+        let leaves = scope == Scope::INTERNAL && leaves(reader, maps, key.destination)?;
+        explanation.paths.push(match (known, leaves) {
+            (true, true) => "no service has this address and port here: follows its flow entry".into(),
+            (false, true) => "no service has this address and port here: what a pod opens to it leaves with the address of the uplink that routes name, if they name one".into(),
+            (_, false) => "no service has this address and port here: passed on untouched".into(),
+        });
         return Ok(explanation);
     };
     explanation.service = Some(reader.service(frontend.service));
@@ -199,6 +204,13 @@ fn explain_scope<A: Family>(
     }
     explanation.paths = paths(reader, &frontend, &explanation, scope, known)?;
     Ok(explanation)
+}
+
+/// Whether pods' packets to this address are masqueraded.
+fn leaves<A: Family>(reader: &Reader, maps: &FamilyMaps<A>, to: A) -> Result<bool, CliError> {
+    let flag =
+        if to.ip().is_ipv4() { NodeConfig::FLAG_MASQUERADE_V4 } else { NodeConfig::FLAG_MASQUERADE_V6 };
+    Ok(reader.maps.node_config.at(0)?.flags & flag != 0 && !maps.non_masquerade.holds(to)?)
 }
 
 /// The client's choice, asked for as the programs do.
