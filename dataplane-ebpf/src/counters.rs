@@ -57,4 +57,6 @@ drop_reasons! {
     SourceRange = "source-range",
     /// The packet does not fit through the tunnel to its backend's node. The sender is told what would.
     TooBig = "too-big",
+    /// A packet from inside is for a cluster IP and a port that its service does not have. The sender is told so.
+    UnknownPort = "unknown-port",
 }

@@ -2,10 +2,14 @@
 //!
 //! A packet is a service's only if it goes to a frontend or comes from a backend. One bit says so for each of them, in a
 //! map that fits into a core's own cache, so that every other packet is let through after two reads of it and without a
-//! look-up of its flow. A bit may be set for nothing (two addresses that share it, or a backend that is gone): such a
+//! look-up of its flow; one that comes from a pod and is not for a pod of its node, after a third ([`ANY_PORT`]). A bit may be set for nothing (two addresses that share it, or a backend that is gone): such a
 //! packet is looked up, and passes then. It is set before anything that it stands for is visible.
 
 use crate::{Address, Be16};
+
+/// The port under which a cluster IP has a bit as such, whatever ports it has: packets from inside that are for none of them are
+/// refused. No service has this port.
+pub const ANY_PORT: Be16 = Be16::new(0);
 
 /// Bits, a power of two. With 65,536 frontends and as many backends one packet in eight is looked up for nothing; with a
 /// tenth of both, one in eighty.

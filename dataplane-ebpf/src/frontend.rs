@@ -90,6 +90,8 @@ impl Frontend {
     /// Packets for a backend on another node go there whole, inside a packet to that node, and the backend's answers go to
     /// the client from there (direct server return).
     pub const FLAG_DIRECT_RETURN: u32 = 1 << 5;
+    /// The address is a cluster IP, which stands in `cluster_ips_v4` or `cluster_ips_v6` for as long as it has a frontend.
+    pub const FLAG_CLUSTER_IP: u32 = 1 << 6;
 }
 
 layout!(Protocol = 1, Scope = 1, Frontend = 24);

@@ -39,6 +39,12 @@ pub fn client<A: Address>(client: &A, service: u32) -> u32 {
     mix_address(mix(MULTIPLIER, service as u64), client) as u32
 }
 
+/// Of an address alone.
+#[inline(always)]
+pub fn address<A: Address>(address: &A) -> u32 {
+    mix_address(MULTIPLIER, address) as u32
+}
+
 /// Of any number that names a client or socket (a cookie) and the service that it asks for.
 #[inline(always)]
 pub const fn number(number: u64, service: u32) -> u32 {

@@ -2,6 +2,8 @@
 
 /// Frontends, by family: every address and port of every service, for each scope.
 pub const FRONTENDS: u32 = 65_536;
+/// Cluster IPs, by family: none is without a frontend, so that there is always room. Entries take memory as they come.
+pub const CLUSTER_IPS: u32 = FRONTENDS;
 /// Backends, by family: 5,000 services of 50 endpoints, or 50,000 of five. Ids run from 1.
 pub const BACKENDS: u32 = 262_144;
 /// Slots of all services' Maglev tables together, 4 bytes each: enough for tables of the preferred size for as many
@@ -17,6 +19,8 @@ pub const FRAGMENTS: u32 = 8_192;
 pub const ENDPOINTS: u32 = 1_024;
 /// Links to the outside.
 pub const UPLINKS: u32 = 64;
+/// Next hops that each CPU remembers, by family; a power of two.
+pub const NEXT_HOPS: u32 = 256;
 /// Other nodes whose tunnelled packets are taken, by family.
 pub const TUNNEL_PEERS: u32 = 16_384;
 /// Sockets that were translated and not yet forgotten, by family (least recently used go first).

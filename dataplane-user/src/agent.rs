@@ -3,12 +3,7 @@
 //! One task owns everything that changes; it waits for the watches, for addresses of this machine, and for two timers.
 //! When it ends, or is killed, programs, maps and links stay and serve.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, Stream, StreamExt as _, channel::mpsc::UnboundedReceiver};
 use prometheus_client::registry::Registry;
@@ -16,22 +11,18 @@ use rtnetlink::{
     MulticastGroup, packet_core::NetlinkMessage, packet_route::RouteNetlinkMessage, sys::SocketAddr,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::oneshot,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use weir_dataplane_ebpf::{
-    Ip4, Ip6, NodeConfig,
-    maps::{FLOWS, NON_MASQUERADE, OPENING_FLOWS, TRAFFIC},
-};
+use weir_dataplane_ebpf::{Ip4, Ip6, NodeConfig, maps::NON_MASQUERADE};
 
 use crate::{
     check, cni,
     config::{Config, ForwardingMode},
     events::Events,
-    filter::Bits,
-    flows::{self, TickClock},
+    flows::{self, Passes, Setting, TickClock},
     health_checks::{Health, HealthChecks},
     kernel::{
         attach::{AttachError, Programs, Targets},
@@ -47,7 +38,6 @@ use crate::{
     reconcile::{self, Complaint, Reconciler, SyncError},
     sockets::{Progress, Reaper, in_use},
     takeover::Takeover,
-    traffic::{Ledger, Sums},
     watch::{self, Change, NodeFacts, Store},
 };
 
@@ -119,23 +109,16 @@ impl Dataplane {
     }
 }
 
-/// What a pass over the flow tables found in use, and the traffic of services by id.
-type FlowUses = (Bits, HashMap<u32, Sums>);
-
 /// Everything that the one task owns.
 struct Agent {
     config: Config,
-    paths: Paths,
     metrics: Metrics,
     netlink: Netlink,
     uplinks: Vec<Link>,
     addresses: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     maps: Arc<Maps>,
     clock: TickClock,
-    /// What a pass over the flow tables found in use. One at a time: a pass that is not heard yet says enough.
-    flow_uses: (mpsc::Sender<FlowUses>, mpsc::Receiver<FlowUses>),
-    /// The traffic that passes add up. Held by one pass for as long as it takes.
-    ledger: Arc<Mutex<Ledger>>,
+    passes: Passes,
     store: Store,
     known_node: NodeFacts,
     /// Whether the programs must be told what is masqueraded.
@@ -150,7 +133,7 @@ struct Agent {
     /// When the oldest change that is not in the kernel yet arrived.
     waiting_since: Option<Instant>,
     retry: Option<(Instant, Duration)>,
-    blocked: std::collections::BTreeSet<ServiceKey>,
+    blocked: BTreeSet<ServiceKey>,
 }
 
 impl Agent {
@@ -181,7 +164,11 @@ impl Agent {
         // Before anything is attached: a program that finds no flags does nothing.
         write_node_config(&maps, &config, &[])?;
         reconcile::prepare_filter(&maps)?;
-        programs.attach(&Targets { uplinks: &uplinks, cgroup: cgroup.as_deref() })?;
+        programs.attach(&Targets {
+            uplinks: &uplinks,
+            acceleration: config.xdp,
+            cgroup: cgroup.as_deref(),
+        })?;
         node::enable_forwarding(&paths)?;
         node::keep_inside(&netlink, &config).await?;
         let names: Vec<&str> = uplinks.iter().map(|link| link.name.as_str()).collect();
@@ -198,21 +185,19 @@ impl Agent {
         let mut store = Store::new(node_name);
         store.set_direct_return(config.forwarding_mode == ForwardingMode::Dsr);
         let mut agent = Self {
-            reaper: Reaper::new(Arc::clone(&maps), paths.clone()),
+            reaper: Reaper::new(Arc::clone(&maps), paths),
             health_checks: HealthChecks::new(health.clone()),
             health,
             failing_since: None,
             store,
             clock: TickClock::start().map_err(Error::Clock)?,
-            flow_uses: mpsc::channel(1),
-            ledger: Arc::new(Mutex::new(Ledger::adopt(&maps)?)),
+            passes: Passes::new(Arc::clone(&maps), metrics.clone())?,
             known_node: NodeFacts::default(),
             masquerade_due: true,
             waiting_since: None,
             retry: None,
-            blocked: std::collections::BTreeSet::new(),
+            blocked: BTreeSet::new(),
             config,
-            paths,
             metrics,
             netlink,
             uplinks,
@@ -232,8 +217,6 @@ impl Agent {
         shutdown: CancellationToken,
     ) -> Result<(), Error> {
         let mut ready = Some(ready);
-        let mut passes = interval(flows::PASS_INTERVAL);
-        passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut checks = interval(check::STEP_INTERVAL);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -261,19 +244,23 @@ impl Agent {
                     }
                     continue;
                 }
-                _ = passes.tick() => {
-                    self.collect_flows();
-                    self.health_checks.retry();
-                    continue;
-                }
-                _ = checks.tick() => if !self.check() { continue },
-                Some((uses, traffic)) = self.flow_uses.1.recv() => {
-                    self.metrics.set_traffic(&traffic, self.reconciler.names());
-                    if let Err(error) = self.reconciler.narrow_filter(uses) {
-                        warn!(%error, "more packets than need be are looked up");
+                progress = self.passes.progress() => {
+                    match progress {
+                        flows::Progress::Due(lost) => {
+                            self.collect_flows(&lost);
+                            self.health_checks.retry();
+                        }
+                        flows::Progress::Lost(lost) => self.passes.forget(self.reconciler.lost(&lost)),
+                        flows::Progress::Passed(uses, traffic) => {
+                            self.metrics.set_traffic(&traffic, self.reconciler.names());
+                            if let Err(error) = self.reconciler.narrow_filter(uses) {
+                                warn!(%error, "more packets than need be are looked up");
+                            }
+                        }
                     }
                     continue;
                 }
+                _ = checks.tick() => if !self.check() { continue },
             }
             if self.store.is_complete() {
                 self.round().await;
@@ -326,6 +313,7 @@ impl Agent {
                 if outcome.steps > 0 && self.config.socket_lb {
                     self.reaper.changed();
                 }
+                self.passes.lost(outcome.lost);
                 self.events.tell(outcome.complaints, &self.store);
                 self.tell_of_ports_in_use(&outcome.guarded);
                 self.serve_health_checks(&concerned);
@@ -422,37 +410,17 @@ impl Agent {
         Ok(())
     }
 
-    /// Starts a pass over the flow tables beside this task.
-    fn collect_flows(&self) {
-        let (now, rate) = match self.clock.read() {
-            Ok(Some(reading)) => reading,
-            Ok(None) => return,
-            Err(error) => return warn!(%error, "cannot tell the age of flows"),
-        };
-        let (maps, metrics, paths) = (Arc::clone(&self.maps), self.metrics.clone(), self.paths.clone());
-        let (uses, ledger) = (self.flow_uses.0.clone(), Arc::clone(&self.ledger));
-        let services: HashSet<u32> = self.reconciler.names().keys().copied().collect();
-        tokio::task::spawn_blocking(move || {
-            // The last pass still runs: this one is late enough at the next tick.
-            let Ok(mut ledger) = ledger.try_lock() else { return };
-            let started = std::time::Instant::now();
-            match flows::pass(&maps, now, rate, &mut ledger, &services)
-                .and_then(|pass| Ok((pass, maps.drops()?)))
-            {
-                Ok((pass, drops)) => {
-                    observe(&metrics.flow_pass, started.elapsed());
-                    let _ = uses.try_send((pass.uses, ledger.services()));
-                    metrics.flows_removed.inc_by(pass.removed);
-                    metrics.set_fill("flows_v4", pass.live[0], FLOWS);
-                    metrics.set_fill("flows_v6", pass.live[1], FLOWS);
-                    metrics.set_fill("opening_v4", pass.opening[0], OPENING_FLOWS);
-                    metrics.set_fill("opening_v6", pass.opening[1], OPENING_FLOWS);
-                    metrics.set_fill("traffic", ledger.len(), TRAFFIC);
-                    metrics.set_drops(&drops);
-                }
-                Err(error) => warn!(%error, run_dir = %paths.run_dir().display(), "cannot look after flows"),
-            }
-        });
+    /// Starts a pass over the flow tables.
+    fn collect_flows(&mut self, lost: &BTreeSet<u32>) {
+        match self.clock.read() {
+            Ok(Some(clock)) => self.passes.begin(Setting {
+                clock,
+                services: self.reconciler.names().keys().copied().collect(),
+                lost: self.reconciler.lost(lost),
+            }),
+            Ok(None) => {}
+            Err(error) => warn!(%error, "cannot tell the age of flows"),
+        }
     }
 }
 

@@ -3,11 +3,14 @@
 //!
 //! Works from the state on disk and in the kernel alone, after a crash as well as after an orderly end, and twice.
 
-use std::{fs, io, os::fd::AsFd as _, path::Path};
+use std::{fs, io, path::Path};
 
 use crate::{
     cni::{self, Ipam},
-    kernel::{bpffs, sys},
+    kernel::{
+        attach::{self, AttachError},
+        bpffs,
+    },
     netlink::{Netlink, NetlinkError},
     node,
     paths::Paths,
@@ -22,6 +25,9 @@ pub enum CleanupError {
     /// The pins.
     #[error(transparent)]
     Bpffs(#[from] bpffs::BpffsError),
+    /// A program that is attached.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
     /// A setting.
     #[error(transparent)]
     Node(#[from] node::NodeError),
@@ -76,14 +82,8 @@ pub async fn detach(run_dir: &Path) -> Result<(), CleanupError> {
         Err(_) => Vec::new(),
     };
     pins.sort_by_key(|pin| ORDER.iter().position(|prefix| pin.starts_with(prefix)));
-    for pin in pins.iter().map(|pin| paths.link(pin)) {
-        // What cannot be detached, or is from nothing any more, goes with its pin.
-        if let Ok(link) = sys::open_pin(&pin)
-            && let Err(error) = sys::detach_link(link.as_fd())
-        {
-            tracing::debug!(%error, pin = %pin.display(), "goes with its pin");
-        }
-        remove_file(&pin)?;
+    for pin in &pins {
+        attach::detach(&paths.link(pin))?;
     }
     bpffs::remove(&paths)?;
     for file in [paths.names(), paths.names().with_extension("next")] {

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use crate::cidr::Cidr;
+use crate::{cidr::Cidr, kernel::xdp::Acceleration};
 
 /// Links to the outside, where `NodePort`s and other external addresses are served.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -115,6 +115,10 @@ pub struct Config {
     /// Links to the outside: `auto` (those of the default routes), `none`, or names with commas between them.
     #[arg(long, default_value_t)]
     pub uplink: Uplinks,
+    /// Where the XDP program of uplinks runs: `auto` (in the driver if it can, else TC serves alone; a veth's counts as one
+    /// that cannot), `native`, `generic` (in the stack, at the price of a copy of most packets), or `off`.
+    #[arg(long, value_enum, default_value_t)]
+    pub xdp: Acceleration,
     /// Directory in the cgroup2 mount whose processes reach services through socket hooks; the mount itself when it is
     /// not given.
     #[arg(long)]
@@ -161,6 +165,7 @@ impl Default for Config {
         Self {
             node_name: String::new(),
             uplink: Uplinks::Auto,
+            xdp: Acceleration::Auto,
             cgroup_root: None,
             run_dir: "/run/weir".into(),
             socket_lb: true,

@@ -17,7 +17,10 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
-use weir_dataplane_ebpf::{Count, maps::NODE_PORTS};
+use weir_dataplane_ebpf::{
+    Count,
+    maps::{CLUSTER_IPS, NODE_PORTS},
+};
 
 use crate::{
     plan::{Limits, PortName, Usage, model::protocol_name},
@@ -90,6 +93,12 @@ pub struct Metrics {
     pub(crate) health_check_listeners: Gauge,
     /// Flow entries that garbage collection removed.
     pub(crate) flows_removed: Counter,
+    /// Those among them that would have stayed in an emptier table.
+    pub(crate) flows_removed_early: Counter,
+    /// Passes over the flows that came before their time.
+    pub(crate) early_passes: Counter,
+    /// Entries of UDP flows to endpoints that their service lost.
+    pub(crate) flows_lost: Counter,
     /// Sockets that were led to a backend which is gone.
     pub(crate) sockets_destroyed: Counter,
     /// One pass over the flows.
@@ -144,6 +153,21 @@ impl Metrics {
             ),
             events_dropped: registered(r, "events_dropped", "Events not written: the queue was full"),
             flows_removed: registered(r, "flows_removed", "Flow entries that were over"),
+            flows_removed_early: registered(
+                r,
+                "flows_removed_early",
+                "Entries of closed flows that made room in a crowded table",
+            ),
+            early_passes: registered(
+                r,
+                "early_flow_passes",
+                "Passes over the flow tables that came early, since one was crowded",
+            ),
+            flows_lost: registered(
+                r,
+                "udp_flows_lost",
+                "Flow entries of UDP that went with the endpoint of their service",
+            ),
             sockets_destroyed: registered(
                 r,
                 "sockets_destroyed",
@@ -175,6 +199,7 @@ impl Metrics {
             ("source_ranges_v4", usage.source_ranges[0], limits.source_ranges),
             ("source_ranges_v6", usage.source_ranges[1], limits.source_ranges),
             ("node_ports", usage.node_ports, NODE_PORTS),
+            ("cluster_ips", usage.cluster_ips, 2 * CLUSTER_IPS),
         ];
         for (map, used, bound) in rows {
             self.set_fill(map, used, bound);

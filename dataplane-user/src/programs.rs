@@ -39,10 +39,12 @@ pub const SOCKET_HOOKS: [&str; 10] = [
 ];
 
 /// Every map of the object, by its name, which is also the name of its pin.
-pub const MAPS: [&str; 34] = [
+pub const MAPS: [&str; 36] = [
     "filter",
     "frontends_v4",
     "frontends_v6",
+    "cluster_ips_v4",
+    "cluster_ips_v6",
     "backends_v4",
     "backends_v6",
     "maglev",

@@ -14,14 +14,14 @@ use weir_dataplane_ebpf::{Backend, Frontend, FrontendKey, Protocol, node_port_at
 use crate::{
     check::{Checker, Compared, Drift},
     filter::{Bits, Filter},
-    flows,
+    flows::{self, Lost},
     health_checks::HealthCheckError,
     kernel::maps::{Family, FamilyMaps, Maps, TableError, backend_address, frontend_address, source_range},
     metrics::Metrics,
     names::NameTable,
     paths::Paths,
     plan::{
-        Adopted, AdoptedBackend, Batch, Books, Limits, Plan, PortName, Problem, Step,
+        Adopted, AdoptedBackend, Batch, Books, Limits, Plan, PortName, Problem, Step, any_port,
         model::{NodePort, ServiceKey},
     },
     sockets::{Peer, PortInUse},
@@ -79,6 +79,8 @@ pub struct Outcome {
     pub blocked: BTreeSet<ServiceKey>,
     /// Ports of the node that are services' from now on, with their owners.
     pub guarded: Vec<(ServiceKey, NodePort)>,
+    /// Service ids of UDP ports that have lost endpoints: flows to those are over ([`Reconciler::lost`]).
+    pub lost: BTreeSet<u32>,
     /// Map writes.
     pub steps: usize,
 }
@@ -163,6 +165,14 @@ impl Reconciler {
             !of_service.contains(&peer.backend)
         });
         stale.collect()
+    }
+
+    /// Who serves these UDP ports, which have lost endpoints, as the maps say now. Nobody is judged while those must be read
+    /// first: the round that does so names every port that may have lost something.
+    pub fn lost(&self, services: &BTreeSet<u32>) -> Lost {
+        let Some((books, _)) = &self.books else { return Lost::default() };
+        let serving = |id: &u32| (*id, books.serving(*id).cloned().unwrap_or_default());
+        Lost::new(services.iter().map(serving))
     }
 
     fn try_sync(&mut self, store: &Store, dirty: BTreeSet<ServiceKey>) -> Result<Outcome, SyncError> {
@@ -280,6 +290,7 @@ impl Round {
 
     fn add_steps(&mut self, plan: Plan) {
         self.batch.push(plan.steps);
+        self.outcome.lost.extend(plan.lost);
         for name in plan.names {
             if name.1.is_some() { self.new_names.push(name) } else { self.old_names.push(name) }
         }
@@ -343,6 +354,8 @@ pub fn prepare_filter(maps: &Maps) -> Result<(), TableError> {
     adopt_family(&maps.v4, &mut adopted)?;
     adopt_family(&maps.v6, &mut adopted)?;
     let frontends = adopted.frontends.iter().map(|(it, _)| SocketAddr::new(it.address, it.port));
+    let cluster_ips = adopted.cluster_ips.iter().map(|address| any_port(*address));
+    let frontends = frontends.chain(cluster_ips);
     let backends = adopted.backends.iter().map(|backend| backend.address);
     let mut filter = read_filter(maps, 0)?;
     // A flow outlives its frontend, whose bit nobody has set in a new map.
@@ -419,6 +432,8 @@ impl RegionReader {
 fn adopt_family<A: Family>(maps: &FamilyMaps<A>, adopted: &mut Adopted) -> Result<(), TableError> {
     let frontends: Vec<(FrontendKey<A>, Frontend)> = maps.frontends.entries()?;
     adopted.frontends.extend(frontends.into_iter().map(|(key, value)| (frontend_address(key), value)));
+    let cluster_ips = maps.cluster_ips.entries()?;
+    adopted.cluster_ips.extend(cluster_ips.into_iter().map(|(address, _)| address.ip()));
     let ranges = maps.source_ranges.entries()?;
     adopted.source_ranges.extend(ranges.into_iter().map(|(key, _)| source_range(key)));
     for (id, backend) in maps.backends.entries()? {

@@ -5,7 +5,8 @@
 //! hash table for each entry and pass, and some 30 bytes for each entry there is.
 //!
 //! The sums lag behind by one pass. They miss what no pass could see: packets of an opening flow that was pushed out, of a
-//! tuple's earlier connection since the last pass when a program made room for the next one, and, while no agent runs, of
+//! tuple's earlier connection since the last pass when a program made room for the next one, of a UDP flow since then that
+//! went with its endpoint, and, while no agent runs, of
 //! every entry that goes meanwhile. They never count a packet twice. Connections that a socket hook translated have no flow
 //! and are not in them, nor are flows that leave the cluster, which have no service.
 

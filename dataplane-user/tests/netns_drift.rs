@@ -94,10 +94,26 @@ fn damaged_maps_are_told_of_and_repaired() {
         let index = node_port_index(Protocol::TCP, Be16::new(NODE_PORT.1)).expect("TCP has guards");
         maps.node_ports.write(&[index], &[0]).unwrap();
     });
+    damage(&mut node, "a cluster IP is not known", "cluster IP 10.96.0.1 (cluster-ip)", |maps| {
+        let keys: Vec<Ip4> = maps.v4.cluster_ips.entries().unwrap().into_iter().map(|(key, _)| key).collect();
+        maps.v4.cluster_ips.remove(&keys).unwrap();
+    });
     damage(&mut node, "a source range is gone", "source range 192.0.2.0/24 (source-range)", |maps| {
         let keys: Vec<_> = maps.v4.source_ranges.entries().unwrap().into_iter().map(|(key, _)| key).collect();
         maps.v4.source_ranges.remove(&keys).unwrap();
     });
+}
+
+#[test]
+fn an_address_that_no_service_has_is_no_cluster_ip_for_long() {
+    let (mut node, _pod, _) = node();
+    let maps = node.maps();
+    let stranger = Ip4::from(Ipv4Addr::new(10, 96, 0, 99));
+    maps.v4.cluster_ips.write(&[stranger], &[0]).unwrap();
+    assert_eq!(node.check(), Vec::<String>::new(), "there is no object to tell");
+    node.sync();
+    assert_eq!(maps.v4.cluster_ips.get(&stranger).unwrap(), None);
+    assert_eq!(maps.v4.cluster_ips.entries().unwrap().len(), 1, "service 1 has one still");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use node::{
 };
 use serde_json::json;
 use weir_dataplane::watch::Change;
-use weir_tests::{Link, Namespace};
+use weir_tests::{Link, Namespace, ask_udp};
 
 fn at(address: [u8; 4], port: u16) -> SocketAddr {
     (address, port).into()
@@ -85,19 +85,30 @@ fn ports_of_one_service_lead_to_their_own_target_ports() {
 fn an_unknown_port_or_address_of_the_service_range_is_refused_at_once() {
     let mut node = TestNode::new(false);
     let (_a, a) = echo_pod(&node, "a");
-    let (pod, _) = node.add_pod("client");
+    let (pod, pod_address) = node.add_pod("client");
     // A way out that the packets must not take.
     node.namespace.ip("route add default via 192.0.2.2").unwrap();
     node.namespace.inside(|| fs::write("/proc/sys/net/ipv4/icmp_ratelimit", "0")).unwrap();
     node.serve(1, &[a]);
+    // The client's socket is connected, and hears of the ICMP error.
+    let unheard = |to: SocketAddr| {
+        let started = Instant::now();
+        let error =
+            pod.inside(|| ask_udp((pod_address, 0).into(), to, PATIENCE)).expect_err("nobody is there");
+        assert!(started.elapsed() < PATIENCE, "{to}: no answer");
+        error.kind()
+    };
     let refused = |from: &Namespace, to: SocketAddr| {
         let started = Instant::now();
         let error = from.inside(|| TcpStream::connect_timeout(&to, PATIENCE)).expect_err("nobody is there");
         assert!(started.elapsed() < PATIENCE, "{to}: no answer");
         error.kind()
     };
-    for to in [at([10, 96, 0, 1], 81), at([10, 96, 0, 99], 80)] {
-        assert_eq!(refused(&pod, to), ErrorKind::HostUnreachable, "{to}");
+    let (unknown_port, unknown_address) = (at([10, 96, 0, 1], 81), at([10, 96, 0, 99], 80));
+    assert_eq!(refused(&pod, unknown_port), ErrorKind::ConnectionRefused, "as a host refuses a closed port");
+    assert_eq!(unheard(unknown_port), ErrorKind::ConnectionRefused);
+    assert_eq!(refused(&pod, unknown_address), ErrorKind::HostUnreachable);
+    for to in [unknown_port, unknown_address] {
         assert_eq!(refused(&node.namespace, to), ErrorKind::HostUnreachable, "{to} from the node");
     }
     let unknown = SocketAddr::from((NODE_ADDRESS, 30_002));

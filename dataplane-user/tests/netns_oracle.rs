@@ -23,10 +23,7 @@ use oracle::{
 const SETS: usize = 24;
 
 /// Cases that come out wrong today, and with whom. The test fails as well when one of them comes out right.
-const KNOWN_WRONG: [(&str, &str); 1] = [
-    // "Host unreachable" by the route of the service range, which a connected UDP socket does not report.
-    ("unknown-port-udp", "Weir"),
-];
+const KNOWN_WRONG: [(&str, &str); 0] = [];
 
 /// What every connection of every case came to.
 fn run(

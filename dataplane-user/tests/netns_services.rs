@@ -87,6 +87,9 @@ fn the_command_line_says_what_the_maps_do_with_the_agent_dead() {
     );
     let text = explained(cluster_ip(2));
     assert!(text.contains("TC on the pod link: rejects with a TCP RST or ICMP port unreachable"), "{text}");
+    let unknown_port = SocketAddr::new(cluster_ip(1).ip(), 81);
+    let text = explained(unknown_port);
+    assert!(text.contains("TC on the pod link: rejects") && text.contains("unknown-port"), "{text}");
     assert!(
         explained((a_address, 1).into()).contains("no service has this address"),
         "{}",

@@ -11,7 +11,7 @@ use node::{
 use serde_json::Value;
 use weir_dataplane::{
     cli::{self, Output, View, ViewArgs},
-    flows::{self, TickClock},
+    flows::{self, Lost, TickClock},
     kernel::maps::Maps,
     names,
     traffic::Ledger,
@@ -29,7 +29,7 @@ fn pass(node: &TestNode, ledger: &mut Ledger) {
     sleep(Duration::from_millis(450));
     let (now, rate) = clock.read().unwrap().expect("long enough");
     let services: HashSet<u32> = names::read(&node.paths().names()).unwrap().into_keys().collect();
-    flows::pass(&Maps::open(&node.paths()).unwrap(), now, rate, ledger, &services).unwrap();
+    flows::pass(&Maps::open(&node.paths()).unwrap(), now, rate, ledger, &services, &Lost::default()).unwrap();
 }
 
 /// Packets of the only service's UDP port, and of its backend over both ports: requests and replies.

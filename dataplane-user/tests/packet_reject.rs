@@ -1,10 +1,11 @@
-//! Packets for services without endpoints, and the answers that go back for them, byte by byte.
+//! Packets for services without endpoints, or for ports that a cluster IP does not have, and the answers that go back for
+//! them, byte by byte.
 
 mod packets;
 
 use packets::{
     Dataplane, Family, Frame, Program, Row, Verdict, dropped, flow_key,
-    frame::{ACK, FIN, Kind, RST, SYN, TCP, UDP, icmp, tcp, udp},
+    frame::{ACK, FIN, INIT, Kind, RST, SYN, TCP, UDP, icmp, sctp, tcp, udp},
 };
 use weir_dataplane_ebpf::{Frontend, FrontendKey, Ip4, Ip6, Scope};
 
@@ -155,5 +156,113 @@ fn endpoints_elsewhere_make_a_silent_drop() {
             program: Program::XdpUplink,
             ..dropped("by XDP", tcp(CLIENT, SERVICE).flags(SYN), "no-local-backend")
         },
+    ]);
+}
+
+/// A cluster IP with one port, of TCP, and a client of it.
+struct ClusterIp<'a> {
+    ip: &'a str,
+    /// The port.
+    known: &'a str,
+    /// Its backend.
+    pod: &'a str,
+    /// A port that it does not have.
+    unknown: &'a str,
+    client: &'a str,
+    /// An address that nobody has.
+    stranger: &'a str,
+    port_unreachable: Kind,
+    /// Bytes of a packet that an error quotes.
+    quoted: usize,
+}
+
+const CLUSTER_IP: ClusterIp<'_> = ClusterIp {
+    ip: "10.96.0.1",
+    known: "10.96.0.1:80",
+    pod: "10.244.0.6:8080",
+    unknown: "10.96.0.1:81",
+    client: "10.244.0.5:40000",
+    stranger: "10.96.0.2:81",
+    port_unreachable: PORT_UNREACHABLE,
+    quoted: 28,
+};
+const CLUSTER_IP_V6: ClusterIp<'_> = ClusterIp {
+    ip: "fd00:96::1",
+    known: "[fd00:96::1]:80",
+    pod: "[fd00:244::6]:8080",
+    unknown: "[fd00:96::1]:81",
+    client: "[fd00:244::5]:40000",
+    stranger: "[fd00:96::2]:81",
+    port_unreachable: PORT_UNREACHABLE_V6,
+    quoted: 48,
+};
+
+fn untouched(description: &'static str, program: Program, input: Frame) -> Row {
+    Row { description, program, input, verdict: Verdict::Pass, output: None, drop: None }
+}
+
+#[test]
+fn a_port_that_a_cluster_ip_does_not_have_is_refused() {
+    fn check<A: Family>(at: &ClusterIp<'_>) {
+        let mut dataplane = Dataplane::new();
+        let (ip, client, unknown) = (at.ip, at.client, at.unknown);
+        dataplane.service::<A>(Scope::INTERNAL, TCP, at.known, &[at.pod], true);
+        dataplane.cluster_ip::<A>(ip);
+        let refused = |description, input: Frame, output| Row {
+            program: Program::TcPod,
+            drop: Some("unknown-port"),
+            ..rejected(description, input, output)
+        };
+        let quoting = |packet: &Frame| icmp(ip, at.port_unreachable, packet).quoting(at.quoted);
+        let (datagram, chunk) = (udp(client, unknown).payload(&[7; 100]), sctp(client, unknown, INIT));
+        dataplane.check(&[
+            refused(
+                "TCP",
+                tcp(client, unknown).flags(SYN).numbers(7, 0).payload(&[]),
+                reset(unknown, client).flags(RST | ACK).numbers(0, 8),
+            ),
+            refused("UDP", datagram.clone(), quoting(&datagram)),
+            refused("SCTP", chunk.clone(), quoting(&chunk)),
+            refused("a port of another protocol", udp(client, at.known), quoting(&udp(client, at.known))),
+            Row {
+                verdict: Verdict::Drop,
+                output: None,
+                ..refused("a RST", tcp(client, unknown).flags(RST), reset(unknown, client))
+            },
+            Row {
+                output: Some(tcp(client, at.pod).flags(SYN)),
+                ..untouched("its own port", Program::TcPod, tcp(client, at.known).flags(SYN))
+            },
+            untouched("an address that no service has", Program::TcPod, udp(client, at.stranger)),
+            untouched("from outside", Program::TcUplink, udp(client, unknown)),
+            untouched("from outside, at XDP", Program::XdpUplink, udp(client, unknown)),
+        ]);
+        A::remove_cluster_ip(&mut dataplane, flow_key::<A>(TCP, client, unknown).destination);
+        dataplane.check(&[untouched("a bit that is left over", Program::TcPod, udp(client, unknown))]);
+    }
+    check::<Ip4>(&CLUSTER_IP);
+    check::<Ip6>(&CLUSTER_IP_V6);
+}
+
+#[test]
+fn a_datagram_in_fragments_for_an_unknown_port_is_refused_once() {
+    let datagram = |part: (usize, usize)| {
+        udp(CLUSTER_IP.client, CLUSTER_IP.unknown).payload(&[7; 400]).part(part.0, part.1)
+    };
+    let mut dataplane = Dataplane::new();
+    dataplane.cluster_ip::<Ip4>(CLUSTER_IP.ip);
+    let first = datagram((0, 200));
+    dataplane.check(&[
+        Row {
+            program: Program::TcPod,
+            drop: Some("unknown-port"),
+            ..rejected("the first", first.clone(), icmp(CLUSTER_IP.ip, PORT_UNREACHABLE, &first).quoting(28))
+        },
+        untouched("the second", Program::TcPod, datagram((200, 200))),
+        untouched(
+            "TCP's the stack answers",
+            Program::TcPod,
+            tcp(CLUSTER_IP.client, CLUSTER_IP.unknown).payload(&[7; 400]).part(0, 200),
+        ),
     ]);
 }

@@ -2,12 +2,18 @@
 
 mod packets;
 
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    process::Command,
+};
+
 use packets::{
     Dataplane, Family, HOST_MAC, POD_MAC, Program, Row, Verdict,
     frame::{ACK, SYN, TCP, UDP, icmp, inside, tcp, udp},
 };
 use weir_dataplane_ebpf::{Ip4, Ip6, Scope, Uplink};
-use weir_tests::Namespace;
+use weir_tests::{Namespace, eventually};
 
 /// What a family's addresses are called.
 struct Names {
@@ -244,5 +250,31 @@ fn a_packet_from_another_node_is_served_as_if_it_had_come_here() {
     in_a_network(|| {
         out_of_the_tunnel::<Ip4>(&V4);
         out_of_the_tunnel::<Ip6>(&V6);
+    });
+}
+
+/// New flows share what the first of them was told of the way, but not for long.
+#[test]
+fn a_node_that_has_moved_is_found_by_new_flows() {
+    in_a_network(|| {
+        let dataplane = RefCell::new(dataplane::<Ip4>(&V4, false));
+        let ports = Cell::new(40_000);
+        let way_of_a_new_flow = || {
+            ports.set(ports.get() + 1);
+            let frame = tcp(&format!("203.0.113.9:{}", ports.get()), V4.service).flags(SYN);
+            let (verdict, output) = dataplane.borrow_mut().run(Program::XdpUplink, &frame.bytes());
+            assert_eq!(verdict, Verdict::Redirect);
+            output[..6].to_vec()
+        };
+        assert_eq!(way_of_a_new_flow(), NEXT);
+        let moved = [2, 0, 0, 0, 2, 3];
+        let words = "neighbour replace 198.51.100.2 lladdr 02:00:00:00:02:03 dev lo nud permanent";
+        let status = Command::new("ip").args(words.split(' ')).status().expect("ip (iproute2)");
+        assert!(status.success(), "ip {words}");
+        eventually("the node is found where it is", || {
+            let way = way_of_a_new_flow();
+            if way == moved { Ok(()) } else { Err(io::Error::other(format!("{way:x?}")).into()) }
+        })
+        .unwrap();
     });
 }

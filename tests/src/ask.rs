@@ -22,10 +22,10 @@ pub fn ask_tcp(source: IpAddr, to: SocketAddr, patience: Duration) -> io::Result
     Ok(answer)
 }
 
-/// Sends `hello` from `source` to `to`, and returns the first answer. The socket is connected, so that it hears of ICMP
+/// Sends `hello` from `source` to `to`, from any port if that is 0, and returns the first answer. The socket is connected, so that it hears of ICMP
 /// errors.
-pub fn ask_udp(source: IpAddr, to: SocketAddr, patience: Duration) -> io::Result<String> {
-    let socket = UdpSocket::bind(SocketAddr::new(source, 0))?;
+pub fn ask_udp(source: SocketAddr, to: SocketAddr, patience: Duration) -> io::Result<String> {
+    let socket = UdpSocket::bind(source)?;
     socket.set_read_timeout(Some(patience))?;
     socket.connect(to)?;
     socket.send(b"hello")?;

@@ -135,7 +135,8 @@ fn rules_do_what_kube_proxy_promises() {
             assert_eq!(result.map_err(|error| error.kind()), Err(ErrorKind::TimedOut), "{name}: {to}");
         };
 
-        let udp = routed.client.inside(|| ask_udp(Routed::POD.into(), cluster(1), PATIENCE)).expect(name);
+        let udp =
+            routed.client.inside(|| ask_udp((Routed::POD, 0).into(), cluster(1), PATIENCE)).expect(name);
         assert_eq!(told(&udp), ([10, 128, 0, 1].into(), Routed::POD.into()), "{name}: UDP");
         for to in [cluster(2), port(2)] {
             let outcome = refused(tcp(&routed.client, Routed::OUTSIDE, to));

@@ -290,10 +290,13 @@ fn time(driver: &mut Driver, subject: &Subject, place: Place, frame: &Frame, pat
         Path::NoService => (1, IN_ORDER, PACKETS),
     };
     if let Path::Established(count, _) = path {
-        // As many at a time as the opening ones have room for; an answer would establish them.
+        // As many at a time as the opening ones have room for. A client's second packet establishes its flow, in the order
+        // in which clients come; for UDP it takes an answer.
         for first in (0..count).step_by(OPENING_PACKETS as usize) {
             let flows = Flows { count, stride: IN_ORDER, first };
-            driver.run(hook, &target, &frame, flows, OPENING_PACKETS.min(count - first));
+            for _ in 0..2 {
+                driver.run(hook, &target, &frame, flows, OPENING_PACKETS.min(count - first));
+            }
             dataplane.establish::<Ip4>();
             dataplane.establish::<Ip6>();
         }

@@ -68,6 +68,21 @@ impl Row {
         row
     }
 
+    /// What is compared sample by sample with a peer's, from pairs (own, peer's) that were taken side by side: the ratio is
+    /// the median pair's.
+    pub(crate) fn pairs(
+        name: impl Into<String>,
+        unit: &'static str,
+        pairs: &[(f64, f64)],
+        peer: &str,
+    ) -> Self {
+        let own: Vec<f64> = pairs.iter().map(|pair| pair.0).collect();
+        let (theirs, ..) = spread(pairs.iter().map(|pair| pair.1));
+        let (ratio, ..) = spread(pairs.iter().map(|pair| pair.0 / pair.1));
+        let peer = format!("{peer}, {theirs:.2} {unit}");
+        Self { peer: Some(peer), ratio: Some(ratio), ..Self::of(name, unit, &own) }
+    }
+
     /// A count that is the same in every run.
     pub(crate) fn count(name: String, unit: &'static str, value: u32, empty: u32) -> Self {
         let mut row = Self::of(name, unit, &[f64::from(value)]);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use weir_dataplane_ebpf::{Backend, Be16, Protocol, node_port_at, node_port_index};
@@ -13,7 +13,7 @@ use crate::{
     filter::{self, Filter},
     kernel::maps::{Family, FamilyMaps, Maps, TableError, backend_address, frontend_address, source_range},
     plan::{
-        Books,
+        Books, any_port,
         model::{FrontendAddress, NodePort, ServiceKey},
     },
 };
@@ -37,6 +37,20 @@ pub(super) fn frontends<A: Family>(
         if A::of(address.address).is_some() && !seen.contains(&address) {
             found.add(Kind::Frontend, || (books.owner(value.service), address.to_string()));
         }
+    }
+    Ok(())
+}
+
+pub(super) fn cluster_ips<A: Family>(
+    maps: &FamilyMaps<A>,
+    books: &Books,
+    found: &mut Found,
+) -> Result<(), TableError> {
+    let there: BTreeSet<IpAddr> = maps.cluster_ips.entries()?.into_iter().map(|(key, _)| key.ip()).collect();
+    let of_family = |address: &&IpAddr| A::of(**address).is_some();
+    let known: BTreeSet<IpAddr> = books.cluster_ips().iter().filter(of_family).copied().collect();
+    for address in there.symmetric_difference(&known) {
+        found.add(Kind::ClusterIp, || (owner(books, any_port(*address)), format!("cluster IP {address}")));
     }
     Ok(())
 }
@@ -122,9 +136,10 @@ pub(super) fn filter(
     maps.write_filter(&right)
 }
 
-/// Whose frontend or backend an address is.
+/// Whose frontend, cluster IP or backend an address is.
 fn owner(books: &Books, address: SocketAddr) -> Option<&ServiceKey> {
-    let mut frontends = books.frontends().filter(|(it, _)| SocketAddr::new(it.address, it.port) == address);
+    let has = |it: &FrontendAddress| [any_port(it.address), (it.address, it.port).into()].contains(&address);
+    let mut frontends = books.frontends().filter(|(it, _)| has(it));
     match frontends.next() {
         Some((_, value)) => books.owner(value.service),
         None => books.service_of(address),

@@ -37,6 +37,8 @@ pub enum Kind {
     Frontend,
     /// The same of a backend.
     Backend,
+    /// An address is known as a cluster IP, or not, against the books.
+    ClusterIp,
     /// A lookup table holds other backends.
     Table,
     /// Packets are let by, or looked up, that should not be.
@@ -57,6 +59,7 @@ impl Kind {
         match self {
             Self::Frontend => "frontend",
             Self::Backend => "backend",
+            Self::ClusterIp => "cluster-ip",
             Self::Table => "table",
             Self::Filter => "filter",
             Self::NodePort => "node-port",
@@ -114,6 +117,9 @@ impl Found {
 #[derive(Debug)]
 enum Part {
     Frontends {
+        ipv4: bool,
+    },
+    ClusterIps {
         ipv4: bool,
     },
     Backends {
@@ -187,6 +193,7 @@ impl Checker {
     fn begin(&mut self, books: &Books) {
         self.told.clear();
         self.parts.extend([true, false].map(|ipv4| Part::Frontends { ipv4 }));
+        self.parts.extend([true, false].map(|ipv4| Part::ClusterIps { ipv4 }));
         self.parts.extend([true, false].map(|ipv4| Part::Backends { ipv4, from: 0 }));
         self.parts.push_back(Part::Tables(books.tables().collect()));
         self.parts.extend([Part::Filter, Part::NodePorts]);
@@ -201,6 +208,8 @@ fn look(part: Part, it: &Compared<'_>, found: &mut Found) -> Result<Option<Part>
     Ok(match part {
         Part::Frontends { ipv4: true } => maps::frontends(v4, it.books, found).map(|()| None)?,
         Part::Frontends { ipv4: false } => maps::frontends(v6, it.books, found).map(|()| None)?,
+        Part::ClusterIps { ipv4: true } => maps::cluster_ips(v4, it.books, found).map(|()| None)?,
+        Part::ClusterIps { ipv4: false } => maps::cluster_ips(v6, it.books, found).map(|()| None)?,
         Part::Backends { ipv4, from } => {
             let end = if ipv4 {
                 maps::backends(v4, it.books, from, found)?

@@ -177,12 +177,18 @@ fn explain_scope<A: Family>(
     let frontend_key =
         FrontendKey { address: key.destination, port: key.destination_port, protocol: key.protocol, scope };
     let Some(frontend) = maps.frontends.get(&frontend_key)? else {
-        let leaves = scope == Scope::INTERNAL && leaves(reader, maps, key.destination)?;
-        explanation.paths.push(match (known, leaves) {
-            (true, true) => "no service has this address and port here: follows its flow entry".into(),
-            (false, true) => "no service has this address and port here: what a pod opens to it leaves with the address of the uplink that routes name, if they name one".into(),
-            (_, false) => "no service has this address and port here: passed on untouched".into(),
-        });
+        let inside = scope == Scope::INTERNAL;
+        let path = if inside && !known && maps.cluster_ips.get(&key.destination)?.is_some() {
+            "TC on the pod link: rejects with a TCP RST or ICMP port unreachable: unknown-port"
+        } else if !inside || !leaves(reader, maps, key.destination)? {
+            "no service has this address and port here: passed on untouched"
+        } else if known {
+            "no service has this address and port here: follows its flow entry"
+        } else {
+            "no service has this address and port here: what a pod opens to it leaves with the address of the uplink \
+             that routes name, if they name one"
+        };
+        explanation.paths.push(path.into());
         return Ok(explanation);
     };
     explanation.service = Some(reader.service(frontend.service));

@@ -8,6 +8,7 @@ use crate::{
     kernel::{
         attach,
         maps::{Family as _, Maps},
+        xdp::Mode,
     },
     paths::Paths,
 };
@@ -25,6 +26,8 @@ pub struct LinkRow {
 pub struct UplinkRow {
     /// Its name.
     pub name: String,
+    /// Where its XDP program runs: `native`, `generic` or `none`.
+    pub xdp: &'static str,
     /// The source of what is sent to other nodes in a client's stead, IPv4.
     pub address_v4: String,
     /// The same, IPv6.
@@ -65,7 +68,7 @@ pub(super) fn status(maps: &Maps, paths: &Paths, output: Output) -> Result<Strin
         socket_lb: config.flags & NodeConfig::FLAG_SOCKET_LB != 0,
         masquerade_v4: config.flags & NodeConfig::FLAG_MASQUERADE_V4 != 0,
         masquerade_v6: config.flags & NodeConfig::FLAG_MASQUERADE_V6 != 0,
-        uplinks: uplinks(maps)?,
+        uplinks: uplinks(maps, paths)?,
         programs: attach::list(&paths.programs())?,
         links: attach::list(&paths.links())?.into_iter().map(|link| LinkRow { link }).collect(),
     };
@@ -75,11 +78,15 @@ pub(super) fn status(maps: &Maps, paths: &Paths, output: Output) -> Result<Strin
     })
 }
 
-fn uplinks(maps: &Maps) -> Result<Vec<UplinkRow>, CliError> {
+fn uplinks(maps: &Maps, paths: &Paths) -> Result<Vec<UplinkRow>, CliError> {
     let mut found = maps.uplinks.entries()?;
     found.sort_by_key(|(index, _)| *index);
     let row = |(index, uplink): (u32, Uplink)| UplinkRow {
         name: interface_name(index),
+        xdp: Mode::ALL
+            .into_iter()
+            .find(|mode| paths.link(&mode.pin(index)).exists())
+            .map_or("none", Mode::name),
         address_v4: uplink.address_v4.ip().to_string(),
         address_v6: uplink.address_v6.ip().to_string(),
     };
@@ -108,7 +115,8 @@ fn rows(status: Status) -> Vec<Vec<String>> {
         vec!["programs".into(), status.programs.join(", ")],
     ];
     rows.extend(status.uplinks.into_iter().map(|uplink| {
-        vec!["uplink".into(), format!("{}: {}, {}", uplink.name, uplink.address_v4, uplink.address_v6)]
+        let UplinkRow { name, xdp, address_v4, address_v6 } = uplink;
+        vec!["uplink".into(), format!("{name}: {address_v4}, {address_v6}, XDP {xdp}")]
     }));
     rows.extend(status.links.into_iter().map(|link| vec!["attached".into(), link.link]));
     rows

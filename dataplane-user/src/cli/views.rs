@@ -384,6 +384,8 @@ impl Reader {
         let rows = vec![
             hash!("frontends_v4", v4.frontends),
             hash!("frontends_v6", v6.frontends),
+            hash!("cluster_ips_v4", v4.cluster_ips),
+            hash!("cluster_ips_v6", v6.cluster_ips),
             MapRow { map: "backends_v4", entries: active_v4, bound: v4.backends.bound() },
             MapRow { map: "backends_v6", entries: active_v6, bound: v6.backends.bound() },
             hash!("flows_v4", v4.flows),

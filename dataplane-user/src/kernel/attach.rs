@@ -17,11 +17,11 @@ use aya::{
     Ebpf,
     maps::MapInfo,
     programs::{
-        CgroupAttachMode, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, XdpMode,
-        links::FdLink, tc::TcAttachOptions,
+        CgroupAttachMode, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, links::FdLink,
+        tc::TcAttachOptions,
     },
 };
-use tracing::{info, warn};
+use tracing::{debug, info};
 use weir_dataplane_ebpf::DROP_REASONS;
 
 use super::{
@@ -30,6 +30,7 @@ use super::{
     packet_log::{PacketLog, PacketLogError},
     release::{self, KernelError},
     sys,
+    xdp::{Acceleration, Mode},
 };
 use crate::{netlink::Link, paths::Paths, programs};
 
@@ -39,9 +40,6 @@ const POD_LINK: &str = "pod_";
 const POD_EGRESS: &str = "podegress_";
 /// Prefix of a pin that is about to replace another. bpffs allows no dot in a name.
 const NEXT: &str = "next_";
-
-/// The kind of link whose driver keeps what XDP sends back.
-const VETH: &str = "veth";
 
 /// Why the programs do not serve.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +99,8 @@ fn source_chain(error: &dyn std::error::Error) -> String {
 pub struct Targets<'a> {
     /// Links to the outside.
     pub uplinks: &'a [Link],
+    /// Where their XDP program runs.
+    pub acceleration: Acceleration,
     /// Directory in the cgroup2 mount whose processes get socket hooks; none without socket load balancing.
     pub cgroup: Option<&'a Path>,
 }
@@ -150,7 +150,7 @@ impl Programs {
         let paths = self.paths.clone();
         let handover = Handover::begin(&paths, targets.cgroup.is_some());
         for link in targets.uplinks {
-            wanted.extend(self.attach_uplink(link)?);
+            wanted.extend(self.attach_uplink(link, targets.acceleration)?);
         }
         for pin in list(&self.paths.links())? {
             let path = self.paths.link(&pin);
@@ -185,20 +185,14 @@ impl Programs {
         Ok(())
     }
 
-    fn attach_uplink(&mut self, link: &Link) -> Result<Vec<String>, AttachError> {
-        let xdp = format!("{}_{}", programs::XDP_UPLINK, link.index);
+    fn attach_uplink(&mut self, link: &Link, acceleration: Acceleration) -> Result<Vec<String>, AttachError> {
         let mut pins = Vec::new();
         for program in [programs::TC_UPLINK, programs::TC_EGRESS] {
             let pin = format!("{program}_{}", link.index);
             self.attach_tc(program, &link.name, &pin)?;
             pins.push(pin);
         }
-        if self.replace(&xdp, programs::XDP_UPLINK)? {
-            pins.push(xdp);
-        } else if let Some(attached) = self.attach_xdp(link) {
-            self.pin_link(attached, &xdp)?;
-            pins.push(xdp);
-        }
+        pins.extend(self.attach_xdp(link, acceleration)?);
         Ok(pins)
     }
 
@@ -212,37 +206,38 @@ impl Programs {
         self.pin_link(attached, pin)
     }
 
-    /// XDP in the driver if it can, in the stack otherwise. Without either `tc_uplink` serves everything. A veth could, but
-    /// keeps the frames that are sent back by it until somebody else's come, unless its peer has a program too: in the stack
-    /// it sends them.
-    fn attach_xdp(&mut self, link: &Link) -> Option<FdLink> {
+    /// The pin of XDP on this link, if there is any. What is there in another mode goes first: a link takes one at a time,
+    /// and `tc_uplink` serves meanwhile.
+    fn attach_xdp(&mut self, link: &Link, acceleration: Acceleration) -> Result<Option<String>, AttachError> {
+        let wanted = acceleration.mode(link);
+        for other in Mode::ALL.into_iter().filter(|mode| Some(*mode) != wanted) {
+            detach(&self.paths.link(&other.pin(link.index)))?;
+        }
+        let Some(mode) = wanted else {
+            info!(uplink = link.name, "no XDP; TC serves this uplink alone");
+            return Ok(None);
+        };
+        let pin = mode.pin(link.index);
+        if self.replace(&pin, programs::XDP_UPLINK)? {
+            return Ok(Some(pin));
+        }
         let program: &mut aya::programs::Xdp = self.program(programs::XDP_UPLINK);
-        let mut attach = |mode: XdpMode| -> Result<FdLink, BoxError> {
-            let id = program.attach_to_if_index(link.index, mode)?;
+        let mut attach = || -> Result<FdLink, BoxError> {
+            let id = program.attach_to_if_index(link.index, mode.to_kernel())?;
             Ok(program.take_link(id)?.try_into()?)
         };
-        if link.kind.as_deref() != Some(VETH) {
-            match attach(XdpMode::Driver) {
-                Ok(attached) => {
-                    info!(uplink = link.name, mode = "native", "XDP attached");
-                    return Some(attached);
-                }
-                Err(error) => {
-                    let reason = source_chain(error.as_ref());
-                    info!(uplink = link.name, reason, "the driver does not take XDP, trying generic mode");
-                }
-            }
-        }
-        match attach(XdpMode::Skb) {
+        match attach() {
             Ok(attached) => {
-                info!(uplink = link.name, mode = "generic", "XDP attached");
-                Some(attached)
+                self.pin_link(attached, &pin)?;
+                info!(uplink = link.name, mode = mode.name(), "XDP attached");
+                Ok(Some(pin))
             }
-            Err(error) => {
-                let reason = format!("{error}{}", source_chain(error.as_ref()));
-                warn!(uplink = link.name, reason, "no XDP here; TC serves this uplink alone");
-                None
+            Err(error) if acceleration == Acceleration::Auto => {
+                let reason = source_chain(error.as_ref());
+                info!(uplink = link.name, reason, "the driver takes no XDP; TC serves this uplink alone");
+                Ok(None)
             }
+            Err(error) => Err(attach_error(&format!("{} XDP", mode.name()), &link.name)(error)),
         }
     }
 
@@ -359,6 +354,16 @@ pub fn list(directory: &Path) -> Result<Vec<String>, AttachError> {
         entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     Ok(names)
+}
+
+/// Takes a program off at once, and its pin away. What cannot be detached, or is from nothing any more, goes with its pin.
+pub(crate) fn detach(pin: &Path) -> Result<(), AttachError> {
+    if let Ok(link) = sys::open_pin(pin)
+        && let Err(error) = sys::detach_link(link.as_fd())
+    {
+        debug!(%error, pin = %pin.display(), "goes with its pin");
+    }
+    remove(pin)
 }
 
 fn remove(path: &Path) -> Result<(), AttachError> {

@@ -9,3 +9,4 @@ pub mod migrate;
 pub mod packet_log;
 pub mod release;
 pub(crate) mod sys;
+pub mod xdp;

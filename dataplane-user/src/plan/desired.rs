@@ -238,7 +238,7 @@ fn frontends(service: &Service, port: &ServicePort, node: &Node, serving: &Servi
         }
     };
     for address in &service.cluster_ips {
-        add(*address, port.port, Scope::INTERNAL, service.internal_local, 0);
+        add(*address, port.port, Scope::INTERNAL, service.internal_local, Frontend::FLAG_CLUSTER_IP);
     }
     // Before the external IPs: an address that is both stays restricted.
     for address in &service.load_balancer_ips {

@@ -31,6 +31,8 @@ impl Default for Limits {
 pub struct Usage {
     /// Frontends, IPv4 and IPv6.
     pub frontends: [u32; 2],
+    /// Cluster IPs of both families.
+    pub cluster_ips: u32,
     /// Backends, IPv4 and IPv6, those at rest included.
     pub backends: [u32; 2],
     /// Slots, those at rest included.

@@ -16,8 +16,8 @@ pub mod host_ports;
 mod ids;
 mod limits;
 pub mod maglev;
+mod marks;
 pub mod model;
-mod node_ports;
 mod outcome;
 mod regions;
 mod source_ranges;
@@ -31,6 +31,7 @@ pub use limits::{Limits, Usage};
 pub use model::PortName;
 pub use outcome::{Plan, Problem};
 pub use step::Step;
+pub(crate) use step::any_port;
 
 #[cfg(test)]
 mod tests;

@@ -85,6 +85,9 @@ pub struct Plan {
     pub problems: Vec<Problem>,
     /// Service ids that mean something new (a label) or nothing any more.
     pub names: Vec<(u32, Option<PortName>)>,
+    /// Service ids of UDP ports that have fewer endpoints that serve than before: flows to the others are over
+    /// ([`super::Books::serving`]).
+    pub lost: BTreeSet<u32>,
     /// Services that wanted a frontend which this plan gave up.
     pub again: BTreeSet<ServiceKey>,
 }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use weir_dataplane_ebpf::Frontend;
+use weir_dataplane_ebpf::{Frontend, filter};
 
 use super::model::{FrontendAddress, NodePort};
 use crate::cidr::Cidr;
@@ -47,6 +47,16 @@ pub enum Step {
         /// Its whole new value.
         value: Frontend,
     },
+    /// Refuse packets from inside for ports that the address does not have. Those that it has are served by then.
+    WriteClusterIp {
+        /// It.
+        address: IpAddr,
+    },
+    /// No service has the address any more.
+    RemoveClusterIp {
+        /// It.
+        address: IpAddr,
+    },
     /// Nothing is served there any more.
     RemoveFrontend {
         /// The frontend.
@@ -80,13 +90,17 @@ impl Step {
         match self {
             Self::WriteBackend { address, .. } => Some(*address),
             Self::WriteFrontend { address, .. } => Some(SocketAddr::new(address.address, address.port)),
+            Self::WriteClusterIp { address } => Some(any_port(*address)),
             _ => None,
         }
     }
 
     /// Whether packets of something may come no more once the step is carried out.
     pub fn ends(&self) -> bool {
-        matches!(self, Self::RemoveFrontend { .. } | Self::RetireBackend { .. })
+        matches!(
+            self,
+            Self::RemoveFrontend { .. } | Self::RemoveClusterIp { .. } | Self::RetireBackend { .. }
+        )
     }
 
     /// Rank of a step's kind. Steps of different services may be carried out together, kind by kind.
@@ -97,10 +111,17 @@ impl Step {
             Self::WriteSourceRange { .. } => 2,
             Self::WriteNodePort { .. } => 3,
             Self::WriteFrontend { .. } => 4,
-            Self::RemoveFrontend { .. } => 5,
-            Self::RemoveNodePort { .. } => 6,
-            Self::RemoveSourceRange { .. } => 7,
-            Self::RetireBackend { .. } => 8,
+            Self::WriteClusterIp { .. } => 5,
+            Self::RemoveClusterIp { .. } => 6,
+            Self::RemoveFrontend { .. } => 7,
+            Self::RemoveNodePort { .. } => 8,
+            Self::RemoveSourceRange { .. } => 9,
+            Self::RetireBackend { .. } => 10,
         }
     }
+}
+
+/// What stands in the filter for a cluster IP as such.
+pub(crate) fn any_port(address: IpAddr) -> SocketAddr {
+    SocketAddr::new(address, filter::ANY_PORT.get())
 }

@@ -27,6 +27,7 @@ struct World {
     frontends: BTreeMap<FrontendAddress, Frontend>,
     source_ranges: BTreeSet<(u32, Cidr)>,
     node_ports: BTreeSet<NodePort>,
+    cluster_ips: BTreeSet<IpAddr>,
     names: HashMap<u32, PortName>,
 }
 
@@ -56,13 +57,27 @@ impl World {
             }
             Step::WriteNodePort { port } => assert!(self.node_ports.insert(*port), "{port} was there"),
             Step::RemoveNodePort { port } => assert!(self.node_ports.remove(port), "{port} was not there"),
+            Step::WriteClusterIp { address } => {
+                assert!(self.cluster_ips.insert(*address), "{address} was there");
+            }
+            Step::RemoveClusterIp { address } => {
+                assert!(self.cluster_ips.remove(address), "{address} was not there");
+            }
             Step::RetireBackend { id, .. } => assert!(self.backends.remove(id).is_some()),
         }
         self.check();
     }
 
-    /// No frontend points at anything half-programmed.
+    /// Cluster IPs that have a frontend.
+    fn with_cluster_ips(&self) -> BTreeSet<IpAddr> {
+        let of_cluster_ips =
+            |(_, f): &(&FrontendAddress, &Frontend)| f.flags & Frontend::FLAG_CLUSTER_IP != 0;
+        self.frontends.iter().filter(of_cluster_ips).map(|(address, _)| address.address).collect()
+    }
+
+    /// No frontend points at anything half-programmed, and no address refuses all ports.
     fn check(&self) {
+        assert!(self.cluster_ips.is_subset(&self.with_cluster_ips()), "{:?}", self.cluster_ips);
         for (address, frontend) in &self.frontends {
             if frontend.flags & Frontend::FLAG_SOURCE_RANGES != 0 {
                 let admits = self.source_ranges.iter().any(|(service, _)| *service == frontend.service);
@@ -131,6 +146,7 @@ impl World {
                 regions,
                 source_ranges: self.source_ranges.iter().copied().collect(),
                 node_ports: self.node_ports.iter().copied().collect(),
+                cluster_ips: self.cluster_ips.iter().copied().collect(),
                 names: self.names.clone(),
             },
         )
@@ -156,6 +172,7 @@ impl World {
         let is_node_port = |f: &&DesiredFrontend| f.flags & Frontend::FLAG_NODE_PORT != 0;
         let wanted = services.values().flatten().flat_map(|port| &port.frontends).filter(is_node_port);
         assert_eq!(self.node_ports, wanted.map(|f| f.address.into()).collect());
+        assert_eq!(self.cluster_ips, self.with_cluster_ips());
         let ranges = services.values().flatten().map(|port| port.source_ranges.len()).sum::<usize>();
         assert_eq!(self.source_ranges.len(), ranges);
         for port in services.values().flatten() {
@@ -217,21 +234,21 @@ fn backends_and_table_come_before_the_frontend_and_leave_after_it() {
     let plan = books.plan(&key(1), &ports(1, &[1, 3]), 0);
     assert_eq!(
         phases(&plan),
-        [0, 0, 1, 3, 4, 4, 4],
-        "two backends, one table for all, a node port, three frontends"
+        [0, 0, 1, 3, 4, 4, 4, 5],
+        "two backends, one table for all, a node port, three frontends, a cluster IP"
     );
     world.run(&plan);
     let same = books.plan(&key(1), &ports(1, &[1, 3]), 1);
     assert_eq!(same, Plan::default(), "nothing changed, nothing is written");
 
     let plan = books.plan(&key(1), &ports(1, &[3]), 2);
-    assert_eq!(phases(&plan), [1, 4, 4, 4, 8]);
+    assert_eq!(phases(&plan), [1, 4, 4, 4, 10]);
     world.run(&plan);
     let plan = books.plan(&key(1), &ports(1, &[103]), 2);
-    assert_eq!(phases(&plan), [0, 4, 4, 4, 8], "none is ready: the frontends stay and say so");
+    assert_eq!(phases(&plan), [0, 4, 4, 4, 10], "none is ready: the frontends stay and say so");
     world.run(&plan);
     let plan = books.plan(&key(1), &[], 3);
-    assert_eq!(phases(&plan), [5, 5, 5, 6, 8]);
+    assert_eq!(phases(&plan), [6, 7, 7, 7, 8, 10]);
     assert_eq!(plan.names, [(1, None)]);
     world.run(&plan);
     world.expect(&BTreeMap::new());
@@ -258,7 +275,7 @@ fn source_ranges_come_before_the_frontends_that_ask_for_them_and_leave_after_the
         range_steps(&plan)
     };
     let opened = plan(&[]);
-    assert_eq!(opened, ["frontend 0", "frontend 2", "frontend 2"]);
+    assert_eq!(opened, ["frontend 64", "frontend 2", "frontend 2"]);
     let restricted = plan(&["10.0.0.0/8", "fd00::/8"]);
     assert_eq!(restricted, ["write 10.0.0.0/8", "write fd00::/8", "frontend 8", "frontend 8"]);
     assert!(plan(&["fd00::/8", "10.0.0.0/8"]).is_empty(), "nothing changed, nothing is written");

@@ -12,10 +12,11 @@ use kube::runtime::watcher::Event;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use weir_dataplane::{
-    Config, Metrics, Uplinks, cni,
+    Config, Metrics, Uplinks, cni, flows,
     kernel::{
         attach::{Programs, Targets},
         maps::Maps,
+        xdp::Acceleration,
     },
     netlink::Netlink,
     node,
@@ -40,12 +41,16 @@ pub(crate) struct TestNode {
     pub(crate) cgroup: Cgroup,
     run_dir: tempfile::TempDir,
     pub(crate) socket_lb: bool,
+    /// Where XDP runs, from the next start on: in the stack unless a test says otherwise, so that it is in the way.
+    pub(crate) acceleration: Acceleration,
     uplinks: Vec<String>,
     pub(crate) store: Store,
     /// What the last round had to say, as the Events about it begin: `object: complaint`.
     pub(crate) complaints: Vec<String>,
     /// Ports that the last round gave to services.
     pub(crate) guarded: Vec<(ServiceKey, NodePort)>,
+    /// UDP ports that have lost endpoints in the last round.
+    lost: BTreeSet<u32>,
     conditions: Value,
     agent: Option<(Programs, Reconciler)>,
 }
@@ -77,10 +82,12 @@ impl TestNode {
             cgroup,
             run_dir,
             socket_lb,
+            acceleration: Acceleration::Generic,
             uplinks,
             store,
             complaints: Vec::new(),
             guarded: Vec::new(),
+            lost: BTreeSet::new(),
             conditions: json!({}),
             agent: None,
         };
@@ -109,6 +116,7 @@ impl TestNode {
     /// What an agent does when it starts; an earlier one's work is adopted.
     pub(crate) fn start(&mut self) {
         let (paths, socket_lb, cgroup) = (self.paths(), self.socket_lb, self.cgroup.path());
+        let acceleration = self.acceleration;
         let named = Uplinks::Named(self.uplinks.clone());
         let agent = self.namespace.inside(|| {
             block_on(async {
@@ -127,7 +135,7 @@ impl TestNode {
                 node::write_uplinks(&maps, &addresses).unwrap();
                 let cgroup = socket_lb.then_some(cgroup);
                 programs
-                    .attach(&Targets { uplinks: &uplinks, cgroup })
+                    .attach(&Targets { uplinks: &uplinks, acceleration, cgroup })
                     .unwrap_or_else(|error| panic!("{error}"));
                 node::enable_forwarding(&paths).unwrap();
                 node::keep_inside(&netlink, &config).await.unwrap();
@@ -152,6 +160,7 @@ impl TestNode {
         let complaints = outcome.complaints.iter();
         self.complaints = complaints.map(|(key, complaint)| format!("{key}: {complaint}")).collect();
         self.guarded = outcome.guarded;
+        self.lost = outcome.lost;
         self.complaints.clone()
     }
 
@@ -170,6 +179,12 @@ impl TestNode {
     pub(crate) fn stale(&self, peers: Vec<Peer>) -> Vec<Peer> {
         let (_, reconciler) = self.agent.as_ref().expect("an agent runs");
         reconciler.stale(&self.store, peers)
+    }
+
+    /// What the agent does after a round: ends UDP flows to endpoints that their service lost. How many entries they had.
+    pub(crate) fn forget(&self) -> u64 {
+        let (_, reconciler) = self.agent.as_ref().expect("an agent runs");
+        flows::forget(&self.maps(), &reconciler.lost(&self.lost)).unwrap()
     }
 
     /// A Service with TCP and UDP port 80 on 10.96.0.`n`, `NodePort` 30000 + `n`, and endpoints of this node on port 8080.
@@ -211,11 +226,20 @@ impl TestNode {
         more: &Value,
         status: &Value,
     ) {
+        self.apply(node, n, endpoints, more, status);
+        self.sync();
+    }
+
+    /// What [`TestNode::serve`] asks for, while no agent runs that would do it.
+    pub(crate) fn ask_for(&mut self, n: u8, endpoints: &[Ipv4Addr]) {
+        self.apply("here", n, endpoints, &json!({}), &json!({}));
+    }
+
+    fn apply(&mut self, node: &str, n: u8, endpoints: &[Ipv4Addr], more: &Value, status: &Value) {
         self.apply_service(n, more, status);
         let endpoint =
             |address| json!({"addresses": [address], "nodeName": node, "conditions": self.conditions});
         self.apply_slice(n, &endpoints.iter().map(endpoint).collect::<Vec<_>>());
-        self.sync();
     }
 
     fn apply_service(&mut self, n: u8, more: &Value, status: &Value) {

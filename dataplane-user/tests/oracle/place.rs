@@ -13,6 +13,7 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::Command,
+    sync::atomic::{AtomicU16, Ordering},
     thread,
     time::Duration,
 };
@@ -28,6 +29,9 @@ const PORT: u16 = 8080;
 /// An answer that takes longer does not come. More than the second after which TCP says SYN again: a kernel that hears
 /// of a refusal while the caller is still in `connect` forgets it, and hears the next one.
 const PATIENCE: Duration = Duration::from_millis(1_700);
+
+/// Ports that clients of datagrams have, from this one on: beyond those that anything here listens on.
+const FIRST_PORT: u16 = 10_000;
 
 /// Endpoints of the other node.
 const FAR: [(&str, &str, &str); 2] =
@@ -56,6 +60,7 @@ pub(crate) struct Place {
     /// `a`, `b`, `pod`.
     pub(crate) near: Vec<Namespace>,
     pub(crate) far: Namespace,
+    next_port: AtomicU16,
 }
 
 impl Place {
@@ -111,7 +116,8 @@ impl Place {
         }
         let run_dir = tempfile::Builder::new().prefix("weir-oracle-").tempdir().unwrap();
         let cgroup = Cgroup::new(&run_dir.path().file_name().unwrap().to_string_lossy()).unwrap();
-        Self { node, cgroup, run_dir, outside, near: Vec::new(), far }
+        let next_port = AtomicU16::new(FIRST_PORT);
+        Self { node, cgroup, run_dir, outside, near: Vec::new(), far, next_port }
     }
 
     pub(crate) fn paths(&self) -> Paths {
@@ -150,6 +156,14 @@ impl Place {
         address.split_once('/').unwrap().0.parse().unwrap()
     }
 
+    /// A client's port that no try had before. A datagram flow goes on while its endpoint serves, whatever else of its service
+    /// changes, here as with kube-proxy: a case must not meet one of an earlier case.
+    fn next_port(&self) -> u16 {
+        let port = self.next_port.fetch_add(1, Ordering::Relaxed);
+        assert!(port >= FIRST_PORT, "there are ports for all tries");
+        port
+    }
+
     /// One try of a connection.
     pub(crate) fn attempt(&self, question: &Question) -> Try {
         let Question { from, to, protocol } = question;
@@ -162,7 +176,7 @@ impl Place {
         let source: IpAddr = addresses[usize::from(to.is_ipv6())].parse().unwrap();
         let asked = namespace.inside(|| match protocol {
             Protocol::Tcp => ask_tcp(source, *to, PATIENCE),
-            Protocol::Udp => ask_udp(source, *to, PATIENCE),
+            Protocol::Udp => ask_udp(SocketAddr::new(source, self.next_port()), *to, PATIENCE),
         });
         match asked {
             Ok(answer) => delivered(&answer, Some(source)),

@@ -6,10 +6,11 @@ use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::runtime::watcher::Event;
 use prometheus_client::registry::Registry;
 use weir_dataplane::{
-    Config, Metrics, Uplinks, cni,
+    Config, Metrics, Uplinks, cni, flows,
     kernel::{
         attach::{Programs, Targets},
-        maps::{self, Maps, Table},
+        maps::Maps,
+        xdp::Acceleration,
     },
     netlink::Netlink,
     node,
@@ -17,7 +18,7 @@ use weir_dataplane::{
     takeover::Takeover,
     watch::{Change, Store},
 };
-use weir_dataplane_ebpf::{Flow, FlowKey, NodeConfig, Protocol};
+use weir_dataplane_ebpf::NodeConfig;
 use weir_tests::rules::{Family, Node, nftables};
 
 use super::{
@@ -72,7 +73,11 @@ impl Weir {
                 node::write_uplinks(&maps, &node::uplink_addresses(&netlink, &uplinks).await.unwrap())
                     .unwrap();
                 programs
-                    .attach(&Targets { uplinks: &uplinks, cgroup: Some(cgroup) })
+                    .attach(&Targets {
+                        uplinks: &uplinks,
+                        acceleration: Acceleration::Generic,
+                        cgroup: Some(cgroup),
+                    })
                     .unwrap_or_else(|error| panic!("{error}"));
                 node::enable_forwarding(&paths).unwrap();
                 node::keep_inside(&netlink, &config).await.unwrap();
@@ -113,28 +118,16 @@ impl Side for Weir {
             self.store.apply(Change::Slice(Event::Apply(slice.clone())));
         }
         self.known = (services.to_vec(), slices.to_vec());
-        // A datagram flow whose service no longer has its endpoint goes on while another service has it: known to be
-        // wrong, where kube-proxy forgets the flow. A case that meets the ports of an earlier one must not depend on it.
-        let maps = Maps::open(&place.paths()).unwrap();
-        for table in [&maps.v4.flows, &maps.v4.opening] {
-            forget_datagrams(table);
-        }
-        for table in [&maps.v6.flows, &maps.v6.opening] {
-            forget_datagrams(table);
-        }
         let dirty = self.store.take_dirty();
         // The first round takes connections over, and those are the namespace's.
         let (reconciler, store) = (&mut self.reconciler, &self.store);
         let outcome =
             place.node.inside(|| reconciler.sync(store, dirty)).unwrap_or_else(|error| panic!("{error}"));
         assert!(outcome.complaints.is_empty(), "{:?}", outcome.complaints);
+        // What the agent does after a round.
+        let maps = Maps::open(&place.paths()).unwrap();
+        flows::forget(&maps, &self.reconciler.lost(&outcome.lost)).unwrap();
     }
-}
-
-fn forget_datagrams<A: maps::Family>(flows: &Table<FlowKey<A>, Flow<A>>) {
-    let keys = flows.entries().unwrap().into_iter().map(|(key, _)| key);
-    let keys: Vec<_> = keys.filter(|key| key.protocol == Protocol::UDP).collect();
-    flows.remove(&keys).unwrap();
 }
 
 /// The rules.

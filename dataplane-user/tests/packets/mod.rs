@@ -7,6 +7,7 @@ pub(crate) mod frame;
 use std::{
     collections::HashSet,
     net::{IpAddr, SocketAddr},
+    path::Path,
 };
 
 use aya::{
@@ -105,6 +106,9 @@ pub(crate) trait Family: Address + Pod {
     fn insert_frontend(dataplane: &mut Dataplane, key: FrontendKey<Self>, value: Frontend);
     fn set_backend(dataplane: &mut Dataplane, id: u32, value: Backend<Self>);
     fn insert_endpoint(dataplane: &mut Dataplane, ip: Self, value: Endpoint);
+    fn insert_cluster_ip(dataplane: &mut Dataplane, address: Self);
+    /// Takes it away; its bit in the filter stays.
+    fn remove_cluster_ip(dataplane: &mut Dataplane, address: Self);
     /// Takes tunnelled packets from a node.
     fn add_tunnel_peer(dataplane: &mut Dataplane, node: Self);
     fn flow(dataplane: &mut Dataplane, key: &FlowKey<Self>) -> Option<Flow<Self>>;
@@ -119,8 +123,17 @@ pub(crate) trait Family: Address + Pod {
     fn flows(dataplane: &mut Dataplane) -> Vec<FlowKey<Self>>;
 }
 
+/// Flows in the order of their clients, the answer's half behind the other.
+fn order<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> (Vec<u32>, u16, u8) {
+    let reply = flow.flags & Flow::<A>::FLAG_REPLY;
+    let client =
+        if reply == 0 { (key.source, key.source_port) } else { (flow.destination, flow.destination_port) };
+    let address = client.0.words().as_ref().iter().map(|word| word.get()).collect();
+    (address, client.1.get(), reply)
+}
+
 macro_rules! family {
-    ($address:ty, $variant:ident, $frontends:literal, $backends:literal, $endpoints:literal, $flows:literal, $opening:literal, $peers:literal) => {
+    ($address:ty, $variant:ident, $frontends:literal, $cluster_ips:literal, $backends:literal, $endpoints:literal, $flows:literal, $opening:literal, $peers:literal) => {
         impl Family for $address {
             fn parse(ip: IpAddr) -> Self {
                 match ip {
@@ -132,6 +145,15 @@ macro_rules! family {
             fn insert_frontend(dataplane: &mut Dataplane, key: FrontendKey<Self>, value: Frontend) {
                 dataplane.widen_filter(key.address, key.port);
                 dataplane.hash($frontends).insert(key, value, 0).expect("room");
+            }
+
+            fn insert_cluster_ip(dataplane: &mut Dataplane, address: Self) {
+                dataplane.widen_filter(address, filter::ANY_PORT);
+                dataplane.hash($cluster_ips).insert(address, 0_u32, 0).expect("room");
+            }
+
+            fn remove_cluster_ip(dataplane: &mut Dataplane, address: Self) {
+                dataplane.hash::<_, u32>($cluster_ips).remove(&address).expect("it is there");
             }
 
             fn set_backend(dataplane: &mut Dataplane, id: u32, value: Backend<Self>) {
@@ -160,8 +182,9 @@ macro_rules! family {
 
             fn establish(dataplane: &mut Dataplane) {
                 let opening = dataplane.hash::<FlowKey<Self>, Flow<Self>>($opening);
-                let opening: Vec<_> =
+                let mut opening: Vec<_> =
                     opening.iter().map(|entry| entry.expect("nobody else writes")).collect();
+                opening.sort_by_key(|(key, flow)| order(key, flow));
                 for (key, flow) in opening {
                     let flow = Flow { state: FlowState::ESTABLISHED, ..flow };
                     dataplane.hash($flows).insert(key, flow, 0).expect("room");
@@ -192,8 +215,28 @@ macro_rules! family {
     };
 }
 
-family!(Ip4, V4, "frontends_v4", "backends_v4", "endpoints_v4", "flows_v4", "opening_v4", "tunnel_peers_v4");
-family!(Ip6, V6, "frontends_v6", "backends_v6", "endpoints_v6", "flows_v6", "opening_v6", "tunnel_peers_v6");
+family!(
+    Ip4,
+    V4,
+    "frontends_v4",
+    "cluster_ips_v4",
+    "backends_v4",
+    "endpoints_v4",
+    "flows_v4",
+    "opening_v4",
+    "tunnel_peers_v4"
+);
+family!(
+    Ip6,
+    V6,
+    "frontends_v6",
+    "cluster_ips_v6",
+    "backends_v6",
+    "endpoints_v6",
+    "flows_v6",
+    "opening_v6",
+    "tunnel_peers_v6"
+);
 
 fn socket(text: &str) -> SocketAddr {
     text.parse().unwrap_or_else(|_| panic!("`{text}` is no ADDRESS:PORT"))
@@ -214,17 +257,25 @@ impl Dataplane {
 
     /// With a bound on entries of established flows.
     pub(crate) fn with_flows(flows: u32) -> Self {
-        Self::with_options(flows, false)
+        Self::with_options(&[("flows_v4", flows), ("flows_v6", flows)], &Options::default())
     }
 
     /// Whose programs say what they drop.
     pub(crate) fn with_packet_log() -> Self {
-        Self::with_options(1024, true)
+        Self::with_options(&[], &Options { packet_log: true, ..Options::default() })
     }
 
-    fn with_options(flows: u32, packet_log: bool) -> Self {
-        let max_entries = [("flows_v4", flows), ("flows_v6", flows), ("maglev", 4096)];
-        let options = Options { max_entries: &max_entries, packet_log, ..Options::default() };
+    /// Whose maps are pinned here, so that user space sees them as well, with these bounds.
+    pub(crate) fn pinned(pins: &Path, bounds: &[(&str, u32)]) -> Self {
+        Self::with_options(bounds, &Options { pins: Some(pins), ..Options::default() })
+    }
+
+    /// With bounds that are small where none is given.
+    fn with_options(bounds: &[(&str, u32)], options: &Options<'_>) -> Self {
+        let small = [("flows_v4", 1024), ("flows_v6", 1024), ("maglev", 4096)];
+        // The last one counts.
+        let max_entries = [&small, bounds].concat();
+        let options = Options { max_entries: &max_entries, ..*options };
         let ebpf = programs::load(&options).unwrap_or_else(|error| {
             panic!("packet tests need root: {error}: {:?}", std::error::Error::source(&error))
         });
@@ -305,6 +356,12 @@ impl Dataplane {
         };
         A::insert_frontend(self, key, value);
         Service { first_backend: first, value }
+    }
+
+    /// Makes an address one that services have inside the cluster.
+    pub(crate) fn cluster_ip<A: Family>(&mut self, ip: &str) {
+        let address = A::parse(ip.parse().expect("an address"));
+        A::insert_cluster_ip(self, address);
     }
 
     pub(crate) fn set_backend<A: Family>(&mut self, id: u32, text: &str, flags: u16) {

@@ -50,7 +50,7 @@ fn prepare(start: usize, end: usize) {
     }
 }
 
-/// Sixteen bits of the flow's number go into the port, the others into the address.
+/// Sixteen bits of the flow's number are added to the port, the others go into the address.
 #[inline(always)]
 fn vary(start: usize, (address, port): (usize, usize), flow: u32) {
     // SAFETY: the caller compared the bound; both offsets are constants below it.
@@ -58,7 +58,7 @@ fn vary(start: usize, (address, port): (usize, usize), flow: u32) {
         let address = (start + address) as *mut u16;
         address.write(address.read() ^ (flow >> 16) as u16);
         let port = (start + port) as *mut u16;
-        port.write(port.read() ^ flow as u16);
+        port.write(u16::from_be(port.read()).wrapping_add(flow as u16).to_be());
     }
 }
 

@@ -86,7 +86,7 @@ pub fn open<A: Layout>(context: *mut __sk_buff) -> Started {
     };
     // Without a next hop the stack asks for it. Without a route, or with one to a link that is no uplink, such as to the
     // node itself, there is no interface or no address here.
-    let _ = route::find_next_hop(context.cast(), &mut draft.flow, packet.ifindex);
+    let _ = route::know_next_hop(context.cast(), &mut draft.flow, packet.ifindex);
     let Some(own) = own_address::<A>(draft.flow.ifindex) else { return Started::Nobody };
     draft.flow.source = own;
     draft.flow.flags |= Flow::<A>::FLAG_EGRESS;

@@ -17,6 +17,12 @@ pub fn answers<A: Family>(key: &FlowKey<A>) -> bool {
     is_set(&key.source, key.source_port)
 }
 
+/// Whether the address may be a cluster IP. One read.
+#[inline(always)]
+pub fn names_cluster_ip<A: Family>(address: &A) -> bool {
+    is_set(address, filter::ANY_PORT)
+}
+
 #[inline(always)]
 fn is_set<A: Family>(address: &A, port: Be16) -> bool {
     let (word, bit) = filter::position(address, port);

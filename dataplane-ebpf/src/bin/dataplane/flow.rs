@@ -22,7 +22,7 @@ use crate::{
 
 /// How often a busy half looks after the other: a quarter of a second to two and a half, by the kernel's tick. A power
 /// of two, so that passing a multiple of it shows in the bits above.
-const UPKEEP_JIFFIES: u32 = 256;
+pub const UPKEEP_JIFFIES: u32 = 256;
 
 /// Serves a packet whose tuple has an entry. `None`: there is none that still holds, and the packet opens a flow.
 #[inline(always)]

@@ -13,7 +13,8 @@
 //! [`parse`] → [`filter`] (can it be a service's at all?) → [`flow`] (a known connection: one lookup) or [`start`] (a new one: frontend, Maglev, backend, two
 //! entries) → [`rewrite`] or [`tunnel`] → the way out. A pod's packet that is no service's and leaves the cluster takes the
 //! same way through [`egress`] in place of [`start`]. An ICMP error about a packet that was rewritten goes the way of its flow
-//! through [`icmp`], and a packet for a service without endpoints becomes the answer that [`reject`] makes of it.
+//! through [`icmp`], and a packet for a service without endpoints, or for a port that a cluster IP does not have, becomes the
+//! answer that [`reject`] makes of it.
 //! Fragments and packets with options take [`slow_path`] in place of [`parse`] and [`rewrite`]. Whoever listens hears of
 //! what begins and ends through [`events`]. IPv4 and IPv6 share all of it through [`maps::Family`].
 

@@ -15,13 +15,13 @@ use weir_dataplane_ebpf::{
     Frontend, FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Scope, SocketPeer, SocketPeerKey, Traffic,
     TrafficKey, Uplink, filter,
     maps::{
-        AFFINITY, BACKENDS, ENDPOINTS, EVENTS_BYTES, FLOWS, FRAGMENTS, FRONTENDS, MAGLEV_SLOTS, NODE_PORTS,
-        NON_MASQUERADE, OPENING_FLOWS, SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TRAFFIC, TUNNEL_PEERS,
-        UPLINKS,
+        AFFINITY, BACKENDS, CLUSTER_IPS, ENDPOINTS, EVENTS_BYTES, FLOWS, FRAGMENTS, FRONTENDS, MAGLEV_SLOTS,
+        NEXT_HOPS, NODE_PORTS, NON_MASQUERADE, OPENING_FLOWS, SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES,
+        TRAFFIC, TUNNEL_PEERS, UPLINKS,
     },
 };
 
-use crate::{affinity::Choices, parse::TcpFlags, source_range::Ranges, walk::Extent};
+use crate::{affinity::Choices, parse::TcpFlags, route::NextHop, source_range::Ranges, walk::Extent};
 
 #[map(name = "maglev")]
 pub static MAGLEV: Array<u32> = Array::with_max_entries(MAGLEV_SLOTS, 0);
@@ -105,6 +105,8 @@ pub trait Family: Address {
 
     /// Frontends by address, port, protocol and scope.
     fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend>;
+    /// Addresses that services have inside the cluster.
+    fn cluster_ips() -> &'static HashMap<Self, u32>;
     /// Backends by id.
     fn backends() -> &'static Array<Backend<Self>>;
     /// Flow entries by tuple, of flows that both sides have spoken of.
@@ -127,6 +129,8 @@ pub trait Family: Address {
     fn non_masquerade() -> &'static LpmTrie<Self, u32>;
     /// Other nodes whose tunnelled packets are taken.
     fn tunnel_peers() -> &'static HashMap<Self, u32>;
+    /// Next hops that this CPU was told lately, by their destination's hash.
+    fn next_hops() -> &'static PerCpuArray<NextHop<Self>>;
     /// This CPU's draft of a new flow.
     fn draft() -> Option<*mut Draft<Self>>;
     /// The node's own address in the pod network.
@@ -136,13 +140,16 @@ pub trait Family: Address {
 }
 
 macro_rules! family {
-    ($address:ty, $masquerade:ident, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $backends:literal, $flows:literal, $opening:literal, $fragments:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $inside:literal, $peers_map:literal, $draft:literal) => {
+    ($address:ty, $masquerade:ident, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $cluster_ips:literal, $backends:literal, $flows:literal, $opening:literal, $fragments:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $inside:literal, $peers_map:literal, $next_hops:literal, $draft:literal) => {
         mod $module {
             use super::*;
 
             #[map(name = $frontends)]
             pub(super) static FRONTENDS_MAP: HashMap<FrontendKey<$address>, Frontend> =
                 HashMap::with_max_entries(FRONTENDS, 0);
+            #[map(name = $cluster_ips)]
+            pub(super) static CLUSTER_IPS_MAP: HashMap<$address, u32> =
+                HashMap::with_max_entries(CLUSTER_IPS, BPF_F_NO_PREALLOC);
             #[map(name = $backends)]
             pub(super) static BACKENDS_MAP: Array<Backend<$address>> = Array::with_max_entries(BACKENDS, 0);
             #[map(name = $flows)]
@@ -174,6 +181,9 @@ macro_rules! family {
             #[map(name = $peers_map)]
             pub(super) static TUNNEL_PEERS_MAP: HashMap<$address, u32> =
                 HashMap::with_max_entries(TUNNEL_PEERS, 0);
+            #[map(name = $next_hops)]
+            pub(super) static NEXT_HOPS_MAP: PerCpuArray<NextHop<$address>> =
+                PerCpuArray::with_max_entries(NEXT_HOPS, 0);
             #[map(name = $draft)]
             pub(super) static DRAFT_MAP: PerCpuArray<Draft<$address>> = PerCpuArray::with_max_entries(1, 0);
         }
@@ -184,6 +194,11 @@ macro_rules! family {
             #[inline(always)]
             fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend> {
                 &$module::FRONTENDS_MAP
+            }
+
+            #[inline(always)]
+            fn cluster_ips() -> &'static HashMap<Self, u32> {
+                &$module::CLUSTER_IPS_MAP
             }
 
             #[inline(always)]
@@ -242,6 +257,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn next_hops() -> &'static PerCpuArray<NextHop<Self>> {
+                &$module::NEXT_HOPS_MAP
+            }
+
+            #[inline(always)]
             fn draft() -> Option<*mut Draft<Self>> {
                 $module::DRAFT_MAP.get_ptr_mut(0)
             }
@@ -266,6 +286,7 @@ family!(
     address_v4,
     v4,
     "frontends_v4",
+    "cluster_ips_v4",
     "backends_v4",
     "flows_v4",
     "opening_v4",
@@ -277,6 +298,7 @@ family!(
     "source_ranges_v4",
     "non_masquerade_v4",
     "tunnel_peers_v4",
+    "next_hops_v4",
     "draft_v4"
 );
 family!(
@@ -286,6 +308,7 @@ family!(
     address_v6,
     v6,
     "frontends_v6",
+    "cluster_ips_v6",
     "backends_v6",
     "flows_v6",
     "opening_v6",
@@ -297,5 +320,6 @@ family!(
     "source_ranges_v6",
     "non_masquerade_v6",
     "tunnel_peers_v6",
+    "next_hops_v6",
     "draft_v6"
 );

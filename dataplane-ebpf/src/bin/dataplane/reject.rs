@@ -1,5 +1,6 @@
-//! Answers in the name of services that have no endpoint, so that clients fail at once instead of trying again: the
-//! RST or the ICMP error that a host gives for a port on which nobody listens. kube-proxy rejects them likewise.
+//! Answers in the name of services that have no endpoint, or not the port that was asked for, so that clients fail at once
+//! instead of trying again: the RST or the ICMP error that a host gives for a port on which nobody listens. kube-proxy
+//! rejects both likewise.
 //!
 //! The answer is put together in the packet's own buffer and goes back by the link that the packet came by. There is at
 //! most one for a packet, longer than that by two headers at the most, so that a forged source gains nothing. No RST is

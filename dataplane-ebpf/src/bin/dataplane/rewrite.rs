@@ -58,8 +58,8 @@ pub trait Hook {
     fn make_room<A: Layout>(&self) -> bool;
     /// Turns the packet in this CPU's draft into an ICMP message to its sender.
     fn complain<A: Outlined>(&self, complaint: Complaint, reason: DropReason) -> Verdict;
-    /// Refuses a packet whose service has no endpoint.
-    fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>) -> Verdict;
+    /// Refuses a packet, in the name of whom it is for.
+    fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>, reason: DropReason) -> Verdict;
     /// Serves a packet of the family's ICMP, `length` bytes from the network header on, if it is about a flow. `None`: it
     /// may be one of a flow itself.
     fn serve_icmp<A: Outlined>(&self, length: u32) -> Option<Verdict>;

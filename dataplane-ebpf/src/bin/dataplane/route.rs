@@ -1,7 +1,7 @@
 //! The way out of this node: which interface, and which link addresses, as the kernel's routes and neighbours say.
 //!
-//! Asked once for each half of a flow and again at its upkeep, and kept in the entry: the packets in between cost no
-//! lookup.
+//! Asked for an answer's half and at the upkeep of both, and kept in the entry: the packets in between cost no lookup. New
+//! flows to one backend share what the first was told, for as long as an entry would keep it.
 
 use core::ffi::c_void;
 
@@ -12,9 +12,9 @@ use aya_ebpf::{
     },
     helpers::bpf_fib_lookup,
 };
-use weir_dataplane_ebpf::{Flow, Ip4, Ip6, Mac};
+use weir_dataplane_ebpf::{Flow, Ip4, Ip6, Mac, hash, maps::NEXT_HOPS};
 
-use crate::maps::Family;
+use crate::{flow::UPKEEP_JIFFIES, kernel::now_jiffies, maps::Family};
 
 /// Address families by their numbers in the kernel (`linux/socket.h`).
 const AF_INET: u8 = 2;
@@ -47,6 +47,52 @@ impl Routed for Ip6 {
         parameters.__bindgen_anon_3.ipv6_src = source.0.map(|word| word.bits());
         parameters.__bindgen_anon_4.ipv6_dst = destination.0.map(|word| word.bits());
     }
+}
+
+/// What routes and neighbours said of one destination.
+#[repr(C)]
+pub struct NextHop<A> {
+    destination: A,
+    /// Where the packet that asked had come in.
+    ingress: u32,
+    found_jiffies: u32,
+    ifindex: u32,
+    destination_mac: Mac,
+    source_mac: Mac,
+    mtu: u16,
+}
+
+/// As [`find_next_hop`], for a new flow's own direction, whose source will be this node: what another flow was told is
+/// taken while it is not older than an entry's may be. A lookup of this CPU's array, where a question is some 150 ns.
+#[inline(always)]
+pub fn know_next_hop<A: Routed>(context: *mut c_void, flow: &mut Flow<A>, ingress: u32) -> bool {
+    let place = hash::address(&flow.destination) % NEXT_HOPS;
+    let Some(known) = A::next_hops().get_ptr_mut(place) else { return find_next_hop(context, flow, ingress) };
+    // SAFETY: this CPU's own, and packet programs do not interrupt each other.
+    let known = unsafe { &mut *known };
+    let now = now_jiffies();
+    if known.destination == flow.destination
+        && known.ingress == ingress
+        && now.wrapping_sub(known.found_jiffies) < UPKEEP_JIFFIES
+    {
+        (flow.ifindex, flow.mtu) = (known.ifindex, known.mtu);
+        (flow.destination_mac, flow.source_mac) = (known.destination_mac, known.source_mac);
+        flow.flags |= Flow::<A>::FLAG_NEXT_HOP;
+        return true;
+    }
+    if !find_next_hop(context, flow, ingress) {
+        return false;
+    }
+    *known = NextHop {
+        destination: flow.destination,
+        ingress,
+        found_jiffies: now,
+        ifindex: flow.ifindex,
+        destination_mac: flow.destination_mac,
+        source_mac: flow.source_mac,
+        mtu: flow.mtu,
+    };
+    true
 }
 
 /// Sets the flow's next hop, as for a packet that came in by `ingress` and is to be forwarded. An answer leaves where its

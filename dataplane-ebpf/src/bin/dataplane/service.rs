@@ -1,6 +1,6 @@
 //! The decision about a packet: a known flow, a service's new one, a pod of this node, or nobody's.
 
-use weir_dataplane_ebpf::{DropReason, FlowKey, Ip4, Ip6};
+use weir_dataplane_ebpf::{DropReason, FlowKey, Ip4, Ip6, Scope};
 
 use crate::{
     counters::Verdict,
@@ -47,7 +47,7 @@ fn serve_transport<A: Outlined, T: Transport, H: Hook>(hook: &H, frame: Frame, l
         Err(error) => return error.verdict(),
     };
     let verdict = match decide::<A, T, H>(hook, &headers) {
-        Verdict::Drop(DropReason::NoBackend) => hook.refuse::<A, T>(&headers),
+        Verdict::Drop(reason) if is_told(reason) => hook.refuse::<A, T>(&headers, reason),
         verdict => verdict,
     };
     if let Verdict::Drop(reason) | Verdict::Answer(reason) = verdict {
@@ -64,6 +64,22 @@ pub fn concerns<A: Family, H: Hook>(hook: &H, key: &FlowKey<A>) -> bool {
     hook.tunnelled() || if H::FORWARDS { filter::concerns(key) } else { filter::answers(key) }
 }
 
+/// Whether the sender of a packet that ends for this reason is refused, and not left to guess.
+#[inline(always)]
+pub const fn is_told(reason: DropReason) -> bool {
+    matches!(reason, DropReason::NoBackend | DropReason::UnknownPort)
+}
+
+/// Whether a packet that no flow and no frontend is for comes from inside and is for a cluster IP: for a port of it that its
+/// service does not have. From outside a cluster IP is an address like any other.
+#[inline(always)]
+pub fn lacks_port<A: Family, H: Hook>(hook: &H, key: &FlowKey<A>) -> bool {
+    // SAFETY: nothing is read of the entry.
+    hook.scope().0 == Scope::INTERNAL.0
+        && filter::names_cluster_ip(&key.destination)
+        && unsafe { A::cluster_ips().get(&key.destination) }.is_some()
+}
+
 /// A known flow, a service, or neither. Most packets of a node are neither, and know it from the filter alone.
 #[inline(always)]
 fn decide<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
@@ -73,7 +89,7 @@ fn decide<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) ->
             return verdict;
         }
         if !egress::concerns(hook, key) {
-            return Verdict::Pass;
+            return leave(hook, key);
         }
     }
     if let Some(verdict) = flow::follow::<A, T, H>(hook, headers) {
@@ -89,7 +105,7 @@ fn decide<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) ->
             rewrite::translate::<A, T, H>(hook, headers, &draft.flow)
         }
         Started::Leave => Verdict::Pass,
-        Started::Nobody => deliver(hook, headers).unwrap_or(Verdict::Pass),
+        Started::Nobody => deliver(hook, headers).unwrap_or_else(|| leave(hook, key)),
         Started::Drop(reason) => Verdict::Drop(reason),
     }
 }
@@ -103,4 +119,14 @@ fn deliver<A: Outlined, H: Hook>(hook: &H, headers: &Headers<A>) -> Option<Verdi
     // SAFETY: as in `flow::lead_to_pod`.
     let endpoint = unsafe { A::endpoints().get(&headers.key.destination) }?;
     Some(rewrite::deliver::<A>(hook.frame(), headers.ttl, endpoint))
+}
+
+/// Nobody's packet that is for no pod of this node: back to its sender, or up the stack.
+#[inline(always)]
+fn leave<A: Family, H: Hook>(hook: &H, key: &FlowKey<A>) -> Verdict {
+    if H::HAS_STACK && H::FORWARDS && lacks_port(hook, key) {
+        Verdict::Drop(DropReason::UnknownPort)
+    } else {
+        Verdict::Pass
+    }
 }

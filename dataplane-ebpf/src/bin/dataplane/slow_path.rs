@@ -11,8 +11,8 @@
 //! whatever else it covers. What it said is remembered (`fragments_v4`, `fragments_v6`), and later fragments go the way
 //! of the flow that it names. One that comes before its first, or for which no first was served, passes untouched; so do
 //! fragments of SCTP, whose checksum can only be changed by who knows the whole packet's length. The identification
-//! stays as the sender chose it. A sender of fragments is told that its service has no endpoint if the headers before the
-//! ports are plain and nothing of the answer depends on the rest: for UDP over IPv4.
+//! stays as the sender chose it. A sender of fragments is told that its service has no endpoint, or not that port, if the
+//! headers before the ports are plain and nothing of the answer depends on the rest: for UDP over IPv4.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_ANY},
@@ -51,9 +51,11 @@ pub fn serve<A: Outlined, const FORWARDS: bool>(hook: &Skb<'_, FORWARDS>) -> Ver
         flags: draft.packet.flags,
         ttl: draft.extent.ttl,
     };
-    let told = draft.extent.transport as usize == A::TRANSPORT && headers.key.protocol == Udp::PROTOCOL;
-    let verdict = match decide(hook, &headers, draft.extent.part) {
-        Verdict::Drop(DropReason::NoBackend) if told => hook.refuse::<A, Udp>(&headers),
+    let part = draft.extent.part;
+    let plain = draft.extent.transport as usize == A::TRANSPORT && part.0 != Part::LATER;
+    let told = plain && headers.key.protocol == Udp::PROTOCOL;
+    let verdict = match decide(hook, &headers, part, told) {
+        Verdict::Drop(reason) if told && service::is_told(reason) => hook.refuse::<A, Udp>(&headers, reason),
         verdict => verdict,
     };
     if let Verdict::Drop(reason) | Verdict::Answer(reason) = verdict {
@@ -63,15 +65,17 @@ pub fn serve<A: Outlined, const FORWARDS: bool>(hook: &Skb<'_, FORWARDS>) -> Ver
     verdict
 }
 
-/// A known flow or a service's new one. What is neither the stack gets, with all its fragments.
+/// A known flow or a service's new one. What is neither the stack gets, with all its fragments, unless its sender can be
+/// `told` here that there is no such port.
 #[inline(always)]
 fn decide<A: Outlined, const FORWARDS: bool>(
     hook: &Skb<'_, FORWARDS>,
     headers: &Headers<A>,
     part: Part,
+    told: bool,
 ) -> Verdict {
     if !service::concerns(hook, &headers.key) && !egress::concerns(hook, &headers.key) {
-        return Verdict::Pass;
+        return leave(hook, headers, told);
     }
     let served = if flow::copy(hook, headers) {
         Started::Serve
@@ -90,8 +94,23 @@ fn decide<A: Outlined, const FORWARDS: bool>(
     };
     match served {
         Started::Serve => send(hook, headers),
-        Started::Leave | Started::Nobody => Verdict::Pass,
+        Started::Leave => Verdict::Pass,
+        Started::Nobody => leave(hook, headers, told),
         Started::Drop(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Nobody's packet.
+#[inline(always)]
+fn leave<A: Outlined, const FORWARDS: bool>(
+    hook: &Skb<'_, FORWARDS>,
+    headers: &Headers<A>,
+    told: bool,
+) -> Verdict {
+    if told && service::lacks_port(hook, &headers.key) {
+        Verdict::Drop(DropReason::UnknownPort)
+    } else {
+        Verdict::Pass
     }
 }
 

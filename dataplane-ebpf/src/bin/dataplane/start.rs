@@ -188,7 +188,7 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, place: &Place, draft: 
     let flow = &mut draft.flow;
     if far {
         flow.ifindex = place.packet.ifindex;
-        if !route::find_next_hop(place.context, flow, place.packet.ifindex) && !place.has_stack {
+        if !route::know_next_hop(place.context, flow, place.packet.ifindex) && !place.has_stack {
             return Started::Leave;
         }
     } else if place.has_stack {
@@ -239,7 +239,7 @@ fn open_tunnel<A: Layout>(key: &FlowKey<A>, place: &Place, draft: &mut Draft<A>,
     (flow.source_port, flow.destination_port) = (Be16::new(0), Be16::new(0));
     flow.ifindex = place.packet.ifindex;
     flow.flags |= Flow::<A>::FLAG_TUNNEL;
-    if !route::find_next_hop(place.context, flow, place.packet.ifindex) && !place.has_stack {
+    if !route::know_next_hop(place.context, flow, place.packet.ifindex) && !place.has_stack {
         return Started::Leave;
     }
     let Some(own) = own_address::<A>(flow) else { return Started::Drop(DropReason::NoGateway) };

@@ -157,9 +157,8 @@ impl<const FORWARDS: bool> Hook for Skb<'_, FORWARDS> {
     }
 
     #[inline(always)]
-    fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>) -> Verdict {
+    fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>, reason: DropReason) -> Verdict {
         flow::present(self, headers);
-        let reason = DropReason::NoBackend;
         if T::PROTOCOL != Protocol::TCP {
             return self.complain::<A>(Complaint { kind: A::PORT_UNREACHABLE, word: Be32::new(0) }, reason);
         }

@@ -103,7 +103,7 @@ impl Hook for Uplink<'_> {
     }
 
     #[inline(always)]
-    fn refuse<A: Outlined, T: Transport>(&self, _: &Headers<A>) -> Verdict {
+    fn refuse<A: Outlined, T: Transport>(&self, _: &Headers<A>, _: DropReason) -> Verdict {
         Verdict::Pass
     }
 

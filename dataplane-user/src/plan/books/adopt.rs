@@ -48,6 +48,8 @@ pub struct Adopted {
     pub source_ranges: Vec<(u32, Cidr)>,
     /// Ports of the node that processes are kept off.
     pub node_ports: Vec<NodePort>,
+    /// Addresses that are known as cluster IPs.
+    pub cluster_ips: Vec<IpAddr>,
     /// What service ids mean.
     pub names: HashMap<u32, PortName>,
 }
@@ -80,6 +82,7 @@ impl Books {
             }
             books.frontend_counts[usize::from(!address.address.is_ipv4())] += 1;
             books.node_ports.adopt_frontend(address, &value);
+            books.cluster_ips.adopt_frontend(address, &value);
             books.frontends.insert(address, value);
             if let Some(name) = adopted.names.get(&value.service) {
                 books.owners.insert(value.service, name.service.clone());
@@ -89,6 +92,9 @@ impl Books {
         }
         for port in adopted.node_ports {
             books.node_ports.adopt(port);
+        }
+        for address in adopted.cluster_ips {
+            books.cluster_ips.adopt(address);
         }
         for (id, range) in adopted.source_ranges {
             // Also one that nobody owns: its id must not be given out while the range stands.
@@ -127,6 +133,7 @@ impl Books {
             self.retired.push_back((now_ms, Retired::Backend { ipv4: address.is_ipv4(), id }));
         }
         self.node_ports.sweep(&mut plan.steps);
+        self.cluster_ips.sweep(&mut plan.steps);
         plan.steps.sort_by_key(Step::phase);
         plan
     }

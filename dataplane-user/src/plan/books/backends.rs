@@ -1,9 +1,11 @@
 //! Backends and their ids: each endpoint has one for as long as a service lists it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
+
+use weir_dataplane_ebpf::Protocol;
 
 use super::{Books, Programmed, Retired};
 use crate::plan::{
@@ -54,6 +56,31 @@ impl Books {
         if left_out > 0 {
             plan.problems.push(Problem::BackendsFull { left_out, bound: self.limits.backends });
         }
+    }
+
+    /// Remembers which backends of a UDP port serve, and says when there are others no more. What an earlier agent's maps
+    /// lost while nobody looked is not known, and so taken for something.
+    pub(super) fn note_serving(
+        &self,
+        service: u32,
+        port: &DesiredPort,
+        old: &Programmed,
+        new: &mut Programmed,
+        plan: &mut Plan,
+    ) {
+        if port.protocol != Protocol::UDP {
+            return;
+        }
+        let serving = port.backends.iter().filter(|(_, listed)| listed.serving);
+        let serving: BTreeSet<u32> = serving.filter_map(|(address, _)| self.backend(*address)).collect();
+        let lost = match old.serving.get(&service) {
+            Some(before) => !before.is_subset(&serving),
+            None => old.ports.iter().any(|(_, id)| *id == service),
+        };
+        if lost {
+            plan.lost.insert(service);
+        }
+        new.serving.insert(service, serving);
     }
 
     /// Lets go of the endpoints that the service listed before; those that it lists again were taken once more.

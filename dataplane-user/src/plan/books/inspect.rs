@@ -1,6 +1,9 @@
 //! What the books say the maps hold, for those who compare.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use weir_dataplane_ebpf::Frontend;
 
@@ -45,12 +48,22 @@ impl Books {
 
     /// Ports of the node that processes are kept off.
     pub fn guarded(&self) -> &BTreeSet<NodePort> {
-        self.node_ports.guarded()
+        self.node_ports.written()
+    }
+
+    /// Addresses that services have inside the cluster.
+    pub fn cluster_ips(&self) -> &BTreeSet<IpAddr> {
+        self.cluster_ips.written()
     }
 
     /// All source ranges, by service id.
     pub fn source_ranges(&self) -> impl Iterator<Item = (u32, Cidr)> {
         self.source_ranges.all()
+    }
+
+    /// Ids of the backends that serve a UDP port; nothing when its service id means nothing any more.
+    pub fn serving(&self, service: u32) -> Option<&BTreeSet<u32>> {
+        self.services.get(self.owner(service)?)?.serving.get(&service)
     }
 
     /// Whose port a service id is.

@@ -9,10 +9,10 @@ mod tables;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
-use weir_dataplane_ebpf::Frontend;
+use weir_dataplane_ebpf::{Frontend, Protocol};
 
 pub use self::adopt::{Adopted, AdoptedBackend};
 use self::{backends::Backend, tables::Region};
@@ -20,12 +20,12 @@ use super::{
     desired::DesiredPort,
     ids::Ids,
     limits::{Limits, Usage},
-    model::{FrontendAddress, OwnerKind, PortName, ServiceKey},
-    node_ports::NodePorts,
+    marks::Marks,
+    model::{FrontendAddress, NodePort, OwnerKind, PortName, ServiceKey},
     outcome::{Plan, Problem},
     regions::Regions,
     source_ranges::SourceRanges,
-    step::Step,
+    step::{Step, any_port},
 };
 use crate::cidr::Cidr;
 
@@ -39,6 +39,8 @@ struct Programmed {
     frontends: Vec<FrontendAddress>,
     backends: Vec<SocketAddr>,
     ports: Vec<(PortName, u32)>,
+    /// Ids of backends that serve, for each UDP port by its service id. Nothing for a port that an earlier agent programmed.
+    serving: HashMap<u32, BTreeSet<u32>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +66,8 @@ pub struct Books {
     regions: HashMap<u32, Region>,
     slots: Regions,
     source_ranges: SourceRanges,
-    node_ports: NodePorts,
+    node_ports: Marks<NodePort>,
+    cluster_ips: Marks<IpAddr>,
     retired: VecDeque<(u64, Retired)>,
     next_service: u32,
 }
@@ -85,7 +88,8 @@ impl Books {
             regions: HashMap::new(),
             slots: Regions::new(limits.slots),
             source_ranges: SourceRanges::new(limits.source_ranges),
-            node_ports: NodePorts::default(),
+            node_ports: Marks::default(),
+            cluster_ips: Marks::default(),
             retired: VecDeque::new(),
             next_service: 1,
         }
@@ -103,14 +107,16 @@ impl Books {
             backends: [self.backend_ids[0].used(), self.backend_ids[1].used()],
             slots: self.slots.used(),
             node_ports: self.node_ports.used(),
+            cluster_ips: self.cluster_ips.used(),
             source_ranges: self.source_ranges.used(),
         }
     }
 
-    /// What packets to or from can be a service's: all frontends and backends, by address and port.
+    /// What packets to or from can be a service's: all frontends, cluster IPs and backends, by address and port.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         let frontends = self.frontends.keys().map(|it| SocketAddr::new(it.address, it.port));
-        frontends.chain(self.backends.keys().copied())
+        let cluster_ips = self.cluster_ips.written().iter().map(|address| any_port(*address));
+        frontends.chain(cluster_ips).chain(self.backends.keys().copied())
     }
 
     /// Ids of backends that are in use, by family, for those who ask whether a flow's backend still is.
@@ -135,14 +141,19 @@ impl Books {
         for port in ports {
             let service = self.service_id(key, port, &old, &mut new, &mut plan);
             self.admit(service, &port.source_ranges, &mut plan);
+            self.note_serving(service, port, &old, &mut new, &mut plan);
             self.point_frontends(key, port, service, &mut new, &mut plan, now_ms);
         }
         let kept: BTreeSet<FrontendAddress> = new.frontends.iter().copied().collect();
         for address in old.frontends.iter().filter(|address| !kept.contains(address)) {
             self.remove_frontend(*address, &mut plan, now_ms);
         }
-        for (_, id) in old.ports.iter().filter(|(name, _)| !new.ports.iter().any(|(kept, _)| kept == name)) {
+        for (name, id) in old.ports.iter().filter(|(name, _)| !new.ports.iter().any(|(kept, _)| kept == name))
+        {
             self.owners.remove(id);
+            if Protocol(name.protocol) == Protocol::UDP {
+                plan.lost.insert(*id);
+            }
             self.admit(*id, &BTreeSet::new(), &mut plan);
             plan.names.push((*id, None));
         }
@@ -291,6 +302,7 @@ impl Books {
             return;
         }
         self.node_ports.change(address, old.as_ref(), Some(&value), &mut plan.steps);
+        self.cluster_ips.change(address, old.as_ref(), Some(&value), &mut plan.steps);
         if value.backends > 0
             && let Some(region) = self.regions.get_mut(&value.maglev_offset)
         {
@@ -308,6 +320,7 @@ impl Books {
         self.frontend_counts[usize::from(!address.address.is_ipv4())] -= 1;
         self.leave_region(&old, now_ms);
         self.node_ports.change(address, Some(&old), None, &mut plan.steps);
+        self.cluster_ips.change(address, Some(&old), None, &mut plan.steps);
         plan.steps.push(Step::RemoveFrontend { address });
         plan.again.extend(self.waiting.remove(&address).unwrap_or_default());
     }

@@ -110,7 +110,7 @@ fn only_endpoints_elsewhere_make_a_silent_drop() {
     let flags = |endpoints: &[(&str, &str)]| {
         desired(&service, [slice(endpoints)].iter(), &Node::default())[0].frontends[0].flags
     };
-    let local = Frontend::FLAG_LOCAL_POLICY;
+    let local = Frontend::FLAG_LOCAL_POLICY | Frontend::FLAG_CLUSTER_IP;
     assert_eq!(flags(&[]), local, "nobody serves: rejected");
     assert_eq!(flags(&[("1.1.1.1", "")]), local, "nobody serves: rejected");
     assert_eq!(flags(&[("1.1.1.1", "rs")]), local | Frontend::FLAG_SERVED_ELSEWHERE);
@@ -134,7 +134,7 @@ fn source_ranges_bind_load_balancer_addresses_and_nothing_else() {
     let open = ["tcp://192.0.2.3:80 scope=0 flags=0", "tcp://192.0.2.3:80 scope=1 flags=0"];
     let node_port = ["tcp://192.168.0.1:30080 scope=0 flags=2", "tcp://192.168.0.1:30080 scope=1 flags=2"];
     let with = |ranges: &[&str], inside: u32| -> Vec<String> {
-        let mut rows = vec!["tcp://10.96.0.1:80 scope=1 flags=0".to_owned()];
+        let mut rows = vec!["tcp://10.96.0.1:80 scope=1 flags=64".to_owned()];
         for address in ["192.0.2.1", "192.0.2.2"] {
             rows.push(format!("tcp://{address}:80 scope=0 flags=8"));
             rows.push(format!("tcp://{address}:80 scope=1 flags={inside}"));
@@ -168,7 +168,7 @@ fn policies_bind_the_scope_they_are_for() {
     assert_eq!(
         rows,
         [
-            "tcp://10.96.0.1:80 scope=1 local=false flags=0",
+            "tcp://10.96.0.1:80 scope=1 local=false flags=64",
             "tcp://192.0.2.1:80 scope=0 local=true flags=1",
             "tcp://192.0.2.1:80 scope=1 local=false flags=0",
             "tcp://192.168.0.1:30080 scope=0 local=true flags=3",

@@ -1,13 +1,16 @@
 //! Who gets what two want: addresses, ports of the node, room.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use weir_dataplane_ebpf::Protocol;
 
 use super::{LIMITS, World, key, ports};
 use crate::plan::{
     Batch, Books, Limits, Plan, Problem, Step,
-    desired::{MAX_ENDPOINTS, desired},
+    desired::{DesiredPort, MAX_ENDPOINTS, desired},
     host_ports::host_ports,
     model::{
         Endpoint, HostPort, HostPorts, Node, NodePort, Service, ServiceKey, ServicePort, Slice, SlicePort,
@@ -85,7 +88,7 @@ fn guards_of_nobody_go_and_those_that_an_older_agent_did_not_make_come() {
     let mut books = world.adopt();
     assert_eq!(books.plan(&key(1), &ports(1, &[1]), 0), Plan::default());
     let plan = books.sweep(0);
-    assert_eq!(plan.steps.iter().map(Step::phase).collect::<Vec<_>>(), [3, 6]);
+    assert_eq!(plan.steps.iter().map(Step::phase).collect::<Vec<_>>(), [3, 8]);
     for step in &plan.steps {
         match step {
             Step::WriteNodePort { port } => drop(world.node_ports.insert(*port)),
@@ -157,4 +160,39 @@ fn a_million_endpoints_leave_room_for_other_services() {
     assert_eq!(plan.problems, [Problem::TooManyEndpoints { left_out, bound: MAX_ENDPOINTS }]);
     assert_eq!(books.usage().backends[0] as usize, MAX_ENDPOINTS);
     assert_eq!(books.plan(&key(1), &ports(1, &[1, 3]), 0).problems, [], "the others are served");
+}
+
+/// The service's port as one of UDP.
+fn datagrams(n: u8, endpoints: &[u8]) -> Vec<DesiredPort> {
+    let mut ports = ports(n, endpoints);
+    ports[0].protocol = Protocol::UDP;
+    ports
+}
+
+#[test]
+fn a_datagram_port_that_loses_an_endpoint_is_named() {
+    let mut books = Books::new(LIMITS);
+    let mut world = World::default();
+    let lost =
+        |books: &mut Books, n: u8, endpoints: &[u8]| books.plan(&key(n), &datagrams(n, endpoints), 0).lost;
+    assert_eq!(lost(&mut books, 1, &[1, 3]), [].into(), "it is new");
+    assert_eq!(lost(&mut books, 2, &[1]), [].into());
+    assert_eq!(lost(&mut books, 1, &[1, 3, 5]), [].into(), "it has more");
+    assert_eq!(lost(&mut books, 1, &[3, 5]), [1].into(), "another service has the endpoint still");
+    let ids = |books: &Books, addresses: &[&str]| -> BTreeSet<u32> {
+        addresses.iter().filter_map(|address| books.backend(address.parse().unwrap())).collect()
+    };
+    assert_eq!(books.serving(1), Some(&ids(&books, &["10.244.0.3:8080", "10.244.0.5:8080"])));
+    assert_eq!(lost(&mut books, 1, &[3, 105]), [1].into(), "one that does not serve is lost as well");
+    assert_eq!(books.serving(1), Some(&ids(&books, &["10.244.0.3:8080"])));
+    assert_eq!(books.plan(&key(1), &ports(1, &[3]), 0).lost, [1].into(), "the port is TCP's now");
+    assert_eq!(books.serving(1), None);
+    assert_eq!(books.plan(&key(1), &ports(1, &[]), 0).lost, [].into(), "TCP drains");
+    assert_eq!(books.plan(&key(2), &[], 0).lost, [2].into(), "the service goes");
+
+    let mut books = Books::new(LIMITS);
+    world.run(&books.plan(&key(1), &datagrams(1, &[1]), 0));
+    let mut books = world.adopt();
+    assert_eq!(lost(&mut books, 1, &[1]), [1].into(), "nobody knows what went while no agent ran");
+    assert_eq!(lost(&mut books, 1, &[1]), [].into());
 }

@@ -4,90 +4,38 @@
 //! So what is over must go from here: read in batches, judged by protocol and state, and looked at once more before it is removed, so
 //! that a packet which came meanwhile saves its flow. Both halves of a flow are kept alive by either (the programs see
 //! to that); each is judged alone, and the one that is left repairs the other.
+//!
+//! A table that fills is read more often, and what is known to be over leaves it sooner: short connections by the ten thousand
+//! would fill it with closed ones, and new ones stayed among those that are opening. Live ones have their time in any table.
+
+mod clock;
+mod datagrams;
+mod lifetimes;
+mod passes;
 
 use std::{
     collections::{HashMap, HashSet},
     hash::BuildHasher,
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use weir_dataplane_ebpf::{Backend, Flow, FlowKey, FlowState, Protocol, Uplink};
+use weir_dataplane_ebpf::{Backend, Flow, FlowKey, Uplink};
 
+pub(crate) use self::passes::{Passes, Progress, Setting};
+pub use self::{
+    clock::TickClock,
+    datagrams::{Lost, forget},
+    lifetimes::{
+        CLOSED, CLOSED_AT_LEAST, CLOSING, CROWDED, ESTABLISHED_ECHO, ESTABLISHED_TCP, ESTABLISHED_UDP,
+        LOOK_INTERVAL, OPENING, PASS_INTERVAL, lifetime, rest, state_name,
+    },
+};
 use crate::{
     filter::Bits,
-    kernel::{
-        maps::{Family, FamilyMaps, Maps, Table, TableError, backend_address},
-        sys::Jiffies,
-    },
+    kernel::maps::{Family, FamilyMaps, Maps, Table, TableError, backend_address},
     traffic::Ledger,
 };
-
-/// How often the flow tables are read. Lifetimes are exact to this.
-pub const PASS_INTERVAL: Duration = Duration::from_secs(15);
-
-/// A SYN or first datagram without an answer. TCP gives up connecting after about two minutes; its retries renew this.
-pub const OPENING: Duration = Duration::from_mins(1);
-/// An idle TCP connection: more than the two hours after which keepalive speaks (RFC 9293, 3.8.4; RFC 5382, REQ-5).
-pub const ESTABLISHED_TCP: Duration = Duration::from_secs(8_000);
-/// A datagram flow with both directions seen (RFC 4787, REQ-5 asks for two minutes at least; five are recommended).
-pub const ESTABLISHED_UDP: Duration = Duration::from_mins(5);
-/// An answered echo (RFC 5508, REQ-2: a minute).
-pub const ESTABLISHED_ECHO: Duration = Duration::from_mins(1);
-/// One side said FIN and the other may still send (RFC 5382, REQ-5: four minutes).
-pub const CLOSING: Duration = Duration::from_mins(4);
-/// Both said FIN, or one RST: only late duplicates come.
-pub const CLOSED: Duration = Duration::from_secs(10);
-
-/// How long an idle entry of this protocol and state stays.
-pub fn lifetime(protocol: Protocol, state: FlowState) -> Duration {
-    match state {
-        FlowState::OPENING => OPENING,
-        FlowState::ESTABLISHED if protocol == Protocol::UDP => ESTABLISHED_UDP,
-        FlowState::ESTABLISHED if matches!(protocol, Protocol::ICMP | Protocol::ICMPV6) => ESTABLISHED_ECHO,
-        FlowState::ESTABLISHED => ESTABLISHED_TCP,
-        FlowState::CLOSING => CLOSING,
-        _ => CLOSED,
-    }
-}
-
-/// Readable name of a state.
-pub fn state_name(state: FlowState) -> &'static str {
-    match state {
-        FlowState::OPENING => "opening",
-        FlowState::ESTABLISHED => "established",
-        FlowState::CLOSING => "closing",
-        _ => "closed",
-    }
-}
-
-/// The kernel's tick as a clock: its rate is not told anywhere, so it is measured.
-#[derive(Debug)]
-pub struct TickClock {
-    jiffies: Jiffies,
-    first: (Instant, u32),
-}
-
-/// Two readings this far apart tell the rate to a percent.
-const SHORTEST_MEASUREMENT: Duration = Duration::from_millis(400);
-
-impl TickClock {
-    /// Takes the first reading.
-    pub fn start() -> std::io::Result<Self> {
-        let jiffies = Jiffies::new()?;
-        let first = (Instant::now(), jiffies.now()?);
-        Ok(Self { jiffies, first })
-    }
-
-    /// The tick now, and how many there are in a second. Nothing while it is too early to tell.
-    pub fn read(&self) -> std::io::Result<Option<(u32, f64)>> {
-        let (elapsed, now) = (self.first.0.elapsed(), self.jiffies.now()?);
-        if elapsed < SHORTEST_MEASUREMENT {
-            return Ok(None);
-        }
-        Ok(Some((now, f64::from(now.wrapping_sub(self.first.1)) / elapsed.as_secs_f64())))
-    }
-}
 
 /// What a pass found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,6 +46,8 @@ pub struct Pass {
     pub opening: [u32; 2],
     /// Entries that were removed.
     pub removed: u64,
+    /// Those of closed flows among them that would have rested on if their table were emptier.
+    pub early: u64,
     /// What packets of the entries that stay go to or come from.
     pub uses: Bits,
 }
@@ -108,11 +58,12 @@ fn is_over<A: Family>(
     flow: &Flow<A>,
     now: u32,
     ticks_per_s: f64,
+    rest: Duration,
     serving: &Serving,
 ) -> bool {
     // Signed: a packet may have passed after the tick was read.
     let idle = f64::from(now.wrapping_sub(flow.last_seen_jiffies).cast_signed().max(0)) / ticks_per_s;
-    if idle > lifetime(key.protocol, flow.state).as_secs_f64() {
+    if idle > lifetime(key.protocol, flow.state, rest).as_secs_f64() {
         return true;
     }
     // A short rest even for what is served no more: the plan may just have been giving the backend its id.
@@ -153,9 +104,11 @@ impl Serving {
 struct Collector<'a> {
     now: u32,
     ticks_per_s: f64,
+    lost: &'a Lost,
     ledger: &'a mut Ledger,
     uses: Bits,
     removed: u64,
+    early: u64,
 }
 
 /// What one family's flows lead to, read when somebody asks: the array has an element for every id.
@@ -188,10 +141,11 @@ impl<'a, A: Family> Known<'a, A> {
 }
 
 impl Collector<'_> {
-    /// Removes what is over, and counts what stays.
+    /// Removes what is over, and counts what stays. Closed flows rest so long here.
     fn collect<A: Family>(
         &mut self,
         table: &Table<FlowKey<A>, Flow<A>>,
+        rest: Duration,
         known: &mut Known<'_, A>,
     ) -> Result<u32, TableError> {
         let mut live = 0;
@@ -202,15 +156,19 @@ impl Collector<'_> {
             }
             let serving = known.serving()?;
             let (now, rate) = (self.now, self.ticks_per_s);
-            let over = |key: &FlowKey<A>, flow: &Flow<A>| is_over(key, flow, now, rate, serving);
+            let over = |key: &FlowKey<A>, flow: &Flow<A>| {
+                self.lost.has(key, flow) || is_over(key, flow, now, rate, rest, serving)
+            };
             let mut gone = Vec::new();
             for (key, flow) in &batch {
                 // Once more, now: the batch is some milliseconds old.
                 let last = if over(key, flow) { table.get(key)? } else { None };
                 let last = last.filter(|flow| over(key, flow));
                 self.ledger.see(key, last.as_ref().unwrap_or(flow), last.is_none());
-                if last.is_some() {
+                if let Some(last) = last {
                     gone.push(*key);
+                    let in_any = self.lost.has(key, &last) || is_over(key, &last, now, rate, CLOSED, serving);
+                    self.early += u64::from(!in_any);
                 } else {
                     live += 1;
                     let _ = used(key, flow).map(|address| self.uses.set(address));
@@ -223,20 +181,28 @@ impl Collector<'_> {
     }
 }
 
-/// Removes what is over from both families' tables, and adds up the traffic of `services`, those whose ids mean something.
+/// Removes what is over, or lost, from both families' tables, and adds up the traffic of `services`, those whose ids mean
+/// something.
 pub fn pass(
     maps: &Maps,
     now: u32,
     ticks_per_s: f64,
     ledger: &mut Ledger,
     services: &HashSet<u32, impl BuildHasher>,
+    lost: &Lost,
 ) -> Result<Pass, TableError> {
     let (v4, v6) = (&maps.v4, &maps.v6);
     let (mut known_v4, mut known_v6) = (Known::new(v4, &maps.uplinks), Known::new(v6, &maps.uplinks));
-    let mut pass = Collector { now, ticks_per_s, ledger, uses: Bits::default(), removed: 0 };
-    let opening = [pass.collect(&v4.opening, &mut known_v4)?, pass.collect(&v6.opening, &mut known_v6)?];
-    let live = [pass.collect(&v4.flows, &mut known_v4)?, pass.collect(&v6.flows, &mut known_v6)?];
-    let Collector { uses, removed, ledger, .. } = pass;
+    let mut pass = Collector { now, ticks_per_s, lost, ledger, uses: Bits::default(), removed: 0, early: 0 };
+    let opening = [
+        pass.collect(&v4.opening, CLOSED, &mut known_v4)?,
+        pass.collect(&v6.opening, CLOSED, &mut known_v6)?,
+    ];
+    let live = [
+        pass.collect(&v4.flows, rest(v4.flows.fill()?), &mut known_v4)?,
+        pass.collect(&v6.flows, rest(v6.flows.fill()?), &mut known_v6)?,
+    ];
+    let Collector { uses, removed, early, ledger, .. } = pass;
     let mut in_use = HashSet::new();
     if !ledger.is_empty() {
         in_use.extend(known_v4.serving()?.backends.values());
@@ -244,7 +210,12 @@ pub fn pass(
     }
     ledger.close(services, &in_use);
     ledger.write(maps)?;
-    Ok(Pass { live, opening, removed, uses })
+    Ok(Pass { live, opening, removed, early, uses })
+}
+
+/// Whether a table of established flows is so full that it should be read now.
+pub fn is_crowded(maps: &Maps) -> Result<bool, TableError> {
+    Ok(maps.v4.flows.fill()? > CROWDED || maps.v6.flows.fill()? > CROWDED)
 }
 
 /// What makes the programs look up packets of any flow that there is.
@@ -280,7 +251,7 @@ pub(crate) fn socket<A: Family>(address: A, port: weir_dataplane_ebpf::Be16) -> 
 mod tests {
     use std::net::Ipv4Addr;
 
-    use weir_dataplane_ebpf::{Be16, Ip4};
+    use weir_dataplane_ebpf::{Be16, FlowState, Ip4, Protocol};
 
     use super::*;
 
@@ -307,7 +278,7 @@ mod tests {
             last_seen_jiffies,
             ..Flow::default()
         };
-        is_over(&key, &flow, now, HZ, &serving())
+        is_over(&key, &flow, now, HZ, CLOSED, &serving())
     }
 
     #[test]
@@ -342,8 +313,11 @@ mod tests {
             let request = Flow { source: own, destination: outside, ..about };
             let answer = Flow { flags: about.flags | Flow::<Ip4>::FLAG_REPLY, ..about };
             let now = (11.0 * HZ) as u32;
-            assert_eq!(is_over(&key, &request, now, HZ, &serving()), gone);
-            assert_eq!(is_over(&request.reply_key(Protocol::TCP), &answer, now, HZ, &serving()), gone);
+            assert_eq!(is_over(&key, &request, now, HZ, CLOSED, &serving()), gone);
+            assert_eq!(
+                is_over(&request.reply_key(Protocol::TCP), &answer, now, HZ, CLOSED, &serving()),
+                gone
+            );
             assert_eq!(used(&key, &request), None, "no filter needs to know");
         }
     }
@@ -352,6 +326,6 @@ mod tests {
     fn a_packet_after_the_reading_is_not_an_age() {
         let key = FlowKey::<Ip4>::default();
         let flow = Flow { last_seen_jiffies: 105, state: FlowState::CLOSED, ..Flow::default() };
-        assert!(!is_over(&key, &flow, 100, HZ, &Serving::default()));
+        assert!(!is_over(&key, &flow, 100, HZ, CLOSED, &Serving::default()));
     }
 }
