@@ -78,6 +78,8 @@ pub struct Ip6(pub [Be32; 4]);
 pub trait Address: Copy + Eq + Default + Hash + sealed::Sealed + 'static {
     /// The address as words in network order, for hashes and checksum deltas.
     type Words: AsRef<[Be32]>;
+    /// Whether a packet's network header can name its frontend in an option ([`crate::FrontendOption`]).
+    const HAS_OPTIONS: bool;
 
     /// Those words.
     fn words(&self) -> Self::Words;
@@ -92,6 +94,7 @@ mod sealed {
 
 impl Address for Ip4 {
     type Words = [Be32; 1];
+    const HAS_OPTIONS: bool = true;
 
     #[inline(always)]
     fn words(&self) -> [Be32; 1] {
@@ -101,6 +104,7 @@ impl Address for Ip4 {
 
 impl Address for Ip6 {
     type Words = [Be32; 4];
+    const HAS_OPTIONS: bool = false;
 
     #[inline(always)]
     fn words(&self) -> [Be32; 4] {

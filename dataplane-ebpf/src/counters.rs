@@ -55,8 +55,12 @@ drop_reasons! {
     NoGateway = "no-gateway",
     /// The client is in none of the ranges that may use the load balancer's address.
     SourceRange = "source-range",
-    /// The packet does not fit through the tunnel to its backend's node. The sender is told what would.
+    /// The packet does not fit through the tunnel to its backend's node, or not with the option that it needs. The sender is
+    /// told what would.
     TooBig = "too-big",
     /// A packet from inside is for a cluster IP and a port that its service does not have. The sender is told so.
     UnknownPort = "unknown-port",
+    /// An option names a frontend that the packet's backend does not serve as far as this node knows. Somebody outside forged
+    /// it, or this node has not heard of a change yet; the client's retry finds it then.
+    UnknownFrontend = "unknown-frontend",
 }

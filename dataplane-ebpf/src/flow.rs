@@ -1,6 +1,6 @@
 //! Flows: what was decided for a connection, one entry per direction.
 
-use crate::{Be16, Mac, Protocol, family_layout, layout};
+use crate::{Address, Be16, Mac, Protocol, family_layout, layout};
 
 /// Key of `flows_v4`, `flows_v6`, `opening_v4` and `opening_v6`: the packet's tuple as it arrives.
 #[repr(C)]
@@ -97,9 +97,21 @@ impl<A> Flow<A> {
     /// The packet leaves as it is, inside one from `source` to `destination`, a node. The flow has no other half here: the
     /// backend's node answers the client.
     pub const FLAG_TUNNEL: u8 = 1 << 4;
+    /// The client's packets go to a backend on another node with the client's address; those that open the flow have an
+    /// option that names the frontend ([`crate::FrontendOption`]). The flow has no other half here, as with a tunnel.
+    pub const FLAG_OPTION: u8 = 1 << 5;
+    /// Of both halves where such a flow arrives: `source` and `source_port` are the frontend's, which the option named. The
+    /// client's packets come with the backend's address and stay as they are; its answers leave in the frontend's name.
+    pub const FLAG_NAMED: u8 = 1 << 6;
     /// A pod's flow to an address outside the cluster, which stays what it is: the rewrite puts an uplink's own address in
     /// the pod's place. There is no service and no backend behind it.
-    pub const FLAG_EGRESS: u8 = 1 << 5;
+    pub const FLAG_EGRESS: u8 = 1 << 7;
+
+    /// The flow has no other half on this node: the backend's answers do not come here.
+    #[inline(always)]
+    pub const fn is_one_way(&self) -> bool {
+        self.flags & (Self::FLAG_TUNNEL | Self::FLAG_OPTION) != 0
+    }
 }
 
 impl<A: Copy> Flow<A> {
@@ -115,6 +127,36 @@ impl<A: Copy> Flow<A> {
             padding: 0,
             padding_word: 0,
         }
+    }
+}
+
+impl<A: Address> Flow<A> {
+    /// Packets of this half stay as they are: another node has rewritten them ([`Flow::FLAG_NAMED`]).
+    #[inline(always)]
+    pub const fn is_rewritten(&self) -> bool {
+        A::HAS_OPTIONS && self.flags & (Self::FLAG_NAMED | Self::FLAG_REPLY) == Self::FLAG_NAMED
+    }
+
+    /// The key of the other half of the flow whose one half this is, under `key`.
+    #[inline(always)]
+    pub fn other_key(&self, key: &FlowKey<A>) -> FlowKey<A> {
+        if A::HAS_OPTIONS && self.flags & Self::FLAG_NAMED != 0 {
+            key.reversed()
+        } else {
+            self.reply_key(key.protocol)
+        }
+    }
+
+    /// Whether this entry, which stands under the other key of `half`, is of the same flow. `half` stands under `key`.
+    #[inline(always)]
+    pub fn is_other_half(&self, key: &FlowKey<A>, half: &Self) -> bool {
+        if !A::HAS_OPTIONS || half.flags & Self::FLAG_NAMED == 0 {
+            return self.undoes(key);
+        }
+        self.source == half.source
+            && self.source_port == half.source_port
+            && self.destination == key.source
+            && self.destination_port == key.source_port
     }
 }
 

@@ -92,6 +92,9 @@ impl Frontend {
     pub const FLAG_DIRECT_RETURN: u32 = 1 << 5;
     /// The address is a cluster IP, which stands in `cluster_ips_v4` or `cluster_ips_v6` for as long as it has a frontend.
     pub const FLAG_CLUSTER_IP: u32 = 1 << 6;
+    /// Beside [`Frontend::FLAG_DIRECT_RETURN`]: they go there by themselves, and the first of them name this frontend in an
+    /// option ([`crate::FrontendOption`]). Of IPv4 frontends alone.
+    pub const FLAG_OPTION: u32 = 1 << 7;
 }
 
 layout!(Protocol = 1, Scope = 1, Frontend = 24);

@@ -66,6 +66,28 @@ pub fn is_member<A: Address>(
     false
 }
 
+/// The id of the backend with this address and port, if new connections of this frontend may choose it. `slot` reads the
+/// `maglev` map, `holds` says whether an id is this backend's. It finds what [`is_member`] finds.
+#[inline(always)]
+pub fn find<A: Address>(
+    frontend: &Frontend,
+    (address, port): (&A, Be16),
+    slot: impl Fn(u32) -> Option<u32>,
+    holds: impl Fn(u32) -> bool,
+) -> Option<u32> {
+    let mut order = Order::of(address, port, frontend.maglev_mask);
+    let mut step = 0;
+    while step < MEMBER_STEPS {
+        let id = slot(frontend.maglev_offset.wrapping_add(order.slot()))?;
+        if holds(id) {
+            return Some(id);
+        }
+        order.advance();
+        step += 1;
+    }
+    None
+}
+
 /// 64 well-mixed bits of an address and port: splitmix64's finalizer over its words.
 #[inline(always)]
 fn seed<A: Address>(address: &A, port: Be16) -> u64 {

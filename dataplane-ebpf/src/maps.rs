@@ -21,7 +21,7 @@ pub const ENDPOINTS: u32 = 1_024;
 pub const UPLINKS: u32 = 64;
 /// Next hops that each CPU remembers, by family; a power of two.
 pub const NEXT_HOPS: u32 = 256;
-/// Other nodes whose tunnelled packets are taken, by family.
+/// Other nodes' addresses, by family: whose tunnelled packets are taken, and whose node ports are answered for.
 pub const TUNNEL_PEERS: u32 = 16_384;
 /// Sockets that were translated and not yet forgotten, by family (least recently used go first).
 pub const SOCKET_PEERS: u32 = 65_536;

@@ -11,7 +11,7 @@ use rtnetlink::{
     MulticastGroup, packet_core::NetlinkMessage, packet_route::RouteNetlinkMessage, sys::SocketAddr,
 };
 use tokio::{
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -20,12 +20,12 @@ use weir_dataplane_ebpf::{Ip4, Ip6, NodeConfig, maps::NON_MASQUERADE};
 
 use crate::{
     check, cni,
-    config::{Config, ForwardingMode},
+    config::Config,
     events::Events,
     flows::{self, Passes, Setting, TickClock},
     health_checks::{Health, HealthChecks},
     kernel::{
-        attach::{AttachError, Programs, Targets},
+        attach::{AttachError, Programs, Targets, Tc},
         maps::{Maps, TableError},
         packet_log::PacketLogError,
     },
@@ -35,6 +35,7 @@ use crate::{
     node::{self, NodeError},
     paths::Paths,
     plan::model::{NodePort, ServiceKey},
+    reasons::{self, Asked},
     reconcile::{self, Complaint, Reconciler, SyncError},
     sockets::{Progress, Reaper, in_use},
     takeover::Takeover,
@@ -128,6 +129,8 @@ struct Agent {
     health: Health,
     health_checks: HealthChecks,
     events: Events,
+    /// What `weir explain` asks.
+    questions: mpsc::Receiver<Asked>,
     /// Since when rounds have failed.
     failing_since: Option<Instant>,
     /// When the oldest change that is not in the kernel yet arrived.
@@ -164,15 +167,17 @@ impl Agent {
         // Before anything is attached: a program that finds no flags does nothing.
         write_node_config(&maps, &config, &[])?;
         reconcile::prepare_filter(&maps)?;
+        let tc = Tc::of_kernel();
         programs.attach(&Targets {
             uplinks: &uplinks,
             acceleration: config.xdp,
             cgroup: cgroup.as_deref(),
+            tc,
         })?;
         node::enable_forwarding(&paths)?;
         node::keep_inside(&netlink, &config).await?;
         let names: Vec<&str> = uplinks.iter().map(|link| link.name.as_str()).collect();
-        info!(uplinks = names.join(","), socket_lb = config.socket_lb, "programs are attached");
+        info!(uplinks = names.join(","), %tc, socket_lb = config.socket_lb, "programs are attached");
 
         let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let (connection, _, addresses) = rtnetlink::new_multicast_connection(&groups)
@@ -183,8 +188,9 @@ impl Agent {
         reconciler.take_over(takeover(&netlink, &paths).await?);
         let health = Health::default();
         let mut store = Store::new(node_name);
-        store.set_direct_return(config.forwarding_mode == ForwardingMode::Dsr);
+        store.set_forwarding(config.forwarding_mode);
         let mut agent = Self {
+            questions: reasons::serve(&paths.reasons()),
             reaper: Reaper::new(Arc::clone(&maps), paths),
             health_checks: HealthChecks::new(health.clone()),
             health,
@@ -258,6 +264,12 @@ impl Agent {
                             }
                         }
                     }
+                    continue;
+                }
+                Some(Asked { question, answer }) = self.questions.recv() => {
+                    self.metrics.questions.inc();
+                    // Who asked may be gone.
+                    let _ = answer.send(reasons::answer(question, &self.store, &self.reconciler));
                     continue;
                 }
                 _ = checks.tick() => if !self.check() { continue },

@@ -9,7 +9,7 @@ use crate::{
     cni::{self, Ipam},
     kernel::{
         attach::{self, AttachError},
-        bpffs,
+        bpffs, clsact, migrate,
     },
     netlink::{Netlink, NetlinkError},
     node,
@@ -22,12 +22,12 @@ pub enum CleanupError {
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// A program.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
     /// The pins.
     #[error(transparent)]
     Bpffs(#[from] bpffs::BpffsError),
-    /// A program that is attached.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
     /// A setting.
     #[error(transparent)]
     Node(#[from] node::NodeError),
@@ -56,11 +56,12 @@ pub async fn cleanup(run_dir: &Path) -> Result<(), CleanupError> {
         }
     };
     // Programs first: what they translate must not outlive the links that it leads to.
+    note(detach_programs(&paths).await);
     note(bpffs::remove(&paths).map_err(CleanupError::from));
     note(remove_links(&paths).await);
     note(node::restore(&paths).map_err(CleanupError::from));
     note(remove_dir(&paths.ipam()));
-    for file in [paths.names(), paths.names().with_extension("next"), paths.attach_lock()] {
+    for file in [paths.names(), paths.names().with_extension("next"), paths.reasons(), paths.attach_lock()] {
         note(remove_file(&file));
     }
     first
@@ -77,19 +78,31 @@ pub async fn detach(run_dir: &Path) -> Result<(), CleanupError> {
     let paths = Paths::new(run_dir);
     // Before any program goes: a packet that none serves must find its way.
     Netlink::connect()?.delete_unreachable_routes().await?;
-    let mut pins: Vec<_> = match fs::read_dir(paths.links()) {
-        Ok(pins) => pins.flatten().map(|pin| pin.file_name().to_string_lossy().into_owned()).collect(),
-        Err(_) => Vec::new(),
-    };
-    pins.sort_by_key(|pin| ORDER.iter().position(|prefix| pin.starts_with(prefix)));
-    for pin in &pins {
-        attach::detach(&paths.link(pin))?;
-    }
+    detach_programs(&paths).await?;
     bpffs::remove(&paths)?;
-    for file in [paths.names(), paths.names().with_extension("next")] {
+    for file in [paths.names(), paths.names().with_extension("next"), paths.reasons()] {
         remove_file(&file)?;
     }
     Ok(())
+}
+
+/// Detaches what is pinned, by agents of whatever version, and filters whose pins are lost: they are the interfaces' own.
+/// Goes on after a failure and tells the first one.
+async fn detach_programs(paths: &Paths) -> Result<(), CleanupError> {
+    let mut first = Ok(());
+    for paths in migrate::all(paths) {
+        let mut pins = attach::list(&paths.links())?;
+        pins.sort_by_key(|pin| ORDER.iter().position(|prefix| pin.starts_with(prefix)));
+        for pin in pins {
+            first = first.and(attach::detach(&paths.link(&pin)).map_err(CleanupError::from));
+        }
+    }
+    for link in Netlink::connect()?.links().await? {
+        let operation = || format!("remove filters from {}", link.name);
+        let removed = clsact::remove_all(link.index);
+        first = first.and(removed.map_err(|source| NetlinkError { operation: operation(), source }.into()));
+    }
+    first
 }
 
 async fn remove_links(paths: &Paths) -> Result<(), CleanupError> {

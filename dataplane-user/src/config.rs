@@ -48,6 +48,11 @@ pub enum ForwardingMode {
     /// Inside packets to the backend's node, which answers the client itself (direct server return). The network must let
     /// nodes send with each other's addresses.
     Dsr,
+    /// As they are but for their destination, the pod, with an option that names the frontend in the first of them; the
+    /// backend's node answers the client itself. The network must route pods' addresses between nodes, let packets through that
+    /// have options and clients' addresses, and let nodes send with each other's. IPv6, which has no such option, and Services
+    /// with hints for zones take [`ForwardingMode::Dsr`].
+    DsrOption,
 }
 
 impl FromStr for ForwardingMode {
@@ -57,6 +62,7 @@ impl FromStr for ForwardingMode {
         match text {
             "snat" => Ok(Self::Snat),
             "dsr" => Ok(Self::Dsr),
+            "dsr-option" => Ok(Self::DsrOption),
             other => Err(other.to_owned()),
         }
     }
@@ -67,6 +73,7 @@ impl std::fmt::Display for ForwardingMode {
         f.write_str(match self {
             Self::Snat => "snat",
             Self::Dsr => "dsr",
+            Self::DsrOption => "dsr-option",
         })
     }
 }
@@ -129,8 +136,9 @@ pub struct Config {
     /// Translate service addresses when a process connects, once, instead of in every packet.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub socket_lb: bool,
-    /// How packets from outside get to backends on other nodes: `snat`, or `dsr` (direct server return, inside IP in IP).
-    /// A Service's annotation weir.dev/forwarding-mode decides for itself.
+    /// How packets from outside get to backends on other nodes: `snat`, `dsr` (direct server return, inside IP in IP), or
+    /// `dsr-option` (the same by an IPv4 option in a connection's first packets; IPv6, and Services with hints for zones, take
+    /// `dsr`). A Service's annotation weir.dev/forwarding-mode decides for itself.
     #[arg(long, default_value_t, value_parser = forwarding_mode)]
     pub forwarding_mode: ForwardingMode,
     /// Give pods' packets that leave the cluster by an uplink its own address: `none` (the CNI plugin does it), `ipv4` or
@@ -157,7 +165,7 @@ pub struct Config {
 }
 
 fn forwarding_mode(text: &str) -> Result<ForwardingMode, String> {
-    text.parse().map_err(|other| format!("`{other}` is neither snat nor dsr"))
+    text.parse().map_err(|other| format!("`{other}` is none of snat, dsr and dsr-option"))
 }
 
 impl Default for Config {
@@ -199,6 +207,10 @@ mod tests {
         let parsed = Command::parse_from(["weir", "--uplink", "eth0,eth1", "--socket-lb", "false"]).config;
         assert_eq!(parsed.uplink, Uplinks::Named(vec!["eth0".into(), "eth1".into()]));
         assert!(!parsed.socket_lb);
+        for mode in [ForwardingMode::Snat, ForwardingMode::Dsr, ForwardingMode::DsrOption] {
+            let parsed = Command::parse_from(["weir", "--forwarding-mode", &mode.to_string()]).config;
+            assert_eq!(parsed.forwarding_mode, mode);
+        }
         let words = ["--masquerade", "ipv4", "--non-masquerade-cidr", "10.0.0.0/8,192.0.2.0/24"];
         let words = [&["weir"], &words[..], &["--non-masquerade-cidr", "198.51.100.0/24"]].concat();
         let parsed = Command::parse_from(words).config;

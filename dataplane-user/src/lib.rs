@@ -28,6 +28,7 @@ pub mod node;
 pub mod paths;
 pub mod plan;
 pub mod programs;
+pub mod reasons;
 pub mod reconcile;
 pub mod sockets;
 mod sysctl;
@@ -37,5 +38,5 @@ pub mod watch;
 
 pub use agent::{Dataplane, Error};
 pub use cleanup::{CleanupError, cleanup, detach};
-pub use config::{Config, Masquerade, Uplinks};
+pub use config::{Config, ForwardingMode, Masquerade, Uplinks};
 pub use metrics::Metrics;

@@ -101,6 +101,8 @@ pub struct Metrics {
     pub(crate) flows_lost: Counter,
     /// Sockets that were led to a backend which is gone.
     pub(crate) sockets_destroyed: Counter,
+    /// Questions of `weir explain` that were answered.
+    pub(crate) questions: Counter,
     /// One pass over the flows.
     pub(crate) flow_pass: Histogram,
     /// Rounds of comparing the kernel's maps with the books.
@@ -173,6 +175,7 @@ impl Metrics {
                 "sockets_destroyed",
                 "Connected sockets whose backend went, and that were ended for it",
             ),
+            questions: registered(r, "questions", "Questions why endpoints are not taken, all answered"),
             flow_pass: durations(r, "flow_pass", "One pass over the flow tables"),
             checks: registered(r, "checks", "Times that all maps were compared with what was written"),
             drift: registered(r, "drift", "Differences between the maps and what was written, all repaired"),

@@ -29,9 +29,10 @@ struct Line {
     name: Option<Name>,
 }
 
+/// A [`PortName`] outside of this process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Name {
+pub(crate) struct Name {
     namespace: String,
     service: String,
     port: String,
@@ -39,6 +40,26 @@ struct Name {
     /// A Pod's, whose host ports are served.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pod: bool,
+}
+
+impl From<&PortName> for Name {
+    fn from(name: &PortName) -> Self {
+        Self {
+            namespace: name.service.namespace.to_string(),
+            service: name.service.name.to_string(),
+            port: name.port.to_string(),
+            protocol: name.protocol,
+            pod: name.service.kind == OwnerKind::Pod,
+        }
+    }
+}
+
+impl From<Name> for PortName {
+    fn from(name: Name) -> Self {
+        let key = if name.pod { ServiceKey::pod } else { ServiceKey::new };
+        let service = key(&name.namespace, &name.service);
+        Self { service, port: name.port.into(), protocol: name.protocol }
+    }
 }
 
 /// The names as they are on disk. A line that was cut short by a crash is not there.
@@ -56,11 +77,7 @@ fn read_lines(path: &Path) -> io::Result<(HashMap<u32, PortName>, usize)> {
     for line in BufReader::new(file).lines() {
         count += 1;
         match serde_json::from_str::<Line>(&line?) {
-            Ok(Line { id, name: Some(name) }) => {
-                let key = if name.pod { ServiceKey::pod } else { ServiceKey::new };
-                let service = key(&name.namespace, &name.service);
-                names.insert(id, PortName { service, port: name.port.into(), protocol: name.protocol });
-            }
+            Ok(Line { id, name: Some(name) }) => drop(names.insert(id, name.into())),
             Ok(Line { id, name: None }) => drop(names.remove(&id)),
             Err(_) => {}
         }
@@ -121,14 +138,7 @@ impl NameTable {
 }
 
 fn write_line(file: &mut impl io::Write, id: u32, name: Option<&PortName>) -> io::Result<()> {
-    let name = name.map(|name| Name {
-        namespace: name.service.namespace.to_string(),
-        service: name.service.name.to_string(),
-        port: name.port.to_string(),
-        protocol: name.protocol,
-        pod: name.service.kind == OwnerKind::Pod,
-    });
-    serde_json::to_writer(&mut *file, &Line { id, name })?;
+    serde_json::to_writer(&mut *file, &Line { id, name: name.map(Name::from) })?;
     file.write_all(b"\n")
 }
 

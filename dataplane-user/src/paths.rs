@@ -97,6 +97,11 @@ impl Paths {
         self.run_dir.join("dataplane-names.json")
     }
 
+    /// Where a running agent says why endpoints are not taken.
+    pub fn reasons(&self) -> PathBuf {
+        self.run_dir.join("dataplane-reasons.sock")
+    }
+
     /// What must be put back when the dataplane leaves this machine.
     pub fn restore(&self) -> PathBuf {
         self.run_dir.join("dataplane-restore.json")

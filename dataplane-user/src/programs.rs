@@ -18,11 +18,11 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// XDP on uplinks.
 pub const XDP_UPLINK: &str = "xdp_uplink";
-/// tcx ingress on uplinks.
+/// TC ingress on uplinks.
 pub const TC_UPLINK: &str = "tc_uplink";
-/// tcx ingress on the host's end of pod links.
+/// TC ingress on the host's end of pod links.
 pub const TC_POD: &str = "tc_pod";
-/// tcx egress on uplinks and on the host's end of pod links.
+/// TC egress on uplinks and on the host's end of pod links.
 pub const TC_EGRESS: &str = "tc_egress";
 /// Socket hooks at the cgroup root.
 pub const SOCKET_HOOKS: [&str; 10] = [
@@ -82,7 +82,9 @@ pub const MAPS: [&str; 36] = [
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Parsing the object, or making or adopting its maps.
-    #[error("cannot load the dataplane's maps: they need CAP_BPF and CAP_NET_ADMIN and a kernel from 6.6 on")]
+    #[error(
+        "cannot load the dataplane's maps: they need CAP_BPF and CAP_NET_ADMIN and a kernel from 5.13 on"
+    )]
     Maps(#[source] EbpfError),
     /// The verifier, or a program type that the kernel does not have. The source holds the verifier's log.
     #[error("the kernel refuses the program {name}")]

@@ -128,6 +128,11 @@ impl Reconciler {
         self.names.names()
     }
 
+    /// What of an object is not served as asked, as far as the last round that looked at it found.
+    pub fn complaints(&self, key: &ServiceKey) -> impl Iterator<Item = &Complaint> {
+        self.complaints.get(key).into_iter().flatten()
+    }
+
     /// Whether the next round looks at everything.
     pub fn starts_over(&self) -> bool {
         self.books.is_none()

@@ -15,11 +15,16 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, UdpSocket},
     sync::oneshot,
-    task::JoinHandle,
+    task::{JoinHandle, spawn_blocking},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use weir_dataplane::{Config, Dataplane, Masquerade, Uplinks, kernel::maps::Maps, paths::Paths};
+use weir_dataplane::{
+    Config, Dataplane, Masquerade, Uplinks,
+    cli::{self, ExplainArgs, Output, ViewArgs},
+    kernel::maps::Maps,
+    paths::Paths,
+};
 use weir_dataplane_ebpf::{Ip4, NodeConfig};
 use weir_tests::{Cgroup, Link, Namespace};
 use weir_tests_apiserver::Apiserver;
@@ -33,12 +38,15 @@ const HANGS: Duration = Duration::from_mins(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Runs `work` on a machine with an API server and an agent whose socket hooks see this process, and afterwards `again` with
-/// the next agent, as after a restart.
-fn with_two_agents(work: impl AsyncFnOnce(&Apiserver) + Send, again: impl AsyncFnOnce(&Apiserver) + Send) {
-    run(Masquerade::None, async |api, _| work(api).await, async |api, _| again(api).await);
+/// the next agent, as after a restart. Both are told the agents' run directory.
+fn with_two_agents(
+    work: impl AsyncFnOnce(&Apiserver, &Path) + Send,
+    again: impl AsyncFnOnce(&Apiserver, &Path) + Send,
+) {
+    run(Masquerade::None, work, again);
 }
 
-/// The same with agents that masquerade, for work that looks into their maps.
+/// The same with agents that masquerade.
 fn run(
     masquerade: Masquerade,
     work: impl AsyncFnOnce(&Apiserver, &Path) + Send,
@@ -83,7 +91,7 @@ fn run(
 
 /// The same with one agent.
 fn with_agent(work: impl AsyncFnOnce(&Apiserver) + Send) {
-    with_two_agents(work, async |_| {});
+    with_two_agents(async |api: &Apiserver, _: &Path| work(api).await, async |_, _| {});
 }
 
 /// A running agent.
@@ -193,6 +201,63 @@ fn a_connected_socket_hears_that_its_backend_went() {
     });
 }
 
+/// What `weir explain` says of a client of this node, as JSON.
+async fn explain(run_dir: &Path, service: &Value) -> Value {
+    let address: IpAddr = service["spec"]["clusterIP"].as_str().unwrap().parse().unwrap();
+    let args = ExplainArgs {
+        protocol: "tcp".into(),
+        source: SocketAddr::from((A, 40_000)),
+        destination: (address, 80).into(),
+        view: ViewArgs { run_dir: run_dir.to_owned(), output: Output::Json },
+    };
+    // It waits for the agent, which this runtime runs.
+    let text = spawn_blocking(move || cli::explain(&args)).await.unwrap();
+    let text = text.unwrap_or_else(|error| panic!("{error}"));
+    serde_json::from_str::<Value>(&text).unwrap()["scopes"][0].take()
+}
+
+#[test]
+fn explain_says_why_an_endpoint_is_not_taken() {
+    let verdicts = |scope: &Value, list: &str| -> Vec<String> {
+        let list = scope[list].as_array().unwrap().iter();
+        list.map(|it| format!("{} {}", it["address"].as_str().unwrap(), it["verdict"].as_str().unwrap()))
+            .collect()
+    };
+    let made = std::sync::Mutex::new(Value::Null);
+    with_two_agents(
+        async |api, run_dir| {
+            let spec = json!({"ports": [{"port": 80}], "internalTrafficPolicy": "Local"});
+            let service = serve(api, "web", spec, A).await;
+            let endpoints = json!([
+                {"addresses": [A], "nodeName": "here"},
+                {"addresses": [B], "nodeName": "here", "conditions": {"ready": false}},
+                {"addresses": ["192.0.2.9"], "nodeName": "elsewhere"},
+            ]);
+            api.merge("endpointslices/default/web-1", json!({"endpoints": endpoints})).await;
+            let explained = eventually("all endpoints are judged", async || {
+                let explained = explain(run_dir, &service).await;
+                (verdicts(&explained, "notTaken").len() == 2).then_some(explained)
+            });
+            let explained = explained.await;
+            assert_eq!(verdicts(&explained, "candidates"), ["192.0.2.1:8080 ready"]);
+            let expected = ["192.0.2.3:8080 not-ready", "192.0.2.9:8080 not-local"];
+            assert_eq!(verdicts(&explained, "notTaken"), expected);
+            assert_eq!((&explained["policy"], &explained["reasonsUnknown"]), (&json!("local"), &Value::Null));
+            *made.lock().unwrap() = service;
+        },
+        async |api, run_dir| {
+            let service = made.lock().unwrap().clone();
+            let slice = json!({"endpoints": [{"addresses": [A], "nodeName": "here", "conditions": {"ready": false}}]});
+            api.merge("endpointslices/default/web-1", slice).await;
+            let explained = eventually("nobody serves", async || {
+                let explained = explain(run_dir, &service).await;
+                explained["candidates"].as_array().unwrap().is_empty().then_some(explained)
+            });
+            assert_eq!(verdicts(&explained.await, "notTaken"), ["192.0.2.1:8080 not-ready"]);
+        },
+    );
+}
+
 #[test]
 fn a_node_port_is_guarded_and_a_process_that_has_it_is_told_of() {
     with_agent(async |api| {
@@ -285,7 +350,7 @@ fn each_complaint_is_an_event_of_its_own_and_the_next_agent_refreshes_it() {
     };
     let before = std::sync::Mutex::new(Vec::new());
     with_two_agents(
-        async |api| {
+        async |api, _| {
             let spec = json!({"ports": [{"name": "http", "port": 80}], "externalIPs": ["fd00::9"]});
             serve(api, "odd", spec, B).await;
             expect_event(api, "Service", "odd", external).await;
@@ -296,7 +361,7 @@ fn each_complaint_is_an_event_of_its_own_and_the_next_agent_refreshes_it() {
             // Times of Events have no fractions.
             sleep(Duration::from_millis(1_100)).await;
         },
-        async |api| {
+        async |api, _| {
             let before = before.lock().unwrap().clone();
             assert_eq!(before.len(), 2, "{before:?}");
             let refreshed = |now: &[(String, String)]| {

@@ -85,6 +85,8 @@ fn the_command_line_says_what_the_maps_do_with_the_agent_dead() {
         text.contains("TC on the pod link: follows its flow entry") && text.contains("default/s1:t"),
         "{text}"
     );
+    let unknown = "why other endpoints are not taken is not known: no agent runs here";
+    assert!(text.contains(unknown), "{text}");
     let text = explained(cluster_ip(2));
     assert!(text.contains("TC on the pod link: rejects with a TCP RST or ICMP port unreachable"), "{text}");
     let unknown_port = SocketAddr::new(cluster_ip(1).ip(), 81);

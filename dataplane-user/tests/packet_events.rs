@@ -59,6 +59,21 @@ fn a_flow_is_told_when_it_opens_and_when_both_sides_have_spoken() {
     assert_eq!(told(&mut dataplane), [six(EventKind::OPENED), six(EventKind::ESTABLISHED)]);
 }
 
+/// The packet has the backend's address, and an option names what the client asked for.
+#[test]
+fn a_flow_that_another_node_rewrote_is_told_with_its_frontend() {
+    let (client, service, pod) = ("203.0.113.9:40000", "192.0.2.80:80", "10.244.0.9:8080");
+    let mut dataplane = Dataplane::new();
+    dataplane.service::<Ip4>(Scope::EXTERNAL, TCP, service, &[pod], true);
+    dataplane.endpoint::<Ip4>("10.244.0.9");
+    listen(&mut dataplane, 60);
+    let open = tcp(client, pod).flags(SYN).options(&[0x9a, 8, 0, 80, 192, 0, 2, 80]);
+    dataplane.run(Program::TcUplink, &open.bytes());
+    dataplane.run(Program::TcUplink, &tcp(client, pod).bytes());
+    let row = |kind| (kind, client.to_owned(), service.to_owned(), pod.to_owned());
+    assert_eq!(told(&mut dataplane), [row(EventKind::OPENED), row(EventKind::ESTABLISHED)]);
+}
+
 #[test]
 fn a_drop_is_told_with_its_reason_by_every_program() {
     for (program, scope) in [

@@ -11,9 +11,10 @@ use std::{
 use packets::{
     Dataplane, Family, HOST_MAC, POD_MAC, Program, Row, Verdict,
     frame::{ACK, SYN, TCP, UDP, icmp, inside, tcp, udp},
+    network::{MTU, NEXT, in_a_network, knows_mtus},
 };
 use weir_dataplane_ebpf::{Ip4, Ip6, Scope, Uplink};
-use weir_tests::{Namespace, eventually};
+use weir_tests::eventually;
 
 /// What a family's addresses are called.
 struct Names {
@@ -50,33 +51,6 @@ const V6: Names = Names {
     other: "2001:db8::2",
     stranger: "2001:db8::99",
 };
-/// The other node's link address.
-const NEXT: [u8; 6] = [2, 0, 0, 0, 2, 2];
-/// The MTU of the test link: the loopback device's.
-const MTU: usize = 1_500;
-
-/// A way to the other node: a test run's packets come in by the loopback device.
-fn in_a_network(work: impl FnOnce() + Send) {
-    let namespace = Namespace::new().expect("a namespace of its own");
-    for words in [
-        "link set lo up mtu 1500",
-        "address add 198.51.100.1/24 dev lo",
-        "address add 2001:db8::1/64 dev lo nodad",
-        "neighbour add 198.51.100.2 lladdr 02:00:00:00:02:02 dev lo nud permanent",
-        "neighbour add 2001:db8::2 lladdr 02:00:00:00:02:02 dev lo nud permanent",
-        "route add 198.51.100.2/32 dev lo",
-        "-6 route add 2001:db8::2/128 dev lo",
-    ] {
-        namespace.ip(words).expect("a link, an address, a neighbour or a route");
-    }
-    namespace.inside(|| {
-        for family in ["ipv4", "ipv6"] {
-            std::fs::write(format!("/proc/sys/net/{family}/conf/all/forwarding"), "1").expect("a setting");
-        }
-        work();
-    });
-}
-
 /// A dataplane whose backend is on the other node, or here.
 fn dataplane<A: Family>(names: &Names, here: bool) -> Dataplane {
     let mut dataplane = Dataplane::new();
@@ -233,10 +207,7 @@ fn a_packet_for_another_node_goes_there_whole() {
 
 #[test]
 fn what_does_not_fit_is_told_its_sender() {
-    let kernel = nix::sys::utsname::uname().expect("every kernel tells");
-    if kernel.release().to_string_lossy().starts_with("5.10.") {
-        // Linux 5.12 is the first whose `bpf_fib_lookup` tells a route's MTU; before it no flow knows what fits.
-        println!("NOT RUN: this kernel tells programs no MTU");
+    if !knows_mtus() {
         return;
     }
     in_a_network(|| {

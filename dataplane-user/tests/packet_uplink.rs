@@ -4,7 +4,7 @@ mod packets;
 
 use packets::{
     Dataplane, Family, HOST_MAC, POD_MAC, Program, Row, Verdict,
-    frame::{ABORT, ACK, DATA, FIN, INIT, INIT_ACK, RST, SCTP, SYN, TCP, UDP, sctp, tcp, udp},
+    frame::{ABORT, ACK, C_TAG, DATA, FIN, INIT, INIT_ACK, RST, S_TAG, SCTP, SYN, TCP, UDP, sctp, tcp, udp},
 };
 use weir_dataplane_ebpf::{
     Backend, FlowState, Ip4, Ip6, Scope, filter,
@@ -134,7 +134,6 @@ fn what_is_not_ours_passes_untouched() {
         xdp("IP options", tcp(CLIENT, NODE).options(&[1, 1, 1, 0]), None),
         xdp("the first fragment", udp(CLIENT, NODE).fragment(0x2000), None),
         xdp("a later fragment", udp(CLIENT, NODE).fragment(0x0010), None),
-        xdp("a VLAN tag", tcp(CLIENT, NODE).vlan(5), None),
         xdp("a group's frame", tcp(CLIENT, NODE).link([2; 6], [1, 0, 0x5e, 0, 0, 1]), None),
         xdp("a server's SYN-ACK opens nothing", tcp(CLIENT, NODE).flags(SYN | ACK), None),
         xdp(
@@ -143,6 +142,28 @@ fn what_is_not_ours_passes_untouched() {
             None,
         ),
     ]);
+}
+
+/// A tag says that the frame is another link's: that of its VLAN, which may be an uplink itself and gets it without the tag.
+#[test]
+fn tagged_frames_are_another_links() {
+    let mut dataplane = node_port();
+    dataplane.endpoint::<Ip4>("10.244.0.5");
+    let frame = || tcp(CLIENT, NODE).flags(SYN);
+    for program in [Program::XdpUplink, Program::TcUplink] {
+        let tagged = |description, input| Row { program, ..xdp(description, input, None) };
+        dataplane.check(&[
+            tagged("802.1Q", frame().tag(C_TAG, 5)),
+            tagged("a priority without a VLAN", frame().tag(C_TAG, 0)),
+            tagged("a priority and a VLAN", frame().tag(C_TAG, 0xe005)),
+            tagged("802.1ad", frame().tag(S_TAG, 5)),
+            tagged("802.1ad and 802.1Q", frame().tag(S_TAG, 5).tag(C_TAG, 6)),
+            tagged("ends in its tag", frame().tag(C_TAG, 5).cut(16)),
+            tagged("half a header", frame().tag(C_TAG, 5).cut(30)),
+        ]);
+    }
+    assert_eq!(Ip4::flows(&mut dataplane), [], "none is looked at");
+    dataplane.check(&[xdp("without a tag", frame(), Some(tcp(CLIENT, POD).flags(SYN)))]);
 }
 
 #[test]

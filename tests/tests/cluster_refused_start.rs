@@ -73,7 +73,7 @@ fn a_machine_that_lacks_something_is_told_what() -> Result<()> {
             &["setpriv", "--bounding-set=-bpf,-perfmon", "--inh-caps=-bpf,-perfmon"],
             ["missing CAP_PERFMON, CAP_BPF:", "as root"],
         ),
-        ("an old kernel", &["setarch", "--uname-2.6"], ["kernel 2.6.", "6.6 or newer"]),
+        ("an old kernel", &["setarch", "--uname-2.6"], ["kernel 2.6.", "5.13 or newer"]),
     ] {
         let output = machine.cluster.up_command_through(program)?.output()?;
         machine.refuses_all(what, &output, &words)?;

@@ -42,7 +42,7 @@ pub(super) fn flows<A: Family>(
 }
 
 /// What is wrong with a flow. Only the client's half can say: what answers to an earlier connection may stay a while, and only
-/// an established one has both.
+/// an established one has both, unless its backend's node answers the client.
 fn judge<A: Family>(
     maps: &FamilyMaps<A>,
     books: &Books,
@@ -54,14 +54,18 @@ fn judge<A: Family>(
         return Ok(None);
     }
     let backend = socket(flow.destination, flow.destination_port);
-    let leaves = flow.flags & Flow::<A>::FLAG_EGRESS != 0;
-    if !leaves && books.backend(backend) != Some(flow.backend) {
+    // A tunnel leads to the backend's node, and the programs compare that. What leaves the cluster has no backend.
+    let asks_nobody = flow.flags & (Flow::<A>::FLAG_TUNNEL | Flow::<A>::FLAG_EGRESS) != 0;
+    if !asks_nobody && books.backend(backend) != Some(flow.backend) {
         let idle_s = clock.map_or(0.0, |(now, rate)| {
             f64::from(now.wrapping_sub(flow.last_seen_jiffies).cast_signed().max(0)) / rate
         });
         return Ok((idle_s > OVERDUE_S).then_some(Kind::FlowBackend));
     }
     // Without an answer's half there is nothing that misleads: it is made again.
-    let answer = maps.flow(&flow.reply_key(key.protocol))?;
-    Ok(answer.is_some_and(|answer| !answer.undoes(key)).then_some(Kind::FlowHalf))
+    if flow.is_one_way() {
+        return Ok(None);
+    }
+    let answer = maps.flow(&flow.other_key(key))?;
+    Ok(answer.is_some_and(|answer| !answer.is_other_half(key, flow)).then_some(Kind::FlowHalf))
 }

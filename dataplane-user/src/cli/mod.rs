@@ -1,5 +1,6 @@
 //! What the live maps say, for people and scripts: `weir dataplane services|backends|flows|drops|status|maps|monitor`
-//! and `weir explain`. Reads pins and the name table only; neither the agent nor an API server has to run.
+//! and `weir explain`. Reads pins and the name table; neither the agent nor an API server has to run, though only a running
+//! agent can say why an endpoint is not in the maps ([`crate::reasons`]).
 
 mod explain;
 mod monitor;
@@ -10,7 +11,7 @@ use std::{io, path::PathBuf};
 
 use serde::Serialize;
 
-pub use explain::{AffinityReport, Candidate, ExplainArgs, Explanation, FlowReport, explain};
+pub use explain::{AffinityReport, Candidate, ExplainArgs, Explanation, FlowReport, NotTaken, explain};
 pub use monitor::{EventRow, Kind, LISTEN, MonitorArgs, monitor};
 pub use status::{LinkRow, Status, UplinkRow};
 pub use views::{BackendRow, DropRow, FlowRow, MapRow, ServiceRow, TrafficRow, View, ViewArgs, view};

@@ -18,6 +18,8 @@ use crate::{
 pub struct LinkRow {
     /// Name of its pin.
     pub link: String,
+    /// How it is attached: `tcx`, `clsact`, `xdp` or `cgroup`.
+    pub mode: &'static str,
 }
 
 /// One link to the outside.
@@ -70,12 +72,17 @@ pub(super) fn status(maps: &Maps, paths: &Paths, output: Output) -> Result<Strin
         masquerade_v6: config.flags & NodeConfig::FLAG_MASQUERADE_V6 != 0,
         uplinks: uplinks(maps, paths)?,
         programs: attach::list(&paths.programs())?,
-        links: attach::list(&paths.links())?.into_iter().map(|link| LinkRow { link }).collect(),
+        links: links(paths)?,
     };
     Ok(match output {
         Output::Json => json(&status),
         Output::Table => table(&["WHAT", "VALUE"], &rows(status)),
     })
+}
+
+fn links(paths: &Paths) -> Result<Vec<LinkRow>, CliError> {
+    let pins = attach::list(&paths.links())?.into_iter();
+    Ok(pins.map(|link| LinkRow { mode: attach::mode(&paths.link(&link)), link }).collect())
 }
 
 fn uplinks(maps: &Maps, paths: &Paths) -> Result<Vec<UplinkRow>, CliError> {
@@ -118,6 +125,7 @@ fn rows(status: Status) -> Vec<Vec<String>> {
         let UplinkRow { name, xdp, address_v4, address_v6 } = uplink;
         vec!["uplink".into(), format!("{name}: {address_v4}, {address_v6}, XDP {xdp}")]
     }));
-    rows.extend(status.links.into_iter().map(|link| vec!["attached".into(), link.link]));
+    let row = |link: LinkRow| vec!["attached".into(), format!("{} ({})", link.link, link.mode)];
+    rows.extend(status.links.into_iter().map(row));
     rows
 }

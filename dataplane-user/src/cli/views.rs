@@ -180,6 +180,8 @@ pub fn view(view: View, args: &ViewArgs) -> Result<String, CliError> {
 /// The open maps, and what the ids in them mean.
 pub(super) struct Reader {
     pub(super) maps: Maps,
+    /// Where an agent would be asked for reasons.
+    pub(super) reasons: PathBuf,
     pub(super) names: HashMap<u32, PortName>,
 }
 
@@ -187,7 +189,7 @@ impl Reader {
     pub(super) fn open(paths: &Paths) -> Result<Self, CliError> {
         let names = names::read(&paths.names())
             .map_err(|source| CliError::Io { operation: "read the names of services", source })?;
-        Ok(Self { maps: Maps::open(paths)?, names })
+        Ok(Self { maps: Maps::open(paths)?, reasons: paths.reasons(), names })
     }
 
     pub(super) fn service(&self, id: u32) -> String {
@@ -329,11 +331,16 @@ impl Reader {
     }
 
     pub(super) fn flow_row<A: Family>(&self, key: &FlowKey<A>, flow: &Flow<A>, clock: &Clock) -> FlowRow {
+        let new_source = if flow.is_rewritten() {
+            socket(key.source, key.source_port)
+        } else {
+            socket(flow.source, flow.source_port)
+        };
         FlowRow {
             protocol: protocol_name(key.protocol),
             source: socket(key.source, key.source_port),
             destination: socket(key.destination, key.destination_port),
-            new_source: socket(flow.source, flow.source_port),
+            new_source,
             new_destination: socket(flow.destination, flow.destination_port),
             direction: if flow.flags & Flow::<A>::FLAG_REPLY == 0 { "request" } else { "reply" },
             state: state_name(flow.state),

@@ -19,6 +19,8 @@ use std::{
 
 use serde::Serialize;
 
+use crate::kernel::attach::Tc;
+
 pub use config::{NetworkConfig, Request};
 pub use ipam::{Allocation, Ipam, IpamError};
 pub use pod::{PodLink, host_link_name, pod_links};
@@ -140,8 +142,18 @@ struct Route {
 
 /// Runs one CNI command. `env` reads the environment, `stdin` is the network configuration, and the answer, a result or
 /// an error object, goes to `stdout`.
-pub fn main(stdin: impl Read, env: impl Fn(&str) -> Option<String>, mut stdout: impl Write) -> ExitCode {
-    let answer = run(stdin, env);
+pub fn main(stdin: impl Read, env: impl Fn(&str) -> Option<String>, stdout: impl Write) -> ExitCode {
+    main_attaching(Tc::of_kernel(), stdin, env, stdout)
+}
+
+/// The same, with TC programs attached in this way.
+pub fn main_attaching(
+    tc: Tc,
+    stdin: impl Read,
+    env: impl Fn(&str) -> Option<String>,
+    mut stdout: impl Write,
+) -> ExitCode {
+    let answer = run(tc, stdin, env);
     let (text, code) = match &answer {
         Ok(text) => (text.clone(), ExitCode::SUCCESS),
         Err(error) => (error_object(error), ExitCode::FAILURE),
@@ -159,7 +171,7 @@ fn error_object(error: &CniError) -> String {
         .to_string()
 }
 
-fn run(mut stdin: impl Read, env: impl Fn(&str) -> Option<String>) -> Result<String, CniError> {
+fn run(tc: Tc, mut stdin: impl Read, env: impl Fn(&str) -> Option<String>) -> Result<String, CniError> {
     let command = config::required(&env, "CNI_COMMAND")?;
     let mut input = Vec::new();
     stdin.read_to_end(&mut input).map_err(CniError::Input)?;
@@ -176,7 +188,7 @@ fn run(mut stdin: impl Read, env: impl Fn(&str) -> Option<String>) -> Result<Str
     runtime.block_on(async {
         match command.as_str() {
             "ADD" => {
-                let result = pod::add(&config, &request).await?;
+                let result = pod::add(&config, &request, tc).await?;
                 Ok(serde_json::to_string(&result).expect("a result of plain strings serializes"))
             }
             "DEL" => pod::delete(&config, &request).await.map(|()| String::new()),

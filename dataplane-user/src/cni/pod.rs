@@ -13,7 +13,7 @@ use super::{
     AddResult, Allocation, CNI_VERSION, CniError, Interface, Ip, Ipam, NetworkConfig, Request, Route,
 };
 use crate::{
-    kernel::attach::{egress_pin, pod_pin, tc_link},
+    kernel::attach::{Tc, attach_tc, egress_pin, pod_pin},
     netlink::{Link, Netlink},
     paths::Paths,
     programs, sysctl,
@@ -73,7 +73,7 @@ impl PodLink {
         if self.paths.link(&pod_pin(&self.link.name)).exists() {
             return Ok(());
         }
-        attach(&self.paths, &self.link, &self.names, self.address)
+        attach(&self.paths, &self.link, &self.names, self.address, Tc::of_kernel())
     }
 }
 
@@ -90,7 +90,7 @@ pub async fn pod_links(paths: &Paths) -> Result<Vec<PodLink>, CniError> {
     Ok(all)
 }
 
-pub(super) async fn add(config: &NetworkConfig, request: &Request) -> Result<AddResult, CniError> {
+pub(super) async fn add(config: &NetworkConfig, request: &Request, tc: Tc) -> Result<AddResult, CniError> {
     let path = request
         .namespace
         .as_deref()
@@ -116,7 +116,7 @@ pub(super) async fn add(config: &NetworkConfig, request: &Request) -> Result<Add
     // The books are closed again at once: links of several pods are made side by side.
     let address = Ipam::open(&paths.ipam(), &config.name)?.allocate(config.pod_cidr, owner)?;
     let names = Names::of(&request.container_id);
-    match connect(config, request, &namespace, &names, address).await {
+    match connect(config, request, &namespace, &names, address, tc).await {
         Ok(()) => Ok(result(config, request, &names, address, path)),
         Err(error) => {
             // The first error is the one to tell; the runtime's DEL retries what cannot be undone now.
@@ -132,6 +132,7 @@ async fn connect(
     namespace: &File,
     names: &Names,
     address: IpAddr,
+    tc: Tc,
 ) -> Result<(), CniError> {
     let netlink = Netlink::connect()?;
     let host = (names.host.as_str(), names.host_mac);
@@ -157,7 +158,7 @@ async fn connect(
     netlink.ensure_neighbour(&host_link, address, names.pod_mac).await?;
     if config.dataplane {
         // Before the route: no packet of the pod is ever seen by the host untranslated.
-        attach(&config.paths(), &host_link, names, address)?;
+        attach(&config.paths(), &host_link, names, address, tc)?;
     }
     netlink.ensure_host_route(&host_link, address).await?;
     Ok(())
@@ -175,7 +176,7 @@ fn host_sysctls(link: &str, address: IpAddr) -> io::Result<()> {
     sysctl::write(&format!("net/ipv4/conf/{link}/forwarding"), "1")
 }
 
-fn attach(paths: &Paths, host: &Link, names: &Names, address: IpAddr) -> Result<(), CniError> {
+fn attach(paths: &Paths, host: &Link, names: &Names, address: IpAddr, tc: Tc) -> Result<(), CniError> {
     let lock = paths.attach_lock();
     let lock = File::create(&lock)
         .and_then(|file| file.lock_shared().map(|()| file))
@@ -188,8 +189,7 @@ fn attach(paths: &Paths, host: &Link, names: &Names, address: IpAddr) -> Result<
     for (name, pin) in pod_programs(&host.name) {
         let attached = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
             let mut program = SchedClassifier::from_pin(paths.program(name))?;
-            tc_link(&mut program, name, &host.name)?.pin(paths.link(&pin))?;
-            Ok(())
+            attach_tc(tc, &mut program, name, &host.name, &paths.link(&pin))
         };
         attached().map_err(|error| CniError::kernel(format!("attach {name} to {}", host.name), error))?;
     }

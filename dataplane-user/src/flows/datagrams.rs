@@ -48,7 +48,7 @@ fn forget_family<A: Family>(maps: &FamilyMaps<A>, lost: &Lost) -> Result<u64, Ta
             for (key, flow) in batch?.iter().filter(|(key, flow)| lost.has(key, flow)) {
                 // Both halves together: one that is left makes the other again. And looked at once more: the tuple may be
                 // a new flow's by now.
-                for half in [*key, flow.reply_key(key.protocol)] {
+                for half in [*key, flow.other_key(key)] {
                     if maps.flow(&half)?.is_some_and(|flow| lost.has(&half, &flow)) {
                         gone.insert(half);
                     }

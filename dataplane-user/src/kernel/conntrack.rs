@@ -9,26 +9,17 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use rtnetlink::sys::{
-    Socket, SocketAddr as Peer,
-    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
-};
+use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use weir_dataplane_ebpf::{FlowState, Protocol};
+
+use super::exchange::{ACKNOWLEDGE, Attributes, DUMP, REQUEST, attribute, exchange, find, message};
 
 /// `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`, below `NFNL_SUBSYS_CTNETLINK`.
 const GET: u16 = 1 << 8 | 1;
 const DELETE: u16 = 1 << 8 | 2;
 /// `RTM_GETROUTE`.
 const GET_ROUTE: u16 = 26;
-/// `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_DUMP`.
-const REQUEST: u16 = 0x1;
-const ACKNOWLEDGE: u16 = 0x4;
-const DUMP: u16 = 0x300;
-/// `NLMSG_ERROR`, `NLMSG_DONE`.
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
-/// Bytes of `struct nlmsghdr`, `struct nfgenmsg` and `struct rtmsg`.
-const HEADER: usize = 16;
+/// Bytes of `struct nfgenmsg` and `struct rtmsg`.
 const NETFILTER_HEADER: usize = 4;
 const ROUTE_HEADER: usize = 12;
 /// `IPS_SEEN_REPLY`, `IPS_DST_NAT`.
@@ -122,76 +113,6 @@ fn family(ipv4: bool) -> u8 {
 /// `struct nfgenmsg`: family, version 0, no resource.
 fn netfilter_header(family: u8) -> [u8; NETFILTER_HEADER] {
     [family, 0, 0, 0]
-}
-
-fn message(kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER + payload.len());
-    bytes.extend(((HEADER + payload.len()) as u32).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    // Sequence number and port: one exchange for each socket needs neither.
-    bytes.extend([0; 8]);
-    bytes.extend(payload);
-    bytes
-}
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut bytes = ((value.len() + 4) as u16).to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-/// Sends one request and hands every answer's type and payload over, until the kernel says that this was all.
-fn exchange(protocol: isize, request: &[u8], mut take: impl FnMut(u16, &[u8])) -> io::Result<()> {
-    let mut socket = Socket::new(protocol)?;
-    socket.bind_auto()?;
-    socket.connect(&Peer::new(0, 0))?;
-    socket.send(request, 0)?;
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        let mut rest = datagram.as_slice();
-        while let Some((kind, payload, next)) = split_message(rest) {
-            rest = next;
-            match kind {
-                DONE => return Ok(()),
-                ERROR => {
-                    let code =
-                        payload.get(..4).and_then(|code| code.try_into().ok()).map_or(0, i32::from_ne_bytes);
-                    return if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) };
-                }
-                kind => take(kind, payload),
-            }
-        }
-    }
-}
-
-/// The first message of a datagram: its type, its payload, and what comes after.
-fn split_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-    let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
-    let payload = bytes.get(HEADER..length)?;
-    Some((kind, payload, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
-}
-
-/// Attributes one after the other: type without flags, and value.
-struct Attributes<'a>(&'a [u8]);
-
-impl<'a> Iterator for Attributes<'a> {
-    type Item = (u16, &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let length = usize::from(u16::from_ne_bytes(self.0.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(self.0.get(2..4)?.try_into().ok()?) & 0x3fff;
-        let value = self.0.get(4..length)?;
-        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    }
-}
-
-fn find(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    Attributes(attributes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
 /// A connection from its attributes; nothing when it is not of those that are asked for.
@@ -291,7 +212,5 @@ mod tests {
         for end in 0..whole.len() {
             assert_eq!(connection(&whole[..end]), None, "{end} of {} bytes", whole.len());
         }
-        assert!(split_message(&[255, 255, 0, 0, 3, 0]).is_none());
-        assert!(Attributes(&[3, 0, 1, 0, 9]).next().is_none(), "shorter than its own header");
     }
 }

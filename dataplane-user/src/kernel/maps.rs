@@ -279,7 +279,7 @@ pub struct FamilyMaps<A> {
     pub source_ranges: Table<SourceRangeKey<A>, u32>,
     /// What pods reach with their own addresses.
     pub non_masquerade: Table<RangeKey<A>, u32>,
-    /// Other nodes whose tunnelled packets are taken.
+    /// Addresses of other nodes: whose tunnelled packets are taken, and whose node ports are answered for.
     pub tunnel_peers: Table<A, u32>,
 }
 

@@ -2,8 +2,10 @@
 
 pub mod attach;
 pub mod bpffs;
+pub mod clsact;
 pub mod conntrack;
 pub mod events;
+mod exchange;
 pub mod maps;
 pub mod migrate;
 pub mod packet_log;

@@ -1,8 +1,10 @@
 //! From one Service and its endpoints to the frontends and backends that should exist. Pure.
 //!
 //! Which endpoints serve follows KEP-1669 (ready ones; if there is none, those that still serve while they terminate)
-//! and KEP-2086 (traffic policies); scopes follow kube-proxy: a policy for external traffic never binds clients inside.
-//! Hints for zones (`super::topology`) narrow the ready ones, and only where no policy does.
+//! and KEP-2086 (traffic policies), in [`choice`]; scopes follow kube-proxy: a policy for external traffic never binds
+//! clients inside.
+
+mod choice;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,11 +13,10 @@ use std::{
 
 use weir_dataplane_ebpf::{Frontend, Protocol, Scope, maps};
 
-use super::{
-    model::{Endpoint, FrontendAddress, Node, Service, ServicePort, Slice},
-    topology::{self, Hint},
-};
-use crate::cidr::Cidr;
+use self::choice::{Candidate, endpoints, serving};
+pub use self::choice::{Judged, Verdict, judge};
+use super::model::{FrontendAddress, Node, Service, ServicePort, Slice};
+use crate::{cidr::Cidr, config::ForwardingMode};
 
 /// Endpoints of one service that are looked at, all its ports together: a quarter of what a node has room for, so that no
 /// Service takes the room of all others.
@@ -91,13 +92,17 @@ impl Serving {
 impl DesiredPort {
     /// The port's name, or its number when it has none.
     pub fn label(&self) -> Box<str> {
-        if self.name.is_empty() { self.port.to_string().into() } else { self.name.clone() }
+        label(&self.name, self.port)
     }
 
     /// The backends that new connections may choose: sorted, without duplicates.
     pub fn serving(&self, ipv4: bool, local_only: bool) -> &[SocketAddr] {
         self.serving.get(ipv4, local_only)
     }
+}
+
+fn label(name: &str, port: u16) -> Box<str> {
+    if name.is_empty() { port.to_string().into() } else { name.into() }
 }
 
 /// What one Service should look like, port by port.
@@ -107,13 +112,14 @@ pub fn desired<'a>(
     slices: impl Iterator<Item = &'a Slice> + Clone,
     node: &Node,
 ) -> Vec<DesiredPort> {
-    let room = MAX_ENDPOINTS / service.ports.len().max(1);
     service
         .ports
         .iter()
         .map(|port| {
-            let (endpoints, left_out) = endpoints(port, slices.clone(), node.zone.as_deref(), room);
+            let mut left_out = 0;
+            let endpoints = endpoints(service, port, slices.clone(), node, |_| left_out += 1);
             let serving = serving(service, &endpoints);
+            let direct = direct_return(service, &endpoints, node);
             DesiredPort {
                 name: port.name.clone(),
                 protocol: port.protocol,
@@ -128,74 +134,13 @@ pub fn desired<'a>(
                     })
                     .collect(),
                 left_out,
-                frontends: frontends(service, port, node, &serving),
+                frontends: frontends(service, port, node, &serving, direct),
                 source_ranges: source_ranges(service),
                 affinity_timeout_s: service.affinity_timeout_s,
                 serving,
             }
         })
         .collect()
-}
-
-/// An endpoint that may serve.
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    endpoint: Endpoint,
-    hint: Hint,
-}
-
-/// The endpoints of one port from all slices, and how many had no room. One that is in several slices, as while it moves
-/// between two, is as well as its best entry.
-fn endpoints<'a>(
-    port: &ServicePort,
-    slices: impl Iterator<Item = &'a Slice>,
-    zone: Option<&str>,
-    room: usize,
-) -> (BTreeMap<SocketAddr, Candidate>, usize) {
-    let mut left_out = 0;
-    let mut all = BTreeMap::<SocketAddr, Candidate>::new();
-    for slice in slices {
-        let of_port = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
-        for number in of_port.map(|p| p.port) {
-            for endpoint in &slice.endpoints {
-                let address = SocketAddr::new(endpoint.address, number);
-                if all.len() >= room && !all.contains_key(&address) {
-                    left_out += 1;
-                    continue;
-                }
-                let hint = Hint::of(slice, endpoint, zone);
-                all.entry(address)
-                    .and_modify(|Candidate { endpoint: known, hint: known_hint }| {
-                        known.ready |= endpoint.ready;
-                        known.serving |= endpoint.serving;
-                        known.terminating &= endpoint.terminating;
-                        known.local |= endpoint.local;
-                        *known_hint = hint.max(*known_hint);
-                    })
-                    .or_insert(Candidate { endpoint: *endpoint, hint });
-            }
-        }
-    }
-    (all, left_out)
-}
-
-fn serving(service: &Service, endpoints: &BTreeMap<SocketAddr, Candidate>) -> Serving {
-    let choice = |ipv4: bool, local_only: bool| {
-        let candidates = || {
-            let of_family = endpoints.iter().filter(move |(address, _)| address.is_ipv4() == ipv4);
-            of_family.filter(move |(_, c)| c.endpoint.local || !local_only)
-        };
-        let ready = || candidates().filter(|(_, c)| service.publish_not_ready || c.endpoint.ready);
-        let near = !local_only && topology::applies(ready().map(|(_, c)| c.hint));
-        let mut chosen: Vec<SocketAddr> =
-            ready().filter(|(_, c)| !near || c.hint == Hint::Here).map(|(address, _)| *address).collect();
-        if chosen.is_empty() {
-            let leaving = candidates().filter(|(_, c)| c.endpoint.serving && c.endpoint.terminating);
-            chosen = leaving.map(|(address, _)| *address).collect();
-        }
-        chosen
-    };
-    Serving([true, false].map(|ipv4| [false, true].map(|local_only| choice(ipv4, local_only))))
 }
 
 /// Ranges that somebody asks for.
@@ -218,9 +163,28 @@ fn restriction(service: &Service, address: IpAddr, scope: Scope, node_addresses:
     }
 }
 
-fn frontends(service: &Service, port: &ServicePort, node: &Node, serving: &Serving) -> Vec<DesiredFrontend> {
+/// Flags of frontends for clients outside, by family (IPv4 first).
+///
+/// An option asks the backend's node to find the backend among those of its own frontend. Hints let nodes of two zones choose
+/// from different ones, so that a service with any goes through tunnels, whose ends need not agree.
+fn direct_return(service: &Service, endpoints: &BTreeMap<SocketAddr, Candidate>, node: &Node) -> [u32; 2] {
+    let tunnel = Frontend::FLAG_DIRECT_RETURN;
+    match service.forwarding.unwrap_or(node.forwarding) {
+        ForwardingMode::Snat => [0, 0],
+        ForwardingMode::Dsr => [tunnel, tunnel],
+        ForwardingMode::DsrOption if endpoints.values().any(|it| it.endpoint.zones != 0) => [tunnel, tunnel],
+        ForwardingMode::DsrOption => [tunnel | Frontend::FLAG_OPTION, tunnel],
+    }
+}
+
+fn frontends(
+    service: &Service,
+    port: &ServicePort,
+    node: &Node,
+    serving: &Serving,
+    direct: [u32; 2],
+) -> Vec<DesiredFrontend> {
     let node_addresses = &node.addresses;
-    let direct_return = service.direct_return.unwrap_or(node.direct_return);
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
     let mut add = |address: IpAddr, number: u16, scope: Scope, local_only: bool, flags: u32| {
@@ -233,7 +197,7 @@ fn frontends(service: &Service, port: &ServicePort, node: &Node, serving: &Servi
                 0
             };
             let direct =
-                if direct_return && scope == Scope::EXTERNAL { Frontend::FLAG_DIRECT_RETURN } else { 0 };
+                if scope == Scope::EXTERNAL { direct[usize::from(!address.address.is_ipv4())] } else { 0 };
             all.push(DesiredFrontend { address, local_only, flags: flags | policy | elsewhere | direct });
         }
     };

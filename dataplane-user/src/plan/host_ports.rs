@@ -12,7 +12,7 @@ use std::{
 use weir_dataplane_ebpf::{Frontend, Protocol, Scope};
 
 use super::{
-    desired::{DesiredFrontend, DesiredPort, Listed, Serving},
+    desired::{DesiredFrontend, DesiredPort, Judged, Listed, Serving, Verdict},
     model::{FrontendAddress, HostPort, HostPorts, Node},
 };
 
@@ -56,6 +56,18 @@ pub fn host_ports(pod: &HostPorts, node: &Node) -> Vec<DesiredPort> {
         }
     });
     desired.collect()
+}
+
+/// What becomes of a Pod's addresses at the host port that has this label and protocol. Nothing without such a port.
+pub fn judge(pod: &HostPorts, node: &Node, (label, protocol): (&str, u8), ipv4: bool) -> Option<Vec<Judged>> {
+    let mut ports = host_ports(pod, node).into_iter();
+    let port = ports.find(|port| port.protocol.0 == protocol && *port.label() == *label)?;
+    let judged = port.backends.into_keys().map(|address| Judged {
+        address,
+        verdict: if address.is_ipv4() == ipv4 { Verdict::Ready } else { Verdict::OtherFamily },
+        listed: 1,
+    });
+    Some(judged.collect())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use weir_dataplane_ebpf::{Protocol, Scope};
 
-use crate::cidr::Cidr;
+use crate::{cidr::Cidr, config::ForwardingMode};
 
 /// Whose frontends they are. A Service comes before a Pod: where both want an address, the Service has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,9 +101,8 @@ pub struct Service {
     pub health_check_port: Option<u16>,
     /// `publishNotReadyAddresses`.
     pub publish_not_ready: bool,
-    /// Whether backends on other nodes answer clients outside themselves (direct server return); nothing when the Service does
-    /// not say.
-    pub direct_return: Option<bool>,
+    /// How packets from outside get to backends on other nodes; nothing when the Service does not say.
+    pub forwarding: Option<ForwardingMode>,
     /// `sessionAffinity: ClientIP` with this timeout, 0 without.
     pub affinity_timeout_s: u32,
 }
@@ -211,8 +210,8 @@ pub struct Node {
     pub zone: Option<Box<str>>,
     /// Where the nodes are, by [`NodeId`].
     pub peers: Vec<NodeAddresses>,
-    /// Whether backends on other nodes answer clients outside themselves, where a Service does not say.
-    pub direct_return: bool,
+    /// How packets from outside get to backends on other nodes, where a Service does not say.
+    pub forwarding: ForwardingMode,
 }
 
 impl Node {

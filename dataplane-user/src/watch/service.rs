@@ -13,21 +13,15 @@ use crate::{
 
 /// Says that another implementation serves this Service (KEP-2447).
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-/// Says how packets from outside get to backends on other nodes and back: `snat` or `dsr`.
+/// Says how packets from outside get to backends on other nodes and back: `snat`, `dsr` or `dsr-option`.
 const FORWARDING_MODE: &str = "weir.dev/forwarding-mode";
 /// `sessionAffinity`'s default timeout, from the API's documentation.
 const DEFAULT_AFFINITY_S: i32 = 10_800;
 
-/// Whether the Service asks for direct server return, or for none; nothing when it does not say.
-fn forwarding(object: &Service, unserved: &mut Vec<Unserved>) -> Option<bool> {
-    match object.metadata.annotations.as_ref()?.get(FORWARDING_MODE)?.parse() {
-        Ok(ForwardingMode::Dsr) => Some(true),
-        Ok(ForwardingMode::Snat) => Some(false),
-        Err(value) => {
-            unserved.push(Unserved::Forwarding { annotation: FORWARDING_MODE, value });
-            None
-        }
-    }
+/// The mode that the Service asks for; nothing when it does not say.
+fn forwarding(object: &Service, unserved: &mut Vec<Unserved>) -> Option<ForwardingMode> {
+    let asked = object.metadata.annotations.as_ref()?.get(FORWARDING_MODE)?.parse();
+    asked.map_err(|value| unserved.push(Unserved::Forwarding { annotation: FORWARDING_MODE, value })).ok()
 }
 
 /// The Service as the plan sees it; nothing when it is not the dataplane's to serve.
@@ -58,7 +52,7 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
         source_ranges =
             ranges.map(|ranges| ranges.iter().filter_map(|text| range(text, &mut unserved)).collect());
     }
-    let direct_return = forwarding(object, &mut unserved);
+    let forwarding = forwarding(object, &mut unserved);
     let affinity_timeout_s = if spec.session_affinity.as_deref() == Some("ClientIP") {
         let client = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
         client.and_then(|client| client.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_S).max(1) as u32
@@ -93,7 +87,7 @@ pub(super) fn service(object: &Service) -> (Option<model::Service>, Vec<Unserved
         external_local,
         health_check_port,
         publish_not_ready: spec.publish_not_ready_addresses == Some(true),
-        direct_return,
+        forwarding,
         affinity_timeout_s,
     };
     unserved.sort();
@@ -200,6 +194,25 @@ mod tests {
                 Unserved::Range { field: "spec.loadBalancerSourceRanges", value: "10.0.0.0/33".into() },
             ]
         );
+    }
+
+    #[test]
+    fn an_annotation_says_the_forwarding_mode() {
+        let mode = |value: Option<&str>| {
+            let annotations = value.map(|value| json!({"weir.dev/forwarding-mode": value}));
+            let object = json!({
+                "metadata": {"name": "s", "namespace": "n", "annotations": annotations},
+                "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+            });
+            let (service, unserved) = service(&serde_json::from_value(object).unwrap());
+            (service.unwrap().forwarding, unserved.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(mode(None), (None, vec![]));
+        assert_eq!(mode(Some("snat")), (Some(ForwardingMode::Snat), vec![]));
+        assert_eq!(mode(Some("dsr")), (Some(ForwardingMode::Dsr), vec![]));
+        assert_eq!(mode(Some("dsr-option")), (Some(ForwardingMode::DsrOption), vec![]));
+        let told = "annotation weir.dev/forwarding-mode: `DSR` is none of snat, dsr and dsr-option; the node's own mode is used";
+        assert_eq!(mode(Some("DSR")), (None, vec![told.to_owned()]));
     }
 
     #[test]

@@ -12,20 +12,19 @@ use k8s_openapi::api::{
 use kube::{ResourceExt as _, runtime::watcher::Event};
 
 use super::{
-    Change, NodeFacts, Unserved, key,
-    peers::{self, Peers},
-    pod_ranges::PodRanges,
-    pods::Pods,
-    service, slice,
+    Change, NodeFacts, Unserved, key, peers::Peers, pod_ranges::PodRanges, pods::Pods, service, slice,
     unserved::SliceProblem,
 };
-use crate::cidr::Cidr;
-use crate::plan::{
-    HealthCheck,
-    desired::{DesiredPort, desired},
-    health_check,
-    host_ports::host_ports,
-    model::{self, OwnerKind, ServiceKey, Slice},
+use crate::{
+    cidr::Cidr,
+    config::ForwardingMode,
+    plan::{
+        HealthCheck, PortName,
+        desired::{DesiredPort, Judged, desired, judge},
+        health_check,
+        host_ports::{self, host_ports},
+        model::{self, OwnerKind, ServiceKey, Slice},
+    },
 };
 
 /// Names the Service that a slice is about.
@@ -171,9 +170,9 @@ impl Store {
         }
     }
 
-    /// Addresses of all nodes.
+    /// All addresses of all nodes.
     pub fn peers(&self) -> BTreeSet<IpAddr> {
-        peers::known(&self.place.peers)
+        self.peers.addresses()
     }
 
     /// Pod ranges of all nodes.
@@ -186,10 +185,9 @@ impl Store {
         std::mem::take(&mut self.nodes_moved)
     }
 
-    /// Sets whether backends on other nodes answer clients outside themselves, where a Service does not say. Before anything
-    /// is planned.
-    pub fn set_direct_return(&mut self, direct_return: bool) {
-        self.place.direct_return = direct_return;
+    /// Sets how packets from outside get to backends on other nodes, where a Service does not say. Before anything is planned.
+    pub fn set_forwarding(&mut self, mode: ForwardingMode) {
+        self.place.forwarding = mode;
     }
 
     /// What is known of the own Node.
@@ -275,6 +273,22 @@ impl Store {
         let Some(state) = self.services.get(key) else { return Vec::new() };
         let Some(service) = &state.service else { return Vec::new() };
         desired(service, state.slices.values(), &self.place)
+    }
+
+    /// What becomes of each endpoint of a port, for frontends of one family and policy; nothing when there is no such port.
+    pub fn judge(&self, port: &PortName, ipv4: bool, local_only: bool) -> Option<Vec<Judged>> {
+        let (key, wanted) = (&port.service, (&*port.port, port.protocol));
+        if key.kind == OwnerKind::Pod {
+            return host_ports::judge(&self.pods.get(key)?.ports, &self.place, wanted, ipv4);
+        }
+        let state = self.services.get(key)?;
+        let service = state.service.as_ref()?;
+        judge(service, state.slices.values(), &self.place, wanted, (ipv4, local_only))
+    }
+
+    /// The zone that this node is in, if its object names one.
+    pub fn zone(&self) -> Option<&str> {
+        self.place.zone.as_deref()
     }
 
     fn apply_service(&mut self, event: Event<Service>) {

@@ -68,7 +68,9 @@ pub enum Unserved {
         problem: SliceProblem,
     },
     /// A setting that has no such value.
-    #[error("annotation {annotation}: `{value}` is neither snat nor dsr; the node's own mode is used")]
+    #[error(
+        "annotation {annotation}: `{value}` is none of snat, dsr and dsr-option; the node's own mode is used"
+    )]
     Forwarding {
         /// Its name.
         annotation: &'static str,

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use weir_dataplane::{
     Config, Metrics, Uplinks, cni, flows,
     kernel::{
-        attach::{Programs, Targets},
+        attach::{Programs, Targets, Tc},
         maps::Maps,
         xdp::Acceleration,
     },
@@ -43,6 +43,7 @@ pub(crate) struct TestNode {
     pub(crate) socket_lb: bool,
     /// Where XDP runs, from the next start on: in the stack unless a test says otherwise, so that it is in the way.
     pub(crate) acceleration: Acceleration,
+    tc: Tc,
     uplinks: Vec<String>,
     pub(crate) store: Store,
     /// What the last round had to say, as the Events about it begin: `object: complaint`.
@@ -63,6 +64,11 @@ pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
 impl TestNode {
     /// A node that runs, with its client.
     pub(crate) fn new(socket_lb: bool) -> Self {
+        Self::attaching(Tc::of_kernel(), socket_lb)
+    }
+
+    /// The same, whose TC programs are attached in this way.
+    pub(crate) fn attaching(tc: Tc, socket_lb: bool) -> Self {
         let (namespace, client) = (Namespace::new().unwrap(), Namespace::new().unwrap());
         Link::connect(
             Link { namespace: &namespace, name: "up0", address: "192.0.2.1/24" },
@@ -83,6 +89,7 @@ impl TestNode {
             run_dir,
             socket_lb,
             acceleration: Acceleration::Generic,
+            tc,
             uplinks,
             store,
             complaints: Vec::new(),
@@ -115,7 +122,7 @@ impl TestNode {
 
     /// What an agent does when it starts; an earlier one's work is adopted.
     pub(crate) fn start(&mut self) {
-        let (paths, socket_lb, cgroup) = (self.paths(), self.socket_lb, self.cgroup.path());
+        let (paths, socket_lb, cgroup, tc) = (self.paths(), self.socket_lb, self.cgroup.path(), self.tc);
         let acceleration = self.acceleration;
         let named = Uplinks::Named(self.uplinks.clone());
         let agent = self.namespace.inside(|| {
@@ -135,7 +142,7 @@ impl TestNode {
                 node::write_uplinks(&maps, &addresses).unwrap();
                 let cgroup = socket_lb.then_some(cgroup);
                 programs
-                    .attach(&Targets { uplinks: &uplinks, acceleration, cgroup })
+                    .attach(&Targets { uplinks: &uplinks, acceleration, cgroup, tc })
                     .unwrap_or_else(|error| panic!("{error}"));
                 node::enable_forwarding(&paths).unwrap();
                 node::keep_inside(&netlink, &config).await.unwrap();
@@ -166,10 +173,15 @@ impl TestNode {
 
     /// A whole round of comparing the maps with what was written; what it complains about. The next `sync` repairs it.
     pub(crate) fn check(&mut self) -> Vec<String> {
+        self.check_at(None)
+    }
+
+    /// The same at a tick of the kernel's, of which there are so many in a second.
+    pub(crate) fn check_at(&mut self, clock: Option<(u32, f64)>) -> Vec<String> {
         let (_, reconciler) = self.agent.as_mut().expect("an agent runs");
         let (before, mut complaints) = (reconciler.checks(), Vec::new());
         while reconciler.checks() == before && !reconciler.starts_over() {
-            let found = reconciler.check(None).unwrap_or_else(|error| panic!("{error}"));
+            let found = reconciler.check(clock).unwrap_or_else(|error| panic!("{error}"));
             complaints.extend(found.iter().map(|(key, complaint)| format!("{key}: {complaint}")));
         }
         complaints
@@ -286,7 +298,8 @@ impl TestNode {
             _ => None,
         };
         let mut out = Vec::new();
-        self.namespace.inside(|| cni::main(config.to_string().as_bytes(), env, &mut out));
+        let config = config.to_string();
+        self.namespace.inside(|| cni::main_attaching(self.tc, config.as_bytes(), env, &mut out));
         serde_json::from_slice(&out).unwrap_or_default()
     }
 

@@ -19,7 +19,7 @@ use std::{
 };
 
 use serde_json::json;
-use weir_dataplane::{cni, paths::Paths};
+use weir_dataplane::{cni, kernel::bpffs, paths::Paths};
 use weir_tests::{Cgroup, Link, Namespace, ask_tcp, ask_udp, eventually};
 
 use super::case::{Client, Failure, Protocol, Question, Source, Try};
@@ -219,6 +219,16 @@ impl Place {
             Some((_, failure)) => Try::Failed(*failure),
             None if done.status.code() == Some(124) => Try::Failed(Failure::Silent),
             None => panic!("{:?}: {errors}", done.status),
+        }
+    }
+}
+
+/// Whoever programs the services may be there still.
+impl Drop for Place {
+    fn drop(&mut self) {
+        let removed = bpffs::remove(&self.paths());
+        if !thread::panicking() {
+            removed.expect("nothing holds the pins");
         }
     }
 }

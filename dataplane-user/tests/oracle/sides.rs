@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 use weir_dataplane::{
     Config, Metrics, Uplinks, cni, flows,
     kernel::{
-        attach::{Programs, Targets},
+        attach::{Programs, Targets, Tc},
         maps::Maps,
         xdp::Acceleration,
     },
@@ -77,6 +77,7 @@ impl Weir {
                         uplinks: &uplinks,
                         acceleration: Acceleration::Generic,
                         cgroup: Some(cgroup),
+                        tc: Tc::of_kernel(),
                     })
                     .unwrap_or_else(|error| panic!("{error}"));
                 node::enable_forwarding(&paths).unwrap();

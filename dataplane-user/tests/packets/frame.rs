@@ -19,6 +19,9 @@ pub(crate) const FRAGMENT: u8 = 44;
 pub(crate) const DESTINATION_OPTIONS: u8 = 60;
 pub(crate) const ICMPV6: u8 = 58;
 pub(crate) const SCTP: u8 = 132;
+/// Ethertypes of VLAN tags: IEEE 802.1Q, and 802.1ad's outer one.
+pub(crate) const C_TAG: u16 = 0x8100;
+pub(crate) const S_TAG: u16 = 0x88a8;
 const IPIP: u8 = 4;
 const IP6IP6: u8 = 41;
 
@@ -41,7 +44,7 @@ pub(crate) struct Frame {
     ttl: u8,
     link_destination: [u8; 6],
     link_source: [u8; 6],
-    vlan: Option<u16>,
+    tags: Vec<(u16, u16)>,
     id: u16,
     fragment: u16,
     options: Vec<u8>,
@@ -84,7 +87,7 @@ pub(crate) fn tcp(source: &str, destination: &str) -> Frame {
         // The zero address is the loopback device's, which test runs happen on: "for this machine".
         link_destination: [0; 6],
         link_source: [2, 0, 0, 0, 0, 1],
-        vlan: None,
+        tags: Vec::new(),
         id: 0x1234,
         fragment: 0,
         options: Vec::new(),
@@ -214,8 +217,10 @@ impl Frame {
         Self { link_source: source, link_destination: destination, ..self }
     }
 
-    pub(crate) fn vlan(self, id: u16) -> Self {
-        Self { vlan: Some(id), ..self }
+    /// A VLAN tag behind those that are there: its ethertype, then priority and VLAN.
+    pub(crate) fn tag(mut self, ethertype: u16, control: u16) -> Self {
+        self.tags.push((ethertype, control));
+        self
     }
 
     /// The fragment word of IPv4: flags and offset in units of eight bytes.
@@ -270,9 +275,9 @@ impl Frame {
             offset = start as u16;
         }
         let mut frame = [self.link_destination, self.link_source].concat();
-        if let Some(id) = self.vlan {
-            frame.extend([0x81, 0x00]);
-            frame.extend(id.to_be_bytes());
+        for (ethertype, control) in &self.tags {
+            frame.extend(ethertype.to_be_bytes());
+            frame.extend(control.to_be_bytes());
         }
         match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {

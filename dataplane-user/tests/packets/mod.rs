@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each table uses its part")]
 
 pub(crate) mod frame;
+pub(crate) mod network;
 
 use std::{
     collections::HashSet,
@@ -415,6 +416,17 @@ impl Dataplane {
             let (address, port) = (A::parse(address.ip()), Be16::new(address.port()));
             A::set_backend(self, id, Backend { address, node, port, flags: Backend::<A>::FLAG_ACTIVE });
         }
+        self.add_flags::<A>((scope, protocol), frontend, service, Frontend::FLAG_DIRECT_RETURN);
+    }
+
+    /// Gives a service's frontend flags beside those that it was made with.
+    pub(crate) fn add_flags<A: Family>(
+        &mut self,
+        (scope, protocol): (Scope, u8),
+        frontend: &str,
+        service: &Service,
+        flags: u32,
+    ) {
         let address = socket(frontend);
         let key = FrontendKey {
             address: A::parse(address.ip()),
@@ -422,7 +434,7 @@ impl Dataplane {
             protocol: Protocol(protocol),
             scope,
         };
-        let flags = service.value.flags | Frontend::FLAG_DIRECT_RETURN;
+        let flags = service.value.flags | flags;
         A::insert_frontend(self, key, Frontend { flags, ..service.value });
     }
 

@@ -6,8 +6,8 @@ use super::{Model, Random};
 use crate::packets::{
     Frame, Program,
     frame::{
-        ABORT, ACK, DATA, DESTINATION_OPTIONS, FIN, HOP_BY_HOP, INIT, INIT_ACK, ROUTING, RST, SCTP, SYN, TCP,
-        UDP, icmp, sctp, tcp, udp,
+        ABORT, ACK, C_TAG, DATA, DESTINATION_OPTIONS, FIN, HOP_BY_HOP, INIT, INIT_ACK, ROUTING, RST, SCTP,
+        SYN, TCP, UDP, icmp, sctp, tcp, udp,
     },
 };
 
@@ -124,7 +124,7 @@ impl<'a> Generator<'a> {
             return self.with_options(frame);
         }
         match self.random.below(24) {
-            0 => frame.vlan(5),
+            0 => frame.tag(C_TAG, 5),
             1 if source.is_ipv4() => frame.fragment(*self.random.of(&[0x2000, 0x0010, 0x4000, 0x2001])),
             3 => frame.protocol(*self.random.of(&[0, 1, 33, 44, 47, 58, 60])),
             4 => frame.link([2; 6], *self.random.of(&[[1, 0, 0x5e, 0, 0, 1], [2, 0, 0, 0, 0, 9], [0xff; 6]])),

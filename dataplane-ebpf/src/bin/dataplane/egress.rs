@@ -90,7 +90,7 @@ pub fn open<A: Layout>(context: *mut __sk_buff) -> Started {
     let Some(own) = own_address::<A>(draft.flow.ifindex) else { return Started::Nobody };
     draft.flow.source = own;
     draft.flow.flags |= Flow::<A>::FLAG_EGRESS;
-    keep(key, &Place { context: context.cast(), has_stack: true, packet }, draft)
+    keep(key, &Place::with_stack(context.cast(), packet), draft)
 }
 
 /// Whether the packet has the address of the pod behind the link that it came by: no other could be answered.

@@ -55,7 +55,11 @@ fn tell_begun<A: Family>(draft: &Draft<A>) {
     let Some(room) = Room::reserve(packet.news, 0, key.protocol) else { return };
     if flow.flags & Flow::<A>::FLAG_REPLY == 0 {
         room.source(&key.source, key.source_port);
-        room.destination(&key.destination, key.destination_port);
+        if flow.is_rewritten() {
+            room.destination(&flow.source, flow.source_port);
+        } else {
+            room.destination(&key.destination, key.destination_port);
+        }
         room.backend(&flow.destination, flow.destination_port);
     } else {
         room.source(&flow.destination, flow.destination_port);

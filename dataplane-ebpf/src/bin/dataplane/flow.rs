@@ -64,7 +64,9 @@ pub fn copy<A: Outlined, H: Hook>(hook: &H, headers: &Headers<A>) -> bool {
 /// of this node is not for this hook to reach.
 #[inline(never)]
 fn find_way<A: Layout>(flow: &mut Flow<A>, context: *mut c_void, ingress: u32) -> bool {
-    flow.flags & Flow::<A>::FLAG_TO_POD == 0 && route::find_next_hop(context, flow, ingress)
+    flow.flags & Flow::<A>::FLAG_TO_POD == 0
+        && !flow.is_rewritten()
+        && route::find_next_hop(context, flow, ingress)
 }
 
 /// Whether the entry may be followed: its backend serves, and the packet does not start a new connection where an old
@@ -125,10 +127,11 @@ pub fn present<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>) -> Option<&'s
 }
 
 /// Whether a packet in this direction can show that both sides speak. A server's SYN-ACK to a forged source must not,
-/// so for TCP and SCTP it is the client's next packet; for UDP and echoes it is the answer. A tunnel's answers are not seen here.
+/// so for TCP and SCTP it is the client's next packet; for UDP and echoes it is the answer. Answers that leave from the
+/// backend's node are not seen here.
 #[inline(always)]
 pub fn establishes(protocol: Protocol, flags: u8) -> bool {
-    flags & Flow::<Protocol>::FLAG_TUNNEL != 0
+    flags & (Flow::<Protocol>::FLAG_TUNNEL | Flow::<Protocol>::FLAG_OPTION) != 0
         || matches!(protocol, Protocol::TCP | Protocol::SCTP) == (flags & Flow::<Protocol>::FLAG_REPLY == 0)
 }
 
@@ -147,11 +150,11 @@ pub fn tend<A: Layout>(context: *mut c_void) -> Option<()> {
     if flow.flags & Flow::<A>::FLAG_AFFINITY != 0 {
         affinity::renew(key, flow);
     }
-    if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
+    if flow.is_one_way() {
         flow.state = next_state(flow, packet.flags, flow.state);
         return Some(());
     }
-    let other_key = flow.reply_key(key.protocol);
+    let other_key = flow.other_key(key);
     let Some(standing) = A::flows().get_ptr_mut(&other_key) else {
         *other = opposite(key, flow, packet.way_back);
         let state = next_state(flow, packet.flags, flow.state);
@@ -202,9 +205,15 @@ pub fn opposite<A: Family>(key: &FlowKey<A>, flow: &Flow<A>, way_back: u32) -> F
         ifindex: way_back,
         state: flow.state,
         flags: (flow.flags ^ Flow::<A>::FLAG_REPLY)
-            & (Flow::<A>::FLAG_REPLY | Flow::<A>::FLAG_AFFINITY | Flow::<A>::FLAG_EGRESS),
+            & (Flow::<A>::FLAG_REPLY
+                | Flow::<A>::FLAG_AFFINITY
+                | Flow::<A>::FLAG_NAMED
+                | Flow::<A>::FLAG_EGRESS),
         ..Flow::default()
     };
+    if A::HAS_OPTIONS && flow.flags & Flow::<A>::FLAG_NAMED != 0 {
+        (other.source, other.source_port) = (flow.source, flow.source_port);
+    }
     if way_back == 0 {
         lead_to_pod(&mut other);
     }

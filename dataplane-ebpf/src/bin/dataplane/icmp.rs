@@ -68,7 +68,7 @@ fn send<A: Outlined, const FORWARDS: bool>(
     if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
         // About an answer that the backend's node sent in this node's name.
         // No error is answered with an error (RFC 1122, 3.2.2).
-        return if tunnel::fits(hook, length, flow) {
+        return if tunnel::fits(hook, length, A::NETWORK_LENGTH, flow) {
             tunnel::send::<A, _>(hook, length, ttl, flow)
         } else {
             Verdict::Pass
@@ -136,6 +136,10 @@ fn restore_quote<A: Layout, T: Transport>(frame: Frame, quote: Frame, draft: &mu
     let destination = A::read_address(frame, A::ADDRESSES + size_of::<A>());
     if destination != key.destination {
         return None;
+    }
+    if flow.is_rewritten() {
+        // The first node has restored it.
+        return Some(());
     }
     let change = change_quote::<A, T>(quote, flow, length);
     finish(frame, &key, flow, change);

@@ -11,8 +11,8 @@
 //!
 //! An entry point reads the headers, asks [`service`] for a verdict, and carries it out. A packet goes through
 //! [`parse`] → [`filter`] (can it be a service's at all?) → [`flow`] (a known connection: one lookup) or [`start`] (a new one: frontend, Maglev, backend, two
-//! entries) → [`rewrite`] or [`tunnel`] → the way out. A pod's packet that is no service's and leaves the cluster takes the
-//! same way through [`egress`] in place of [`start`]. An ICMP error about a packet that was rewritten goes the way of its flow
+//! entries) → [`rewrite`], [`direct_option`] or [`tunnel`] → the way out. A pod's packet that is no service's and leaves the
+//! cluster takes the same way through [`egress`] in place of [`start`]. An ICMP error about a packet that was rewritten goes the way of its flow
 //! through [`icmp`], and a packet for a service without endpoints, or for a port that a cluster IP does not have, becomes the
 //! answer that [`reject`] makes of it.
 //! Fragments and packets with options take [`slow_path`] in place of [`parse`] and [`rewrite`]. Whoever listens hears of
@@ -27,6 +27,8 @@ mod affinity;
 mod bind;
 #[cfg(target_arch = "bpf")]
 mod counters;
+#[cfg(target_arch = "bpf")]
+mod direct_option;
 #[cfg(target_arch = "bpf")]
 mod echo;
 #[cfg(target_arch = "bpf")]

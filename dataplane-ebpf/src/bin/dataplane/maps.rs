@@ -127,7 +127,7 @@ pub trait Family: Address {
     fn source_ranges() -> &'static Ranges<Self>;
     /// What pods reach with their own addresses.
     fn non_masquerade() -> &'static LpmTrie<Self, u32>;
-    /// Other nodes whose tunnelled packets are taken.
+    /// Addresses of other nodes: whose tunnelled packets are taken, and whose node ports are answered for.
     fn tunnel_peers() -> &'static HashMap<Self, u32>;
     /// Next hops that this CPU was told lately, by their destination's hash.
     fn next_hops() -> &'static PerCpuArray<NextHop<Self>>;

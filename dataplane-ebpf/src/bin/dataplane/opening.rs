@@ -43,7 +43,7 @@ pub fn count<A: Family>(key: &FlowKey<A>, length: u32) {
 /// are served from here. False: another flow has taken the tuple of this one's answers, whose entry was pushed out.
 #[inline(always)]
 pub fn establish<A: Family>(key: &FlowKey<A>, state: FlowState, draft: &mut Draft<A>, way_back: u32) -> bool {
-    if draft.flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
+    if draft.flow.is_one_way() {
         draft.flow.state = state;
         if A::flows().insert(key, &draft.flow, u64::from(BPF_ANY)).is_ok() {
             let _ = A::opening().remove(key);
@@ -51,7 +51,7 @@ pub fn establish<A: Family>(key: &FlowKey<A>, state: FlowState, draft: &mut Draf
         }
         return true;
     }
-    let other_key = draft.flow.reply_key(key.protocol);
+    let other_key = draft.flow.other_key(key);
     if !find(&other_key, &mut draft.answer) {
         draft.answer = flow::opposite(key, &draft.flow, way_back);
     }
@@ -62,7 +62,9 @@ pub fn establish<A: Family>(key: &FlowKey<A>, state: FlowState, draft: &mut Draf
     match A::flows().insert(&other_key, &draft.answer, u64::from(BPF_NOEXIST)) {
         Ok(()) => {}
         // SAFETY: as in `flow::follow`.
-        Err(EXISTS) if unsafe { A::flows().get(&other_key) }.is_some_and(|other| other.undoes(key)) => {}
+        Err(EXISTS)
+            if unsafe { A::flows().get(&other_key) }
+                .is_some_and(|other| other.is_other_half(key, &draft.flow)) => {}
         Err(EXISTS) => {
             let _ = A::opening().remove(key);
             return false;

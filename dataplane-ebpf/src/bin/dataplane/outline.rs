@@ -12,6 +12,7 @@ use weir_dataplane_ebpf::{DropReason, Ip4, Ip6};
 
 use crate::{
     counters::Verdict,
+    direct_option::Optional,
     egress, events, flow, icmp, log,
     maps::Draft,
     parse::Error,
@@ -44,7 +45,7 @@ fn tell_dropped<A: Walk>(reason: u32) -> Option<()> {
 }
 
 /// The global functions of an address family, for each kind of context.
-pub trait Outlined: Walk {
+pub trait Outlined: Walk + Optional {
     /// See [`start::start`].
     fn start_at_xdp(context: *mut xdp_md) -> Started;
     /// See [`start::start`].

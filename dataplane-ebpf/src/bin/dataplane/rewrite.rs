@@ -2,11 +2,11 @@
 
 use core::ffi::c_void;
 
-use weir_dataplane_ebpf::{Be16, DropReason, Endpoint, Flow, FlowKey, Mac, Scope, checksum, crc32c};
+use weir_dataplane_ebpf::{Address, Be16, DropReason, Endpoint, Flow, FlowKey, Mac, Scope, checksum, crc32c};
 
 use crate::{
     counters::Verdict,
-    egress,
+    direct_option, egress,
     maps::Complaint,
     outline::Outlined,
     parse::{Frame, Headers, Layout, Transport},
@@ -54,8 +54,11 @@ pub trait Hook {
     fn is_segmented(&self) -> bool {
         self.segment_size() != 0
     }
-    /// Makes room for one more network header behind the link header, whose bytes must all be written then.
-    fn make_room<A: Layout>(&self) -> bool;
+    /// Makes room for `length` bytes behind the link header. They and the link header must all be written then. `flags` are
+    /// what the kernel must be told of a packet that is put into another one.
+    fn make_room(&self, length: usize, flags: u64) -> bool;
+    /// Sends the packet in this CPU's draft with its frontend in an option ([`direct_option::send`]).
+    fn send_with_option<A: Outlined>(&self) -> Verdict;
     /// Turns the packet in this CPU's draft into an ICMP message to its sender.
     fn complain<A: Outlined>(&self, complaint: Complaint, reason: DropReason) -> Verdict;
     /// Refuses a packet, in the name of whom it is for.
@@ -82,8 +85,8 @@ pub fn set_deltas<A: Layout>(key: &FlowKey<A>, flow: &mut Flow<A>) {
 
 /// Whether packets of this flow can be sent their way from here.
 #[inline(always)]
-pub fn can_send<A, H: Hook>(flow: &Flow<A>) -> bool {
-    H::HAS_STACK || flow.ifindex == 0 || flow.flags & Flow::<A>::FLAG_NEXT_HOP != 0
+pub fn can_send<A: Address, H: Hook>(flow: &Flow<A>) -> bool {
+    H::HAS_STACK || flow.ifindex == 0 && !flow.is_rewritten() || flow.flags & Flow::<A>::FLAG_NEXT_HOP != 0
 }
 
 /// Rewrites the packet as the flow says, and tells which way it goes on. The caller has asked [`can_send`].
@@ -93,18 +96,43 @@ pub fn translate<A: Outlined, T: Transport, H: Hook>(
     headers: &Headers<A>,
     flow: &Flow<A>,
 ) -> Verdict {
+    let special = if A::HAS_OPTIONS { Flow::<A>::FLAG_OPTION | Flow::<A>::FLAG_NAMED } else { 0 };
+    let leaves = if H::HAS_STACK { Flow::<A>::FLAG_EGRESS } else { 0 };
+    if flow.flags & (Flow::<A>::FLAG_TUNNEL | special | leaves) != 0 {
+        if flow.flags & leaves != 0 {
+            return leave::<A, T, H>(hook, headers, flow);
+        }
+        if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
+            return tunnel::serve::<A, H>(hook, headers, flow);
+        }
+        if direct_option::is_needed(T::PROTOCOL, headers.flags, flow) {
+            return direct_option::serve::<A, H>(hook, headers, flow);
+        }
+        if flow.is_rewritten() {
+            return if H::FORWARDS { lead::<A>(hook.frame(), headers.ttl, flow) } else { Verdict::Pass };
+        }
+    }
+    change::<A, T, H>(hook, headers, flow)
+}
+
+/// The same for a packet of a flow that leaves the cluster.
+#[inline(always)]
+fn leave<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>, flow: &Flow<A>) -> Verdict {
     let frame = hook.frame();
     if !frame.holds(A::TRANSPORT + T::LENGTH) {
         return Verdict::Drop(DropReason::Truncated);
     }
-    if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
-        return tunnel::serve::<A, H>(hook, headers, flow);
-    }
-    if H::HAS_STACK && flow.flags & Flow::<A>::FLAG_EGRESS != 0 {
-        let header_length = A::NETWORK_LENGTH as u32 + T::header_length(frame, A::TRANSPORT);
-        if let Some(verdict) = egress::hold_back::<A, H>(hook, headers, flow, header_length, false) {
-            return verdict;
-        }
+    let header_length = A::NETWORK_LENGTH as u32 + T::header_length(frame, A::TRANSPORT);
+    egress::hold_back::<A, H>(hook, headers, flow, header_length, false)
+        .unwrap_or_else(|| change::<A, T, H>(hook, headers, flow))
+}
+
+/// The same for a packet that gets no further header.
+#[inline(always)]
+pub fn change<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>, flow: &Flow<A>) -> Verdict {
+    let frame = hook.frame();
+    if !frame.holds(A::TRANSPORT + T::LENGTH) {
+        return Verdict::Drop(DropReason::Truncated);
     }
     let leaves = H::FORWARDS && flow.ifindex != 0;
     if leaves && headers.ttl <= 1 {

@@ -18,11 +18,11 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_ANY},
     programs::TcContext,
 };
-use weir_dataplane_ebpf::{Be16, DropReason, Flow, Fragment, Scope};
+use weir_dataplane_ebpf::{Be16, DropReason, Flow, Fragment, FrontendOption, Scope};
 
 use crate::{
     counters::Verdict,
-    echo, egress, events, flow,
+    direct_option, echo, egress, events, flow,
     kernel::now_s,
     maps::{Draft, Family},
     opening,
@@ -77,26 +77,43 @@ fn decide<A: Outlined, const FORWARDS: bool>(
     if !service::concerns(hook, &headers.key) && !egress::concerns(hook, &headers.key) {
         return leave(hook, headers, told);
     }
-    let served = if flow::copy(hook, headers) {
-        Started::Serve
+    let named = if A::HAS_OPTIONS && FORWARDS && hook.scope().0 == Scope::EXTERNAL.0 {
+        direct_option::receive(hook, headers)
     } else {
-        let Some(draft) = flow::present(hook, headers) else { return Verdict::Pass };
-        if part.0 != Part::LATER {
-            let started = hook.start::<A>();
-            events::begun(draft);
-            started
-        } else if opening::find(&headers.key, &mut draft.flow) {
-            opening::count(&headers.key, headers.length);
-            Started::Serve
-        } else {
-            Started::Nobody
-        }
+        Started::Leave
+    };
+    let served = match named {
+        Started::Leave => find(hook, headers, part),
+        other => other,
     };
     match served {
         Started::Serve => send(hook, headers),
         Started::Leave => Verdict::Pass,
         Started::Nobody => leave(hook, headers, told),
         Started::Drop(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Puts the flow of a packet into the draft, or opens it.
+#[inline(always)]
+fn find<A: Outlined, const FORWARDS: bool>(
+    hook: &Skb<'_, FORWARDS>,
+    headers: &Headers<A>,
+    part: Part,
+) -> Started {
+    if flow::copy(hook, headers) {
+        return Started::Serve;
+    }
+    let Some(draft) = flow::present(hook, headers) else { return Started::Leave };
+    if part.0 != Part::LATER {
+        let started = hook.start::<A>();
+        events::begun(draft);
+        started
+    } else if opening::find(&headers.key, &mut draft.flow) {
+        opening::count(&headers.key, headers.length);
+        Started::Serve
+    } else {
+        Started::Nobody
     }
 }
 
@@ -213,7 +230,7 @@ fn remember<A: Walk>(draft: &Draft<A>) {
 
 /// Rewrites the packet in the draft as the draft's flow says: what [`rewrite::translate`] does to others.
 #[inline(always)]
-pub fn rewrite<A: Walk>(skb: *mut __sk_buff) -> Verdict {
+pub fn rewrite<A: Outlined>(skb: *mut __sk_buff) -> Verdict {
     let Some(draft) = A::draft() else { return Verdict::Pass };
     // SAFETY: the draft is this CPU's own, see `Draft`.
     let draft = unsafe { &*draft };
@@ -223,6 +240,13 @@ pub fn rewrite<A: Walk>(skb: *mut __sk_buff) -> Verdict {
     if leaves && extent.ttl <= 1 {
         return Verdict::Drop(DropReason::TtlExceeded);
     }
+    let context = TcContext::new(skb);
+    let named = extent.part.0 != Part::LATER
+        && direct_option::is_needed(draft.key.protocol, draft.packet.flags, flow);
+    if named && !tunnel::fits(&Skb::from_outside(&context), draft.packet.length, FrontendOption::LENGTH, flow)
+    {
+        return refuse(&context, draft);
+    }
     if extent.part.0 == Part::FIRST {
         remember(draft);
     }
@@ -230,7 +254,13 @@ pub fn rewrite<A: Walk>(skb: *mut __sk_buff) -> Verdict {
         // It stays as it is, and goes into a tunnel.
         return Verdict::Pass;
     }
-    let context = TcContext::new(skb);
+    if flow.is_rewritten() {
+        if extent.names_frontend && !A::take_out(&context) {
+            return Verdict::Drop(DropReason::RewriteFailed);
+        }
+        let frame = tc::frame(&context, A::TRANSPORT);
+        return if forwards { rewrite::lead(frame, extent.ttl, flow) } else { Verdict::Pass };
+    }
     if extent.part.0 != Part::LATER && change_transport(&context, draft).is_err() {
         return Verdict::Drop(DropReason::RewriteFailed);
     }
@@ -241,7 +271,23 @@ pub fn rewrite<A: Walk>(skb: *mut __sk_buff) -> Verdict {
     flow.source.write_address(frame, A::ADDRESSES);
     flow.destination.write_address(frame, A::ADDRESSES + size_of::<A>());
     rewrite::change_network_checksum::<A>(frame, flow.network_delta);
-    if forwards { rewrite::lead(frame, extent.ttl, flow) } else { Verdict::Pass }
+    let verdict = if forwards { rewrite::lead(frame, extent.ttl, flow) } else { Verdict::Pass };
+    if named && !A::put_in(&Skb::from_outside(&context), &draft.key) {
+        return Verdict::Drop(DropReason::RewriteFailed);
+    }
+    verdict
+}
+
+/// Tells the sender of the packet in the draft what would fit with an option.
+#[inline(always)]
+fn refuse<A: Outlined>(context: &TcContext, draft: &Draft<A>) -> Verdict {
+    let headers = Headers {
+        key: draft.key,
+        length: draft.packet.length,
+        flags: draft.packet.flags,
+        ttl: draft.extent.ttl,
+    };
+    tunnel::refuse(&Skb::from_outside(context), &headers, FrontendOption::LENGTH, &draft.flow)
 }
 
 /// Writes the ports, and changes the checksum behind them.

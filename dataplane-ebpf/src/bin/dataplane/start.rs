@@ -62,12 +62,18 @@ impl Started {
 
 /// Where a packet is to be served.
 pub struct Place {
-    /// The running program's context.
-    pub context: *mut c_void,
-    /// See [`rewrite::Hook::HAS_STACK`].
-    pub has_stack: bool,
+    context: *mut c_void,
+    has_stack: bool,
     /// The packet.
     pub packet: Packet,
+}
+
+impl Place {
+    /// At TC.
+    #[inline(always)]
+    pub const fn with_stack(context: *mut c_void, packet: Packet) -> Self {
+        Self { context, has_stack: true, packet }
+    }
 }
 
 /// Serves the packet in this CPU's draft, which belongs to no established flow.
@@ -108,9 +114,12 @@ pub fn start<A: Layout>(context: *mut c_void, has_stack: bool) -> Started {
 #[inline(always)]
 fn go_on<A: Layout>(key: &FlowKey<A>, place: &Place, draft: &mut Draft<A>) -> Started {
     let flow = &mut draft.flow;
-    let known_way = place.has_stack || flow.ifindex == 0 || flow.flags & Flow::<A>::FLAG_NEXT_HOP != 0;
+    let known_way = place.has_stack
+        || flow.ifindex == 0 && !flow.is_rewritten()
+        || flow.flags & Flow::<A>::FLAG_NEXT_HOP != 0;
     if !known_way
         && (flow.flags & Flow::<A>::FLAG_TO_POD != 0
+            || flow.is_rewritten()
             || !route::find_next_hop(place.context, flow, place.packet.ifindex))
     {
         return Started::Leave;
@@ -127,7 +136,7 @@ fn go_on<A: Layout>(key: &FlowKey<A>, place: &Place, draft: &mut Draft<A>) -> St
         };
     }
     opening::count(key, place.packet.length);
-    if flow.flags & (Flow::<A>::FLAG_REPLY | Flow::<A>::FLAG_TUNNEL) != 0 {
+    if flow.flags & Flow::<A>::FLAG_REPLY != 0 || flow.is_one_way() {
         return Started::Serve;
     }
     // The answer's entry may have been pushed out meanwhile.
@@ -175,7 +184,7 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, place: &Place, draft: 
         ..Flow::default()
     };
     if direct {
-        let started = open_tunnel(key, place, draft, backend.node);
+        let started = open_one_way(key, frontend, place, draft, backend.node);
         if frontend.affinity_timeout_s != 0 {
             affinity::record(A::affinity(), &client, id);
         }
@@ -231,19 +240,39 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, place: &Place, draft: 
     Started::Serve
 }
 
-/// Leads the draft's flow to the backend's node. It has one half.
+/// Leads the draft's flow to its backend's node, `node`, inside packets to that or with an option. It has one half.
 #[inline(always)]
-fn open_tunnel<A: Layout>(key: &FlowKey<A>, place: &Place, draft: &mut Draft<A>, node: A) -> Started {
+fn open_one_way<A: Layout>(
+    key: &FlowKey<A>,
+    frontend: &Frontend,
+    place: &Place,
+    draft: &mut Draft<A>,
+    node: A,
+) -> Started {
     let flow = &mut draft.flow;
-    flow.destination = node;
-    (flow.source_port, flow.destination_port) = (Be16::new(0), Be16::new(0));
+    let option = A::HAS_OPTIONS && frontend.flags & Frontend::FLAG_OPTION != 0;
+    if option {
+        flow.flags |= Flow::<A>::FLAG_OPTION;
+        rewrite::set_deltas(key, flow);
+    } else {
+        flow.flags |= Flow::<A>::FLAG_TUNNEL;
+        flow.destination = node;
+        (flow.source_port, flow.destination_port) = (Be16::new(0), Be16::new(0));
+    }
     flow.ifindex = place.packet.ifindex;
-    flow.flags |= Flow::<A>::FLAG_TUNNEL;
-    if !route::know_next_hop(place.context, flow, place.packet.ifindex) && !place.has_stack {
+    // The client's address stays the source: what a flow of another client was told may not hold.
+    let knows_way = if option {
+        route::find_next_hop(place.context, flow, place.packet.ifindex)
+    } else {
+        route::know_next_hop(place.context, flow, place.packet.ifindex)
+    };
+    if !knows_way && !place.has_stack {
         return Started::Leave;
     }
-    let Some(own) = own_address::<A>(flow) else { return Started::Drop(DropReason::NoGateway) };
-    flow.source = own;
+    if !option {
+        let Some(own) = own_address::<A>(flow) else { return Started::Drop(DropReason::NoGateway) };
+        flow.source = own;
+    }
     draft.packet.news = EventKind::OPENED;
     // Without room the next packet finds the same backend.
     let _ = A::opening().insert(key, &draft.flow, u64::from(BPF_ANY));
@@ -261,7 +290,7 @@ impl Standing {
     /// The entry of a connection that is over.
     pub const OVER: Self = Self(257);
     /// The flow's own entry, among the opening ones.
-    const OPENING: Self = Self(258);
+    pub const OPENING: Self = Self(258);
     /// Another flow of the same client and backend: two frontends may lead one client port to one backend. This one must
     /// take another port.
     pub const TAKEN: Self = Self(259);
@@ -288,13 +317,13 @@ impl Standing {
 /// What stands at the tuple of this flow's answers.
 #[inline(always)]
 pub fn standing_answer<A: Layout>(key: &FlowKey<A>, flow: &Flow<A>, place: &Place) -> Standing {
-    let answer_key = flow.reply_key(key.protocol);
+    let answer_key = flow.other_key(key);
     // SAFETY: as in `flow::follow`.
     if let Some(standing) = unsafe { A::flows().get(&answer_key) } {
         let state = standing.state;
         return if state.0 == FlowState::CLOSED.0 {
             Standing::OVER
-        } else if !standing.undoes(key) {
+        } else if !standing.is_other_half(key, flow) {
             Standing::TAKEN
         } else if place.packet.flags.opens() {
             Standing::OVER
@@ -304,7 +333,7 @@ pub fn standing_answer<A: Layout>(key: &FlowKey<A>, flow: &Flow<A>, place: &Plac
     }
     // SAFETY: an entry stays mapped memory; should it become another flow's meanwhile, that has another tuple.
     match unsafe { A::opening().get(&answer_key) } {
-        Some(standing) if standing.undoes(key) => Standing::OPENING,
+        Some(standing) if standing.is_other_half(key, flow) => Standing::OPENING,
         Some(_) => Standing::TAKEN,
         None => Standing::NOTHING,
     }
@@ -318,7 +347,7 @@ pub fn reserve_answer<A: Layout>(
     place: &Place,
     draft: &mut Draft<A>,
 ) -> Result<(), DropReason> {
-    let answer_key = draft.flow.reply_key(key.protocol);
+    let answer_key = draft.flow.other_key(key);
     if standing == Standing::OPENING || standing.state().is_some() {
         return Ok(());
     }

@@ -35,6 +35,14 @@ pub struct Skb<'a, const FORWARDS: bool> {
     tunnelled: bool,
 }
 
+impl<'a> Skb<'a, true> {
+    /// A packet from outside.
+    #[inline(always)]
+    pub const fn from_outside(context: &'a TcContext) -> Self {
+        Self { context, scope: Scope::EXTERNAL, tunnelled: false }
+    }
+}
+
 impl<const FORWARDS: bool> Skb<'_, FORWARDS> {
     /// The kernel's context: what subprograms take, whose registers hold no more than a pointer.
     #[inline(always)]
@@ -144,8 +152,13 @@ impl<const FORWARDS: bool> Hook for Skb<'_, FORWARDS> {
     }
 
     #[inline(always)]
-    fn make_room<A: Layout>(&self) -> bool {
-        self.context.adjust_room(A::NETWORK_LENGTH as i32, tunnel::AFTER_LINK_HEADER, A::ENCAPSULATES).is_ok()
+    fn make_room(&self, length: usize, flags: u64) -> bool {
+        self.context.adjust_room(length as i32, tunnel::AFTER_LINK_HEADER, flags).is_ok()
+    }
+
+    #[inline(always)]
+    fn send_with_option<A: Outlined>(&self) -> Verdict {
+        A::send_with_option_at_tc(self.skb())
     }
 
     #[inline(always)]
@@ -180,7 +193,7 @@ impl<const FORWARDS: bool> Hook for Skb<'_, FORWARDS> {
 #[classifier]
 #[inline(always)]
 pub fn tc_uplink(context: TcContext) -> i32 {
-    carry_out(&context, try_skb(&Skb::<true> { context: &context, scope: Scope::EXTERNAL, tunnelled: false }))
+    carry_out(&context, try_skb(&Skb::from_outside(&context)))
 }
 
 /// Packets from a pod.

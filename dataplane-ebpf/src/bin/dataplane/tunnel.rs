@@ -21,20 +21,26 @@ use crate::{
 /// How the kernel is asked for room: between the link header and what follows.
 pub const AFTER_LINK_HEADER: u32 = BPF_ADJ_ROOM_MAC;
 
-/// Whether a packet of `length` bytes gets through whole.
+/// Whether a packet of `length` bytes gets through whole when it is longer by `more`.
 #[inline(always)]
-pub fn fits<A: Layout, H: Hook>(hook: &H, length: u32, flow: &Flow<A>) -> bool {
-    flow.mtu == 0 || length + A::NETWORK_LENGTH as u32 <= u32::from(flow.mtu) || hook.is_segmented()
+pub fn fits<A, H: Hook>(hook: &H, length: u32, more: usize, flow: &Flow<A>) -> bool {
+    flow.mtu == 0 || length + more as u32 <= u32::from(flow.mtu) || hook.is_segmented()
+}
+
+/// Tells a packet's sender what would fit when it is longer by `more`.
+#[inline(always)]
+pub fn refuse<A: Outlined, H: Hook>(hook: &H, headers: &Headers<A>, more: usize, flow: &Flow<A>) -> Verdict {
+    let fits = u32::from(flow.mtu) - more as u32;
+    let complaint = Complaint { kind: A::PACKET_TOO_BIG, word: Be32::new(fits) };
+    flow::present(hook, headers);
+    hook.complain::<A>(complaint, DropReason::TooBig)
 }
 
 /// Sends a packet to the flow's node, or tells its sender what would fit. The caller has asked [`rewrite::can_send`].
 #[inline(always)]
 pub fn serve<A: Outlined, H: Hook>(hook: &H, headers: &Headers<A>, flow: &Flow<A>) -> Verdict {
-    if headers.ttl > 1 && !fits(hook, headers.length, flow) {
-        let fits = u32::from(flow.mtu) - A::NETWORK_LENGTH as u32;
-        let complaint = Complaint { kind: A::PACKET_TOO_BIG, word: Be32::new(fits) };
-        flow::present(hook, headers);
-        return hook.complain::<A>(complaint, DropReason::TooBig);
+    if headers.ttl > 1 && !fits(hook, headers.length, A::NETWORK_LENGTH, flow) {
+        return refuse(hook, headers, A::NETWORK_LENGTH, flow);
     }
     send::<A, H>(hook, headers.length, headers.ttl, flow)
 }
@@ -50,7 +56,7 @@ pub fn send<A: Outlined, H: Hook>(hook: &H, length: u32, ttl: u8, flow: &Flow<A>
         return Verdict::Drop(DropReason::Truncated);
     }
     rewrite::decrement_ttl::<A>(frame, ttl);
-    if !hook.make_room::<A>() {
+    if !hook.make_room(A::NETWORK_LENGTH, A::ENCAPSULATES) {
         return Verdict::Drop(DropReason::RewriteFailed);
     }
     let frame = hook.frame();

@@ -6,7 +6,7 @@
 //! wrong.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
-use weir_dataplane_ebpf::{Be16, Be32, FragmentKey, Ip4, Ip6, Protocol};
+use weir_dataplane_ebpf::{Be16, Be32, FragmentKey, FrontendOption, Ip4, Ip6, Protocol};
 
 use crate::{
     maps::{Draft, Family},
@@ -51,6 +51,8 @@ pub struct Extent {
     pub ttl: u8,
     /// What of the packet is there.
     pub part: Part,
+    /// Its first option names a frontend ([`weir_dataplane_ebpf::FrontendOption`]).
+    pub names_frontend: bool,
 }
 
 /// The network header of IPv4, without options.
@@ -191,9 +193,14 @@ impl Walk for Ip4 {
             identification: u32::from(header.identification),
             ttl: header.ttl,
             part: Part::new(fragment & MORE_V4 != 0, fragment & OFFSET_V4),
+            names_frontend: false,
         };
         check_length(context, draft)?;
-        check_options(context, transport)
+        check_options(context, transport)?;
+        if transport >= Self::TRANSPORT + FrontendOption::LENGTH {
+            draft.extent.names_frontend = load::<Be16>(context, Self::TRANSPORT)? == FrontendOption::KIND;
+        }
+        Ok(())
     }
 
     #[inline(always)]
@@ -243,7 +250,13 @@ impl Walk for Ip6 {
             }
         }
         draft.key.protocol = next;
-        draft.extent = Extent { transport: at as u32, identification, ttl: header.hop_limit, part };
+        draft.extent = Extent {
+            transport: at as u32,
+            identification,
+            ttl: header.hop_limit,
+            part,
+            names_frontend: false,
+        };
         check_length(context, draft)
     }
 

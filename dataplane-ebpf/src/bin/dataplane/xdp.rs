@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// A frame on an uplink.
-struct Uplink<'a>(&'a XdpContext);
+pub struct Uplink<'a>(pub &'a XdpContext);
 
 impl Hook for Uplink<'_> {
     const HAS_STACK: bool = false;
@@ -92,9 +92,14 @@ impl Hook for Uplink<'_> {
     }
 
     #[inline(always)]
-    fn make_room<A: Layout>(&self) -> bool {
+    fn make_room(&self, length: usize, _: u64) -> bool {
         // SAFETY: the context is the kernel's. No bytes of the packet are read past the call but through a new frame.
-        unsafe { bpf_xdp_adjust_head(self.0.ctx, -(A::NETWORK_LENGTH as i32)) == 0 }
+        unsafe { bpf_xdp_adjust_head(self.0.ctx, -(length as i32)) == 0 }
+    }
+
+    #[inline(always)]
+    fn send_with_option<A: Outlined>(&self) -> Verdict {
+        A::send_with_option_at_xdp(self.0.ctx)
     }
 
     #[inline(always)]

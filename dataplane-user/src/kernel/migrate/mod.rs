@@ -84,6 +84,13 @@ pub(super) fn others(paths: &Paths) -> Vec<Paths> {
     versions.into_iter().map(|version| paths.with_layout(version)).collect()
 }
 
+/// Places of all agents on this machine: these, and those of other versions.
+pub(crate) fn all(paths: &Paths) -> Vec<Paths> {
+    let mut all = others(paths);
+    all.insert(0, paths.clone());
+    all
+}
+
 fn known(older: &Paths) -> Option<&'static Known> {
     KNOWN.iter().find(|known| known.version == older.layout_version())
 }

@@ -77,6 +77,12 @@ pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     unsafe { bpf(command::OBJ_PIN, &mut attributes).map(drop) }
 }
 
+/// Whether an object that was opened from its pin is a program, and not a link or a map.
+pub(crate) fn is_program(object: BorrowedFd<'_>) -> io::Result<bool> {
+    let target = std::fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd()))?;
+    Ok(target.as_os_str() == "anon_inode:bpf-prog")
+}
+
 /// Cookie of the network namespace that the calling thread is in, unique while the machine runs (Linux 5.14).
 pub(crate) fn network_namespace() -> io::Result<u64> {
     /// From `asm-generic/socket.h`.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::plan::model::SlicePort;
+use crate::plan::model::{Endpoint, SlicePort};
 
 fn service() -> Service {
     let port = ServicePort { name: "http".into(), protocol: Protocol::TCP, port: 80, node_port: Some(30080) };
@@ -176,4 +176,96 @@ fn policies_bind_the_scope_they_are_for() {
         ],
         "a service of one family has no frontends of the other"
     );
+}
+
+#[test]
+fn each_endpoint_is_judged_and_those_that_serve_are_those_that_are_taken() {
+    /// What it is about, the policy, endpoints, and their verdicts.
+    type Row<'a> = (&'a str, bool, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
+    let (a, b, c, six) = ("1.1.1.1", "1.1.1.2", "1.1.1.3", "fd00::1");
+    let rows: &[Row<'_>] = &[
+        ("ready and not", false, &[(a, "rs"), (b, ""), (c, "s")], &["ready", "not-ready", "not-ready"]),
+        ("terminating", false, &[(a, "rs"), (b, "st"), (c, "t")], &["ready", "terminating", "ended"]),
+        ("none is ready", false, &[(a, "st"), (b, "t"), (c, "")], &["last-resort", "ended", "not-ready"]),
+        ("policy Local", true, &[(a, "rs"), (b, "rsl"), (c, "l")], &["not-local", "ready", "not-ready"]),
+        ("nothing here", true, &[(a, "rs"), (b, "l")], &["not-local", "not-ready"]),
+        ("zones", false, &[(a, "rsa"), (b, "rsb"), (c, "st")], &["near", "other-zone", "terminating"]),
+        ("half the hints", false, &[(a, "rsa"), (b, "rs")], &["ready", "ready"]),
+        ("policy before zones", true, &[(a, "rsla"), (b, "rslb")], &["ready", "ready"]),
+        ("families", false, &[(a, "rs"), (six, "rs")], &["ready", "other-family"]),
+    ];
+    let node = Node { zone: Some("zone-a".into()), ..Node::default() };
+    let judged = |service: &Service, slices: &[Slice], ipv4: bool, local_only: bool| {
+        judge(service, slices.iter(), &node, ("http", Protocol::TCP.0), (ipv4, local_only)).unwrap()
+    };
+    let text = |verdict: Verdict| serde_json::to_value(verdict).unwrap().as_str().unwrap().to_owned();
+    for (row, local_only, endpoints, verdicts) in rows {
+        let slices = [slice(endpoints)];
+        let found = judged(&service(), &slices, true, *local_only);
+        assert_eq!(found.iter().map(|it| text(it.verdict)).collect::<Vec<_>>(), *verdicts, "{row}");
+        for (ipv4, local_only) in [(true, false), (true, true), (false, false), (false, true)] {
+            let found = judged(&service(), &slices, ipv4, local_only);
+            let taken = found.iter().filter(|it| it.verdict.takes()).map(|it| it.address);
+            let port = &desired(&service(), slices.iter(), &node)[0];
+            assert_eq!(taken.collect::<Vec<_>>(), port.serving(ipv4, local_only), "{row}");
+        }
+    }
+    let all = Service { publish_not_ready: true, ..service() };
+    assert_eq!(judged(&all, &[slice(&[(a, "")])], true, false)[0].verdict, Verdict::Ready);
+    let twice = [slice(&[(a, "t")]), slice(&[(a, "rs")])];
+    let once = judged(&service(), &twice, true, false);
+    assert_eq!(once.len(), 1);
+    assert_eq!((once[0].verdict, once[0].listed), (Verdict::Ready, 2), "as its best entry");
+    let wanted = [("web", Protocol::TCP.0), ("http", Protocol::UDP.0)];
+    for wanted in wanted {
+        assert_eq!(judge(&service(), [].iter(), &node, wanted, (true, false)), None, "no such port");
+    }
+}
+
+#[test]
+fn what_has_no_room_is_judged_too() {
+    let address = |n: usize| format!("10.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255);
+    let addresses: Vec<String> = (0..MAX_ENDPOINTS + 2).map(address).collect();
+    let slices = [slice(&addresses.iter().map(|it| (it.as_str(), "rs")).collect::<Vec<_>>())];
+    let judged =
+        judge(&service(), slices.iter(), &Node::default(), ("http", Protocol::TCP.0), (true, false)).unwrap();
+    let left_out: Vec<String> = judged
+        .iter()
+        .filter(|it| it.verdict == Verdict::NoRoom)
+        .map(|it| it.address.ip().to_string())
+        .collect();
+    assert_eq!(left_out, addresses[MAX_ENDPOINTS..]);
+    assert_eq!(judged.len(), MAX_ENDPOINTS + 2);
+}
+
+#[test]
+fn forwarding_modes_are_for_clients_outside() {
+    use ForwardingMode::{Dsr, DsrOption, Snat};
+
+    let flags = |node: ForwardingMode, service_says: Option<ForwardingMode>, endpoints: &[(&str, &str)]| {
+        let service = Service {
+            forwarding: service_says,
+            external_ips: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+            ..service()
+        };
+        let node = Node { forwarding: node, ..Node::default() };
+        let port = &desired(&service, [slice(endpoints)].iter(), &node)[0];
+        let of = |address: &str, scope: Scope| {
+            let address = address.parse::<IpAddr>().unwrap();
+            let wanted = |it: &&DesiredFrontend| it.address.address == address && it.address.scope == scope.0;
+            port.frontends.iter().find(wanted).unwrap().flags
+        };
+        assert_eq!(of("192.0.2.1", Scope::INTERNAL), 0, "clients inside are masqueraded");
+        [of("192.0.2.1", Scope::EXTERNAL), of("2001:db8::1", Scope::EXTERNAL)]
+    };
+    let (tunnel, option) = (Frontend::FLAG_DIRECT_RETURN, Frontend::FLAG_OPTION);
+    let plain: &[_] = &[("1.1.1.1", "rs")];
+    let hinted: &[_] = &[("1.1.1.1", "rsa"), ("1.1.1.2", "rs")];
+    assert_eq!(flags(Snat, None, plain), [0, 0]);
+    assert_eq!(flags(Dsr, None, plain), [tunnel, tunnel]);
+    assert_eq!(flags(DsrOption, None, plain), [tunnel | option, tunnel], "IPv6 has no such option");
+    assert_eq!(flags(DsrOption, None, hinted), [tunnel, tunnel], "nodes need not agree");
+    assert_eq!(flags(DsrOption, Some(Snat), plain), [0, 0], "the Service decides");
+    assert_eq!(flags(Snat, Some(DsrOption), plain), [tunnel | option, tunnel]);
 }

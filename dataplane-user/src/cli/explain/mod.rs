@@ -1,8 +1,16 @@
 //! `weir explain`: what would happen to one 5-tuple, and why, from the maps that the programs read.
 //!
-//! The hash and the slot come from the ABI crate's own functions, so that this cannot disagree with the programs.
+//! The hash and the slot come from the ABI crate's own functions, so that this cannot disagree with the programs. What the
+//! maps do not hold is why other endpoints are not in them: the agent is asked for that, and without one everything else
+//! is said all the same.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr};
+mod text;
+mod why;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
@@ -10,6 +18,8 @@ use weir_dataplane_ebpf::{
     AffinityKey, Backend, Be16, FlowKey, Frontend, FrontendKey, NodeConfig, Protocol, Scope, hash, maglev,
 };
 
+use self::text::text;
+pub use self::why::NotTaken;
 use super::{
     CliError, Output, json, require_loaded,
     views::{Clock, FlowRow, Reader, ViewArgs, policy_name, scope_name},
@@ -17,6 +27,7 @@ use super::{
 use crate::{
     kernel::maps::{Family, FamilyMaps, backend_address},
     paths::Paths,
+    plan::desired::Verdict,
 };
 
 /// `weir explain PROTOCOL SOURCE DESTINATION`.
@@ -34,7 +45,7 @@ pub struct ExplainArgs {
 }
 
 /// What would happen in one scope.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// `internal`: from a pod or process of this node; `external`: from an uplink.
@@ -55,6 +66,14 @@ pub struct Explanation {
     pub chosen: Option<SocketAddr>,
     /// Everything in the table.
     pub candidates: Vec<Candidate>,
+    /// The service's endpoints that are not in it.
+    pub not_taken: Vec<NotTaken>,
+    /// Endpoints that nothing is said of: a service has more than an answer of the agent has room for.
+    pub not_told: usize,
+    /// What of the service is not served as asked.
+    pub complaints: Vec<String>,
+    /// Why it is not known why endpoints are taken or are not, if so.
+    pub reasons_unknown: Option<String>,
     /// What the programs would do, path by path.
     pub paths: Vec<String>,
 }
@@ -69,10 +88,16 @@ pub struct Candidate {
     pub address: SocketAddr,
     /// It runs on this node.
     pub local: bool,
+    /// The other node that it runs on, as far as that is known.
+    pub node: Option<IpAddr>,
     /// Its id is in use; otherwise a packet that chooses it is dropped as `stale-backend`.
     pub active: bool,
     /// Slots that name it.
     pub slots: u32,
+    /// What the agent judges it to be; nothing when that is not known, or it is no endpoint of the service any more.
+    pub verdict: Option<Verdict>,
+    /// The same in words.
+    pub why: Option<String>,
 }
 
 /// A client's choice that still stands.
@@ -141,7 +166,7 @@ fn report<A: Family>(
         ..FlowKey::default()
     };
     let request = maps.flow(&key)?;
-    let reply_key = request.map_or_else(|| key.reversed(), |flow| flow.reply_key(protocol));
+    let reply_key = request.map_or_else(|| key.reversed(), |flow| flow.other_key(&key));
     let reply = maps.flow(&reply_key)?;
     let clock = Clock::measure();
     let flows = FlowReport {
@@ -162,18 +187,7 @@ fn explain_scope<A: Family>(
     scope: Scope,
     known: bool,
 ) -> Result<Explanation, CliError> {
-    let mut explanation = Explanation {
-        scope: scope_name(scope),
-        service: None,
-        policy: None,
-        slots: 0,
-        refused: false,
-        affinity: None,
-        slot: None,
-        chosen: None,
-        candidates: Vec::new(),
-        paths: Vec::new(),
-    };
+    let mut explanation = Explanation { scope: scope_name(scope), ..Explanation::default() };
     let frontend_key =
         FrontendKey { address: key.destination, port: key.destination_port, protocol: key.protocol, scope };
     let Some(frontend) = maps.frontends.get(&frontend_key)? else {
@@ -208,6 +222,7 @@ fn explain_scope<A: Family>(
             explanation.chosen = explanation.candidates.iter().find(|c| c.id == id).map(|c| c.address);
         }
     }
+    why::add(&mut explanation, reader, &frontend, key.destination.ip().is_ipv4());
     explanation.paths = paths(reader, &frontend, &explanation, scope, known)?;
     Ok(explanation)
 }
@@ -254,8 +269,11 @@ fn candidates<A: Family>(
             id,
             address: backend_address(&backend),
             local: backend.flags & Backend::<A>::FLAG_LOCAL != 0,
+            node: Some(backend.node.ip()).filter(|node| !node.is_unspecified()),
             active: backend.flags & Backend::<A>::FLAG_ACTIVE != 0,
             slots,
+            verdict: None,
+            why: None,
         })
     });
     rows.collect()
@@ -269,9 +287,25 @@ fn packet_path(frontend: &Frontend, explanation: &Explanation, known: bool) -> (
             let why = "drops: source-range, the client is in none of the service's loadBalancerSourceRanges";
             (why.to_owned(), false)
         }
-        (Some(backend), _) => (format!("opens a flow to {backend}"), false),
+        (Some(backend), _) => (format!("opens a flow to {backend}{}", far_way(frontend, explanation)), false),
         (None, true) => ("drops: no-local-backend".to_owned(), false),
         (None, false) => ("rejects with a TCP RST or ICMP port unreachable: no-backend".to_owned(), true),
+    }
+}
+
+/// How a packet gets to a chosen backend on another node, when that answers the client itself.
+fn far_way(frontend: &Frontend, explanation: &Explanation) -> String {
+    let chosen = explanation.candidates.iter().find(|it| Some(it.address) == explanation.chosen);
+    let node = chosen.filter(|it| !it.local).and_then(|it| it.node);
+    let Some(node) = node.filter(|_| frontend.flags & Frontend::FLAG_DIRECT_RETURN != 0) else {
+        return String::new();
+    };
+    if frontend.flags & Frontend::FLAG_OPTION == 0 {
+        format!(", inside packets to node {node}, which answers the client (dsr)")
+    } else {
+        format!(
+            ", with an option that names the frontend to node {node}, which answers the client (dsr-option)"
+        )
     }
 }
 
@@ -316,53 +350,5 @@ fn socket_hook(frontend: &Frontend, candidates: usize) -> String {
     format!("leaves pods to TC, by their addresses; {of_node}")
 }
 
-fn text(report: &Report, args: &ExplainArgs) -> String {
-    let mut out = String::new();
-    let mut line = |text: String| writeln!(out, "{text}").expect("a string takes everything");
-    line(format!("{} {} -> {}", args.protocol, args.source, args.destination));
-    for (name, flow) in [("request", &report.flows.request), ("reply", &report.flows.reply)] {
-        line(match flow {
-            None => format!("  flow, {name}: none"),
-            Some(flow) => format!(
-                "  flow, {name}: {} -> {} becomes {} -> {}, {}, {} packets, idle {}",
-                flow.source,
-                flow.destination,
-                flow.new_source,
-                flow.new_destination,
-                flow.state,
-                flow.packets,
-                flow.idle_s.map_or_else(|| "unknown".into(), |seconds| format!("{seconds} s")),
-            ),
-        });
-    }
-    for scope in &report.scopes {
-        let whence = if scope.scope == "internal" { "from this node" } else { "from outside" };
-        let service = scope.service.as_deref().unwrap_or("no service");
-        let policy = scope.policy.map(|policy| format!(", policy {policy}")).unwrap_or_default();
-        line(format!("  {whence} ({}): {service}{policy}", scope.scope));
-        for candidate in &scope.candidates {
-            let chosen = if Some(candidate.address) == scope.chosen { "  <- chosen" } else { "" };
-            let place = if candidate.local { "here" } else { "elsewhere" };
-            let state = if candidate.active { "" } else { ", not in use any more" };
-            line(format!(
-                "    {} ({place}{state}): {} of {} slots{chosen}",
-                candidate.address, candidate.slots, scope.slots
-            ));
-        }
-        if let Some(affinity) = &scope.affinity {
-            line(format!(
-                "    session affinity: {} stays with {} for another {} s",
-                args.source.ip(),
-                affinity.backend,
-                affinity.left_s
-            ));
-        }
-        if let Some(slot) = scope.slot {
-            line(format!("    slot {slot} of {}", scope.slots));
-        }
-        for path in &scope.paths {
-            line(format!("    {path}"));
-        }
-    }
-    out
-}
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,8 @@
 //! A start loads the programs against the maps that are pinned already, and replaces the program of every link that is
 //! pinned already in one step each. There is no moment in which a packet or a connection meets no program.
 
+mod tc;
+
 use std::{
     fs::{self, File},
     io,
@@ -16,14 +18,12 @@ use std::{
 use aya::{
     Ebpf,
     maps::MapInfo,
-    programs::{
-        CgroupAttachMode, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, links::FdLink,
-        tc::TcAttachOptions,
-    },
+    programs::{CgroupAttachMode, Program, ProgramError, SchedClassifier, links::FdLink},
 };
-use tracing::{debug, info};
+use tracing::info;
 use weir_dataplane_ebpf::DROP_REASONS;
 
+pub use self::tc::{Tc, attach as attach_tc, detach, mode};
 use super::{
     bpffs,
     migrate::{self, Handover},
@@ -103,6 +103,8 @@ pub struct Targets<'a> {
     pub acceleration: Acceleration,
     /// Directory in the cgroup2 mount whose processes get socket hooks; none without socket load balancing.
     pub cgroup: Option<&'a Path>,
+    /// How TC programs are attached where none is yet.
+    pub tc: Tc,
 }
 
 /// The loaded programs. Dropping it detaches nothing: links and programs are pinned.
@@ -150,24 +152,24 @@ impl Programs {
         let paths = self.paths.clone();
         let handover = Handover::begin(&paths, targets.cgroup.is_some());
         for link in targets.uplinks {
-            wanted.extend(self.attach_uplink(link, targets.acceleration)?);
+            wanted.extend(self.attach_uplink(link, targets)?);
         }
         for pin in list(&self.paths.links())? {
             let path = self.paths.link(&pin);
             if let Some(link) = pin.strip_prefix(POD_LINK) {
                 if self.replace(&pin, programs::TC_POD)? {
-                    self.attach_tc(programs::TC_EGRESS, link, &egress_pin(link))?;
+                    self.attach_tc(programs::TC_EGRESS, link, &egress_pin(link), targets.tc)?;
                 } else {
                     // Its interface is gone: a plugin's DEL that was cut short.
                     remove(&path)?;
                 }
             } else if let Some(link) = pin.strip_prefix(POD_EGRESS) {
                 if !self.paths.link(&pod_pin(link)).exists() {
-                    remove(&path)?;
+                    detach(&path)?;
                 }
             } else if !wanted.contains(&pin) {
                 info!(link = pin, "detaching what this configuration does not ask for");
-                remove(&path)?;
+                detach(&path)?;
             }
         }
         handover.finish()
@@ -185,25 +187,25 @@ impl Programs {
         Ok(())
     }
 
-    fn attach_uplink(&mut self, link: &Link, acceleration: Acceleration) -> Result<Vec<String>, AttachError> {
+    fn attach_uplink(&mut self, link: &Link, targets: &Targets<'_>) -> Result<Vec<String>, AttachError> {
         let mut pins = Vec::new();
         for program in [programs::TC_UPLINK, programs::TC_EGRESS] {
             let pin = format!("{program}_{}", link.index);
-            self.attach_tc(program, &link.name, &pin)?;
+            self.attach_tc(program, &link.name, &pin, targets.tc)?;
             pins.push(pin);
         }
-        pins.extend(self.attach_xdp(link, acceleration)?);
+        pins.extend(self.attach_xdp(link, targets.acceleration)?);
         Ok(pins)
     }
 
     /// A TC program in its direction, unless it is there already.
-    fn attach_tc(&mut self, name: &str, link: &str, pin: &str) -> Result<(), AttachError> {
+    fn attach_tc(&mut self, name: &str, link: &str, pin: &str, tc: Tc) -> Result<(), AttachError> {
         if self.replace(pin, name)? {
             return Ok(());
         }
+        let pin = self.paths.link(pin);
         let program: &mut SchedClassifier = self.program(name);
-        let attached = tc_link(program, name, link).map_err(attach_error(name, &link))?;
-        self.pin_link(attached, pin)
+        attach_tc(tc, program, name, link, &pin).map_err(attach_error(name, &link))
     }
 
     /// The pin of XDP on this link, if there is any. What is there in another mode goes first: a link takes one at a time,
@@ -271,6 +273,10 @@ impl Programs {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(pin_error("open", &path)(error)),
         };
+        if sys::is_program(link.as_fd()).map_err(pin_error("look at", &path))? {
+            let replaced = tc::replace_filter(&path, program, self.fd(program)?);
+            return replaced.map_err(pin_error("replace the filter of", &path));
+        }
         match sys::update_link(link.as_fd(), self.fd(program)?) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
@@ -309,15 +315,6 @@ pub fn egress_pin(host_link: &str) -> String {
     format!("{POD_EGRESS}{host_link}")
 }
 
-/// Attaches a TC program that is loaded; `tc_egress` to the way out of an interface, the others to the way in.
-pub fn tc_link(program: &mut SchedClassifier, name: &str, link: &str) -> Result<FdLink, BoxError> {
-    let egress = name == programs::TC_EGRESS;
-    let direction = if egress { TcAttachType::Egress } else { TcAttachType::Ingress };
-    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let id = program.attach_with_options(link, direction, options)?;
-    Ok(program.take_link(id)?.try_into()?)
-}
-
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A `drops` map of an agent that knew fewer reasons has no room for the new ones; its counters start again.
@@ -354,16 +351,6 @@ pub fn list(directory: &Path) -> Result<Vec<String>, AttachError> {
         entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     Ok(names)
-}
-
-/// Takes a program off at once, and its pin away. What cannot be detached, or is from nothing any more, goes with its pin.
-pub(crate) fn detach(pin: &Path) -> Result<(), AttachError> {
-    if let Ok(link) = sys::open_pin(pin)
-        && let Err(error) = sys::detach_link(link.as_fd())
-    {
-        debug!(%error, pin = %pin.display(), "goes with its pin");
-    }
-    remove(pin)
 }
 
 fn remove(path: &Path) -> Result<(), AttachError> {
