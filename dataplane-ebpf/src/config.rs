@@ -17,6 +17,10 @@ pub struct NodeConfig {
 impl NodeConfig {
     /// Socket hooks translate `connect` and its kin; without it only packets are translated.
     pub const FLAG_SOCKET_LB: u32 = 1 << 0;
+    /// Pods' packets to IPv4 addresses that are not in `non_masquerade_v4` leave with an uplink's own address.
+    pub const FLAG_MASQUERADE_V4: u32 = 1 << 1;
+    /// The same, IPv6.
+    pub const FLAG_MASQUERADE_V6: u32 = 1 << 2;
 }
 
 layout!(NodeConfig = 24);

@@ -14,7 +14,8 @@ pub struct FlowKey<A> {
     pub source_port: Be16,
     /// Destination port.
     pub destination_port: Be16,
-    /// TCP, UDP or SCTP.
+    /// TCP, UDP or SCTP; of flows that leave the cluster ICMP too, whose echo requests have their identifier as the source
+    /// port, their answers as the destination port, and zero as the other.
     pub protocol: Protocol,
     /// Zero. Not an array of three bytes, which the compiler would fill by a call for every packet.
     pub padding: u8,
@@ -78,8 +79,8 @@ pub struct Flow<A> {
     pub state: FlowState,
     /// [`Flow::FLAG_REPLY`] and its siblings.
     pub flags: u8,
-    /// For a flow that is tunnelled: bytes that fit through the way out, from the outer network header on. 0 when that is
-    /// not known.
+    /// For a flow that is tunnelled or leaves the cluster: bytes that fit through the way out, from the (outer) network
+    /// header on. 0 when that is not known.
     pub mtu: u16,
 }
 
@@ -102,6 +103,9 @@ impl<A> Flow<A> {
     /// Of both halves where such a flow arrives: `source` and `source_port` are the frontend's, which the option named. The
     /// client's packets come with the backend's address and stay as they are; its answers leave in the frontend's name.
     pub const FLAG_NAMED: u8 = 1 << 6;
+    /// A pod's flow to an address outside the cluster, which stays what it is: the rewrite puts an uplink's own address in
+    /// the pod's place. There is no service and no backend behind it.
+    pub const FLAG_EGRESS: u8 = 1 << 7;
 
     /// The flow has no other half on this node: the backend's answers do not come here.
     #[inline(always)]

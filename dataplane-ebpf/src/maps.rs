@@ -31,6 +31,9 @@ pub const AFFINITY: u32 = 65_536;
 pub const SOCKET_AFFINITY: u32 = 16_384;
 /// Source ranges of all services together, by family: one for each range of each port of a service.
 pub const SOURCE_RANGES: u32 = 65_536;
+/// Ranges that pods reach with their own addresses, by family: the cluster's, and two for each of its nodes. Entries take
+/// memory as they come.
+pub const NON_MASQUERADE: u32 = 65_536;
 /// Pairs of service and backend whose traffic is counted apart; what more there are is counted together. Entries take memory
 /// as they come.
 pub const TRAFFIC: u32 = 65_536;

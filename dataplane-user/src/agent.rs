@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use weir_dataplane_ebpf::{Ip4, Ip6, NodeConfig};
+use weir_dataplane_ebpf::{Ip4, Ip6, NodeConfig, maps::NON_MASQUERADE};
 
 use crate::{
     check, cni,
@@ -29,6 +29,7 @@ use crate::{
         maps::{Maps, TableError},
         packet_log::PacketLogError,
     },
+    masquerade,
     metrics::{Metrics, observe},
     netlink::{Link, Netlink, NetlinkError},
     node::{self, NodeError},
@@ -121,6 +122,8 @@ struct Agent {
     passes: Passes,
     store: Store,
     known_node: NodeFacts,
+    /// Whether the programs must be told what is masqueraded.
+    masquerade_due: bool,
     reconciler: Reconciler,
     reaper: Reaper,
     health: Health,
@@ -162,7 +165,7 @@ impl Agent {
         }
         let maps = Maps::open(&paths)?;
         // Before anything is attached: a program that finds no flags does nothing.
-        write_node_config(&maps, config.socket_lb, &[])?;
+        write_node_config(&maps, &config, &[])?;
         reconcile::prepare_filter(&maps)?;
         let tc = Tc::of_kernel();
         programs.attach(&Targets {
@@ -196,6 +199,7 @@ impl Agent {
             clock: TickClock::start().map_err(Error::Clock)?,
             passes: Passes::new(Arc::clone(&maps), metrics.clone())?,
             known_node: NodeFacts::default(),
+            masquerade_due: true,
             waiting_since: None,
             retry: None,
             blocked: BTreeSet::new(),
@@ -287,6 +291,10 @@ impl Agent {
     async fn round(&mut self) {
         if let Err(error) = self.follow_node().await {
             warn!(%error, "the node's own address in the pod network");
+            self.retry_later();
+        }
+        if let Err(error) = self.follow_nodes() {
+            warn!(%error, "pods' packets to nodes that are new may leave with this one's address");
             self.retry_later();
         }
         let mut dirty = self.store.take_dirty();
@@ -387,10 +395,24 @@ impl Agent {
         }
         let facts = self.store.node().clone();
         let gateways = node::ensure_gateway(&self.netlink, &facts.pod_cidrs).await?;
-        write_node_config(&self.maps, self.config.socket_lb, &gateways)?;
+        write_node_config(&self.maps, &self.config, &gateways)?;
         info!(?gateways, "the node has its addresses in the pod network");
         self.known_node = facts;
         self.read_addresses().await
+    }
+
+    /// Tells the programs which addresses pods reach with their own, when nodes came or went.
+    fn follow_nodes(&mut self) -> Result<(), TableError> {
+        self.masquerade_due |= self.store.take_nodes_moved();
+        if !self.masquerade_due {
+            return Ok(());
+        }
+        let inside = masquerade::inside(&self.config, self.store.peers(), self.store.pod_ranges());
+        let [v4, v6] = masquerade::write(&self.maps, self.config.masquerade, &inside)?;
+        self.metrics.set_fill("non_masquerade_v4", v4, NON_MASQUERADE);
+        self.metrics.set_fill("non_masquerade_v6", v6, NON_MASQUERADE);
+        self.masquerade_due = false;
+        Ok(())
     }
 
     async fn read_addresses(&mut self) -> Result<(), Error> {
@@ -424,10 +446,12 @@ async fn takeover(netlink: &Netlink, paths: &Paths) -> Result<Takeover, Error> {
     Ok(Takeover { pods, node_addresses: addresses.into_iter().map(|(_, address, _)| address).collect() })
 }
 
-/// Tells the programs about their node. A family without a new address keeps the one that it has.
-fn write_node_config(maps: &Maps, socket_lb: bool, gateways: &[IpAddr]) -> Result<(), TableError> {
+/// Tells the programs about their node. A family without a new address keeps the one that it has, and one that is to be
+/// masqueraded what it was told of that.
+fn write_node_config(maps: &Maps, config: &Config, gateways: &[IpAddr]) -> Result<(), TableError> {
+    let (socket_lb, masquerade) = (config.socket_lb, masquerade::flags(config.masquerade));
     let mut config = maps.node_config.at(0)?;
-    config.flags = if socket_lb { NodeConfig::FLAG_SOCKET_LB } else { 0 };
+    config.flags = config.flags & masquerade | if socket_lb { NodeConfig::FLAG_SOCKET_LB } else { 0 };
     for gateway in gateways {
         match gateway {
             IpAddr::V4(address) => config.gateway_v4 = Ip4::from(*address),

@@ -41,6 +41,11 @@ impl Cidr {
         Self { address, prefix }
     }
 
+    /// The range of this address alone.
+    pub fn of_host(address: IpAddr) -> Self {
+        Self { address, prefix: if address.is_ipv4() { 32 } else { 128 } }
+    }
+
     /// The range's first address, with all host bits zero.
     pub fn network(&self) -> IpAddr {
         self.address

@@ -78,6 +78,41 @@ impl std::fmt::Display for ForwardingMode {
     }
 }
 
+/// Whose packets to the outside leave with an uplink's own address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Masquerade {
+    /// Nobody's: the CNI plugin sees to it, or the network knows the way to pods.
+    #[default]
+    None,
+    /// Pods' IPv4 packets.
+    Ipv4,
+    /// Pods' packets of both families.
+    Both,
+}
+
+impl FromStr for Masquerade {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "ipv4" => Ok(Self::Ipv4),
+            "both" => Ok(Self::Both),
+            other => Err(format!("`{other}` is none of none, ipv4 and both")),
+        }
+    }
+}
+
+impl std::fmt::Display for Masquerade {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Ipv4 => "ipv4",
+            Self::Both => "both",
+        })
+    }
+}
+
 /// Flags of `weir dataplane`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
@@ -106,6 +141,14 @@ pub struct Config {
     /// `dsr`). A Service's annotation weir.dev/forwarding-mode decides for itself.
     #[arg(long, default_value_t, value_parser = forwarding_mode)]
     pub forwarding_mode: ForwardingMode,
+    /// Give pods' packets that leave the cluster by an uplink its own address: `none` (the CNI plugin does it), `ipv4` or
+    /// `both` families.
+    #[arg(long, default_value_t)]
+    pub masquerade: Masquerade,
+    /// Ranges that pods reach with their own addresses; those of pods, services and nodes when none is given. Name
+    /// networks outside that send datagrams to pods by the pods' own addresses: answers would get the node's.
+    #[arg(long, value_delimiter = ',')]
+    pub non_masquerade_cidr: Vec<Cidr>,
     /// Write a line into the log for each packet that a program drops, and why. For finding a fault, not for always: a
     /// flood of bad packets becomes a flood of lines.
     #[arg(long)]
@@ -135,6 +178,8 @@ impl Default for Config {
             run_dir: "/run/weir".into(),
             socket_lb: true,
             forwarding_mode: ForwardingMode::Snat,
+            masquerade: Masquerade::None,
+            non_masquerade_cidr: Vec::new(),
             packet_log: false,
             nodeport_addresses: Vec::new(),
             pod_cidr: vec![Cidr::containing([10, 244, 0, 0].into(), 16)],
@@ -166,5 +211,11 @@ mod tests {
             let parsed = Command::parse_from(["weir", "--forwarding-mode", &mode.to_string()]).config;
             assert_eq!(parsed.forwarding_mode, mode);
         }
+        let words = ["--masquerade", "ipv4", "--non-masquerade-cidr", "10.0.0.0/8,192.0.2.0/24"];
+        let words = [&["weir"], &words[..], &["--non-masquerade-cidr", "198.51.100.0/24"]].concat();
+        let parsed = Command::parse_from(words).config;
+        assert_eq!((parsed.masquerade, parsed.non_masquerade_cidr.len()), (Masquerade::Ipv4, 3));
+        let wrong = Command::try_parse_from(["weir", "--masquerade", "all"]);
+        assert!(wrong.is_err_and(|error| error.to_string().contains("none of none, ipv4 and both")));
     }
 }

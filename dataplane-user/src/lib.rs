@@ -20,6 +20,7 @@ pub mod filter;
 pub mod flows;
 pub mod health_checks;
 pub mod kernel;
+pub mod masquerade;
 mod metrics;
 pub mod names;
 pub mod netlink;
@@ -37,5 +38,5 @@ pub mod watch;
 
 pub use agent::{Dataplane, Error};
 pub use cleanup::{CleanupError, cleanup, detach};
-pub use config::{Config, ForwardingMode, Uplinks};
+pub use config::{Config, ForwardingMode, Masquerade, Uplinks};
 pub use metrics::Metrics;

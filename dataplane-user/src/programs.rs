@@ -39,7 +39,7 @@ pub const SOCKET_HOOKS: [&str; 10] = [
 ];
 
 /// Every map of the object, by its name, which is also the name of its pin.
-pub const MAPS: [&str; 34] = [
+pub const MAPS: [&str; 36] = [
     "filter",
     "frontends_v4",
     "frontends_v6",
@@ -64,6 +64,8 @@ pub const MAPS: [&str; 34] = [
     "socket_affinity_v6",
     "source_ranges_v4",
     "source_ranges_v6",
+    "non_masquerade_v4",
+    "non_masquerade_v6",
     "tunnel_peers_v4",
     "tunnel_peers_v6",
     "node_config",

@@ -8,7 +8,7 @@
 //! tuple's earlier connection since the last pass when a program made room for the next one, of a UDP flow since then that
 //! went with its endpoint, and, while no agent runs, of
 //! every entry that goes meanwhile. They never count a packet twice. Connections that a socket hook translated have no flow
-//! and are not in them.
+//! and are not in them, nor are flows that leave the cluster, which have no service.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -97,6 +97,9 @@ impl Ledger {
     /// One direction of a flow, as this pass found it. The opening flows come first: one that is established meanwhile is
     /// then seen twice, and not missed.
     pub fn see<A: Family>(&mut self, key: &FlowKey<A>, flow: &Flow<A>, stays: bool) {
+        if flow.flags & Flow::<A>::FLAG_EGRESS != 0 {
+            return;
+        }
         let reply = flow.flags & Flow::<A>::FLAG_REPLY != 0;
         let backend = if reply {
             socket(key.source, key.source_port)
@@ -334,6 +337,15 @@ mod tests {
         ledger.close(&services, &HashSet::from([BACKEND.parse::<SocketAddr>().unwrap()]));
         assert_eq!(ledger.len(), TRAFFIC);
         assert_eq!(requests(&ledger, 0), 11);
+    }
+
+    #[test]
+    fn what_leaves_the_cluster_is_no_services() {
+        let mut ledger = Ledger::default();
+        let (key, mut flow) = flow(1, 0, 10);
+        flow.flags = Flow::<Ip4>::FLAG_EGRESS;
+        pass(&mut ledger, &[(key, flow)], &[], &[]);
+        assert!(ledger.is_empty());
     }
 
     #[test]

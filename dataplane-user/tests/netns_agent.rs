@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use kube::api::DeleteParams;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::{
@@ -19,9 +20,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weir_dataplane::{
-    Config, Dataplane, Uplinks,
+    Config, Dataplane, Masquerade, Uplinks,
     cli::{self, ExplainArgs, Output, ViewArgs},
+    kernel::maps::Maps,
+    paths::Paths,
 };
+use weir_dataplane_ebpf::{Ip4, NodeConfig};
 use weir_tests::{Cgroup, Link, Namespace};
 use weir_tests_apiserver::Apiserver;
 
@@ -36,6 +40,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Runs `work` on a machine with an API server and an agent whose socket hooks see this process, and afterwards `again` with
 /// the next agent, as after a restart. Both are told the agents' run directory.
 fn with_two_agents(
+    work: impl AsyncFnOnce(&Apiserver, &Path) + Send,
+    again: impl AsyncFnOnce(&Apiserver, &Path) + Send,
+) {
+    run(Masquerade::None, work, again);
+}
+
+/// The same with agents that masquerade.
+fn run(
+    masquerade: Masquerade,
     work: impl AsyncFnOnce(&Apiserver, &Path) + Send,
     again: impl AsyncFnOnce(&Apiserver, &Path) + Send,
 ) {
@@ -54,6 +67,7 @@ fn with_two_agents(
         uplink: Uplinks::None,
         cgroup_root: Some(cgroup.path().to_owned()),
         run_dir: run_dir.clone(),
+        masquerade,
         ..Config::default()
     };
     namespace.inside(|| {
@@ -355,6 +369,42 @@ fn each_complaint_is_an_event_of_its_own_and_the_next_agent_refreshes_it() {
                     && now.iter().zip(&before).all(|(now, before)| now.0 == before.0 && now.1 > before.1)
             };
             eventually("both are told again", async || refreshed(&told(api)).then_some(())).await;
+        },
+    );
+}
+
+#[test]
+fn pods_reach_nodes_and_their_pods_by_their_own_addresses_as_they_come_and_go() {
+    const OTHER_NODE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+    const ITS_POD: Ipv4Addr = Ipv4Addr::new(10, 9, 1, 5);
+    let holds = |run_dir: &Path, address: Ipv4Addr| {
+        let maps = Maps::open(&Paths::new(run_dir)).unwrap();
+        let flags = maps.node_config.at(0).unwrap().flags;
+        assert_ne!(
+            flags & NodeConfig::FLAG_MASQUERADE_V4,
+            0,
+            "it is on for as long as an agent has been ready"
+        );
+        assert_eq!(flags & NodeConfig::FLAG_MASQUERADE_V6, 0, "nobody asked for IPv6");
+        maps.v4.non_masquerade.holds(Ip4::from(address)).unwrap()
+    };
+    run(
+        Masquerade::Ipv4,
+        async |api, run_dir| {
+            assert!(holds(run_dir, Ipv4Addr::new(10, 244, 1, 1)), "the cluster's pods");
+            assert!(!holds(run_dir, OTHER_NODE) && !holds(run_dir, ITS_POD));
+            let spec = json!({"podCIDR": "10.9.1.0/24", "podCIDRs": ["10.9.1.0/24"]});
+            api.create("nodes//other", json!({"spec": spec})).await;
+            eventually("its pods", async || holds(run_dir, ITS_POD).then_some(())).await;
+            let addresses = json!([{"type": "InternalIP", "address": OTHER_NODE}]);
+            api.merge_status("nodes//other", json!({"addresses": addresses})).await;
+            eventually("the node", async || holds(run_dir, OTHER_NODE).then_some(())).await;
+        },
+        async |api, run_dir| {
+            assert!(holds(run_dir, OTHER_NODE), "the next agent knows it too");
+            api.delete("nodes//other", &DeleteParams::default()).await;
+            let gone = async || (!holds(run_dir, OTHER_NODE) && !holds(run_dir, ITS_POD)).then_some(());
+            eventually("it is gone", gone).await;
         },
     );
 }

@@ -2,89 +2,14 @@
 
 mod node;
 
-use std::{
-    io::{ErrorKind, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
-};
+use std::{io::ErrorKind, net::SocketAddr};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use node::{
     NODE_ADDRESS, TestNode,
-    echo::{PATIENCE, echo, echo_pod},
+    echo::{echo, echo_pod},
+    far::{FAR, Far, error, transfer},
 };
-use weir_tests::{Link, Namespace};
-
-/// A host behind two routers, with links of 1500 bytes at both ends of the path and one of 1300 in the middle:
-///
-/// ```text
-/// node ── 192.0.2.0/24 ── router (the node's client) ── 198.18.0.0/24, MTU 1300 ── router ── 198.51.100.0/24 ── host
-/// ```
-struct Far {
-    host: Namespace,
-    _router: Namespace,
-}
-
-const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-
-impl Far {
-    fn new(node: &TestNode) -> Self {
-        let (near, router, host) = (&node.client, Namespace::new().unwrap(), Namespace::new().unwrap());
-        Link::connect(
-            Link { namespace: near, name: "thin0", address: "198.18.0.1/24" },
-            Link { namespace: &router, name: "thin1", address: "198.18.0.2/24" },
-        )
-        .unwrap();
-        Link::connect(
-            Link { namespace: &router, name: "far0", address: "198.51.100.1/24" },
-            Link { namespace: &host, name: "far1", address: "198.51.100.2/24" },
-        )
-        .unwrap();
-        near.ip("link set thin0 mtu 1300").unwrap();
-        router.ip("link set thin1 mtu 1300").unwrap();
-        for router in [near, &router] {
-            router.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
-        }
-        near.ip("route add 198.51.100.0/24 via 198.18.0.2").unwrap();
-        near.ip("route add 10.244.7.0/24 via 192.0.2.1").unwrap();
-        router.ip("route add default via 198.18.0.1").unwrap();
-        host.ip("route add default via 198.51.100.1").unwrap();
-        node.namespace.ip("route add default via 192.0.2.2").unwrap();
-        Self { host, _router: router }
-    }
-}
-
-/// Sends a megabyte to an echo and takes it back.
-fn transfer(from: &Namespace, to: SocketAddr) -> std::io::Result<()> {
-    from.inside(|| {
-        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.read_exact(&mut [0])?;
-        let sent: Vec<u8> = (0..1_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 16) as u8).collect();
-        let mut writer = stream.try_clone()?;
-        writer.set_write_timeout(Some(PATIENCE))?;
-        std::thread::scope(|scope| {
-            let writing = scope.spawn(|| writer.write_all(&sent));
-            let mut received = vec![0; sent.len()];
-            let read = stream.read_exact(&mut received);
-            writing.join().expect("the writer returns")?;
-            read?;
-            assert!(received == sent, "the bytes came back changed");
-            Ok(())
-        })
-    })
-}
-
-/// What a connected UDP socket hears instead of an answer.
-fn error(from: &Namespace, to: SocketAddr, prepare: impl FnOnce(&UdpSocket) + Send) -> ErrorKind {
-    from.inside(|| {
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        prepare(&socket);
-        socket.connect(to).unwrap();
-        socket.send(b"hello").unwrap();
-        socket.recv(&mut [0; 64]).expect_err("nobody answers").kind()
-    })
-}
 
 fn node_port(n: u16) -> SocketAddr {
     (NODE_ADDRESS, 30_000 + n).into()
@@ -97,7 +22,7 @@ fn cluster_ip(n: u8) -> SocketAddr {
 #[test]
 fn a_path_mtu_is_found_through_a_node_port() {
     let mut node = TestNode::new(false);
-    let far = Far::new(&node);
+    let far = Far::with_way_to_pods(&node);
     let (_a, address) = echo_pod(&node, "a");
     node.serve(1, &[address]);
     transfer(&far.host, node_port(1)).unwrap();
@@ -106,7 +31,7 @@ fn a_path_mtu_is_found_through_a_node_port() {
 #[test]
 fn a_path_mtu_is_found_through_a_cluster_ip() {
     let mut node = TestNode::new(false);
-    let far = Far::new(&node);
+    let far = Far::with_way_to_pods(&node);
     echo(&far.host, "f");
     let (pod, _) = node.add_pod("pod");
     node.serve(1, &[FAR]);
@@ -126,7 +51,7 @@ fn a_pods_closed_port_is_the_services() {
 #[test]
 fn a_hop_on_the_way_to_a_backend_can_be_traced() {
     let mut node = TestNode::new(false);
-    let _far = Far::new(&node);
+    let _far = Far::with_way_to_pods(&node);
     let (pod, _) = node.add_pod("pod");
     node.serve(1, &[FAR]);
     let heard = error(&pod, cluster_ip(1), |socket| {

@@ -30,12 +30,15 @@ pub(super) fn flows<A: Family>(
         if judge(maps, books, clock, &key, &flow)? == Some(kind) {
             found.add(kind, || {
                 let client = socket(key.source, key.source_port);
-                let backend = if flow.flags & Flow::<A>::FLAG_TUNNEL == 0 {
-                    format!("to backend {}", socket(flow.destination, flow.destination_port))
-                } else {
+                let backend = socket(flow.destination, flow.destination_port);
+                let to = if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
                     format!("through a tunnel to node {}", flow.destination.ip())
+                } else if flow.flags & Flow::<A>::FLAG_EGRESS != 0 {
+                    format!("to the outside, {backend}")
+                } else {
+                    format!("to backend {backend}")
                 };
-                (books.owner(flow.service), format!("the flow from {client} {backend}"))
+                (books.owner(flow.service), format!("the flow from {client} {to}"))
             });
             wrong.push(key);
         }
@@ -63,7 +66,10 @@ fn judge<A: Family>(
         let is_wrong = idle_s > OVERDUE_S && !tunnel_has_backend(maps, flow)?;
         return Ok(is_wrong.then_some(Kind::FlowBackend));
     }
-    if books.backend(socket(flow.destination, flow.destination_port)) != Some(flow.backend) {
+    // What leaves the cluster has no backend.
+    if flow.flags & Flow::<A>::FLAG_EGRESS == 0
+        && books.backend(socket(flow.destination, flow.destination_port)) != Some(flow.backend)
+    {
         return Ok((idle_s > OVERDUE_S).then_some(Kind::FlowBackend));
     }
     // Without an answer's half there is nothing that misleads: it is made again.

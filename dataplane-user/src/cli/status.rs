@@ -48,6 +48,10 @@ pub struct Status {
     pub gateway_v6: String,
     /// Socket hooks translate.
     pub socket_lb: bool,
+    /// Pods' packets to the outside leave with an uplink's address, IPv4.
+    pub masquerade_v4: bool,
+    /// The same, IPv6.
+    pub masquerade_v6: bool,
     /// Links to the outside.
     pub uplinks: Vec<UplinkRow>,
     /// Pinned programs.
@@ -64,6 +68,8 @@ pub(super) fn status(maps: &Maps, paths: &Paths, output: Output) -> Result<Strin
         gateway_v4: config.gateway_v4.ip().to_string(),
         gateway_v6: config.gateway_v6.ip().to_string(),
         socket_lb: config.flags & NodeConfig::FLAG_SOCKET_LB != 0,
+        masquerade_v4: config.flags & NodeConfig::FLAG_MASQUERADE_V4 != 0,
+        masquerade_v6: config.flags & NodeConfig::FLAG_MASQUERADE_V6 != 0,
         uplinks: uplinks(maps, paths)?,
         programs: attach::list(&paths.programs())?,
         links: links(paths)?,
@@ -100,11 +106,19 @@ pub(super) fn interface_name(index: u32) -> String {
     name.unwrap_or_else(|| format!("interface {index}"))
 }
 
+fn on(is: bool) -> &'static str {
+    if is { "on" } else { "off" }
+}
+
 fn rows(status: Status) -> Vec<Vec<String>> {
     let mut rows = vec![
         vec!["layout".into(), status.layout.to_string()],
         vec!["gateway".into(), format!("{}, {}", status.gateway_v4, status.gateway_v6)],
-        vec!["socket load balancing".into(), if status.socket_lb { "on" } else { "off" }.into()],
+        vec!["socket load balancing".into(), on(status.socket_lb).into()],
+        vec![
+            "masquerade".into(),
+            format!("IPv4 {}, IPv6 {}", on(status.masquerade_v4), on(status.masquerade_v6)),
+        ],
         vec!["programs".into(), status.programs.join(", ")],
     ];
     rows.extend(status.uplinks.into_iter().map(|uplink| {

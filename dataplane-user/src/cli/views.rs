@@ -115,7 +115,7 @@ pub struct BackendRow {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowRow {
-    /// `tcp` or `udp`.
+    /// `tcp`, `udp`, `sctp`, or `icmp` and `icmpv6` for echoes, whose identifiers stand for ports.
     pub protocol: String,
     /// Source as the packet arrives.
     pub source: SocketAddr,
@@ -135,9 +135,12 @@ pub struct FlowRow {
     pub bytes: u64,
     /// Seconds since the last packet.
     pub idle_s: Option<u64>,
-    /// `namespace/name:port`.
+    /// `namespace/name:port`, or `(egress)`.
     pub service: String,
 }
+
+/// In the place of a service's name: the flow leaves the cluster by an uplink's address.
+const EGRESS: &str = "(egress)";
 
 /// One reason.
 #[derive(Clone, Debug, Serialize)]
@@ -344,7 +347,11 @@ impl Reader {
             packets: flow.packets,
             bytes: flow.bytes,
             idle_s: clock.idle_s(flow.last_seen_jiffies),
-            service: self.service(flow.service),
+            service: if flow.flags & Flow::<A>::FLAG_EGRESS == 0 {
+                self.service(flow.service)
+            } else {
+                EGRESS.to_owned()
+            },
         }
     }
 
@@ -404,6 +411,8 @@ impl Reader {
             hash!("socket_affinity_v6", v6.socket_affinity),
             hash!("source_ranges_v4", v4.source_ranges),
             hash!("source_ranges_v6", v6.source_ranges),
+            hash!("non_masquerade_v4", v4.non_masquerade),
+            hash!("non_masquerade_v6", v6.non_masquerade),
             hash!("traffic", self.maps.traffic),
         ];
         Ok(match output {

@@ -18,6 +18,8 @@ pub const OPENING: Duration = Duration::from_mins(1);
 pub const ESTABLISHED_TCP: Duration = Duration::from_secs(8_000);
 /// A datagram flow with both directions seen (RFC 4787, REQ-5 asks for two minutes at least; five are recommended).
 pub const ESTABLISHED_UDP: Duration = Duration::from_mins(5);
+/// An answered echo (RFC 5508, REQ-2: a minute).
+pub const ESTABLISHED_ECHO: Duration = Duration::from_mins(1);
 /// One side said FIN and the other may still send (RFC 5382, REQ-5: four minutes).
 pub const CLOSING: Duration = Duration::from_mins(4);
 /// Both said FIN, or one RST: only late duplicates come.
@@ -39,6 +41,7 @@ pub fn lifetime(protocol: Protocol, state: FlowState, rest: Duration) -> Duratio
     match state {
         FlowState::OPENING => OPENING,
         FlowState::ESTABLISHED if protocol == Protocol::UDP => ESTABLISHED_UDP,
+        FlowState::ESTABLISHED if matches!(protocol, Protocol::ICMP | Protocol::ICMPV6) => ESTABLISHED_ECHO,
         FlowState::ESTABLISHED => ESTABLISHED_TCP,
         FlowState::CLOSING => CLOSING,
         _ => rest,

@@ -16,19 +16,19 @@ mod passes;
 use std::{
     collections::{HashMap, HashSet},
     hash::BuildHasher,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use weir_dataplane_ebpf::{Backend, Flow, FlowKey};
+use weir_dataplane_ebpf::{Backend, Flow, FlowKey, Uplink};
 
 pub(crate) use self::passes::{Passes, Progress, Setting};
 pub use self::{
     clock::TickClock,
     datagrams::{Lost, forget},
     lifetimes::{
-        CLOSED, CLOSED_AT_LEAST, CLOSING, CROWDED, ESTABLISHED_TCP, ESTABLISHED_UDP, LOOK_INTERVAL, OPENING,
-        PASS_INTERVAL, lifetime, rest, state_name,
+        CLOSED, CLOSED_AT_LEAST, CLOSING, CROWDED, ESTABLISHED_ECHO, ESTABLISHED_TCP, ESTABLISHED_UDP,
+        LOOK_INTERVAL, OPENING, PASS_INTERVAL, lifetime, rest, state_name,
     },
 };
 use crate::{
@@ -59,26 +59,45 @@ fn is_over<A: Family>(
     now: u32,
     ticks_per_s: f64,
     rest: Duration,
-    backends: &Backends,
+    serving: &Serving,
 ) -> bool {
     // Signed: a packet may have passed after the tick was read.
     let idle = f64::from(now.wrapping_sub(flow.last_seen_jiffies).cast_signed().max(0)) / ticks_per_s;
     if idle > lifetime(key.protocol, flow.state, rest).as_secs_f64() {
         return true;
     }
-    // The backend's own direction names it as the source of the packet, the client's as the destination of the rewrite.
-    let backend: SocketAddr = if flow.flags & Flow::<A>::FLAG_REPLY == 0 {
-        socket(flow.destination, flow.destination_port)
-    } else {
-        socket(key.source, key.source_port)
-    };
-    let serves = match backends.get(&flow.backend) {
-        // A tunnel leads to the backend's node, and the programs compare that.
-        Some(_) if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 => true,
-        known => known == Some(&backend),
-    };
-    // A short rest even then: the plan may just have been giving the backend its id.
-    idle > CLOSED.as_secs_f64() && !serves
+    // A short rest even for what is served no more: the plan may just have been giving the backend its id.
+    idle > CLOSED.as_secs_f64() && !serving.serves(key, flow)
+}
+
+/// What flows lead to or leave by.
+#[derive(Debug, Default)]
+struct Serving {
+    /// Backends by id.
+    backends: HashMap<u32, SocketAddr>,
+    /// The node's own addresses on its uplinks.
+    own: HashSet<IpAddr>,
+}
+
+impl Serving {
+    fn serves<A: Family>(&self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        let reply = flow.flags & Flow::<A>::FLAG_REPLY != 0;
+        if flow.flags & Flow::<A>::FLAG_EGRESS != 0 {
+            // No answer finds an address that the node has no more.
+            return self.own.contains(&if reply { key.destination } else { flow.source }.ip());
+        }
+        // The backend's own direction names it as the source of the packet, the client's as the destination of the rewrite.
+        let backend = if reply {
+            socket(key.source, key.source_port)
+        } else {
+            socket(flow.destination, flow.destination_port)
+        };
+        match self.backends.get(&flow.backend) {
+            // A tunnel leads to the backend's node, and the programs compare that.
+            Some(_) if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 => true,
+            known => known == Some(&backend),
+        }
+    }
 }
 
 /// One pass under way.
@@ -92,31 +111,32 @@ struct Collector<'a> {
     early: u64,
 }
 
-/// One family's backends by id.
-type Backends = HashMap<u32, SocketAddr>;
-
-/// Those in use, read when somebody asks: the array has an element for every id.
+/// What one family's flows lead to, read when somebody asks: the array has an element for every id.
 struct Known<'a, A> {
     maps: &'a FamilyMaps<A>,
-    backends: Option<Backends>,
+    uplinks: &'a Table<u32, Uplink>,
+    serving: Option<Serving>,
 }
 
 impl<'a, A: Family> Known<'a, A> {
-    fn new(maps: &'a FamilyMaps<A>) -> Self {
-        Self { maps, backends: None }
+    fn new(maps: &'a FamilyMaps<A>, uplinks: &'a Table<u32, Uplink>) -> Self {
+        Self { maps, uplinks, serving: None }
     }
 
-    fn backends(&mut self) -> Result<&Backends, TableError> {
-        if self.backends.is_none() {
-            let mut known = Backends::new();
+    fn serving(&mut self) -> Result<&Serving, TableError> {
+        if self.serving.is_none() {
+            let mut serving = Serving::default();
             for batch in self.maps.backends.batches() {
                 let batch = batch?;
                 let active = batch.iter().filter(|(_, b)| b.flags & Backend::<A>::FLAG_ACTIVE != 0);
-                known.extend(active.map(|(id, backend)| (*id, backend_address(backend))));
+                serving.backends.extend(active.map(|(id, backend)| (*id, backend_address(backend))));
             }
-            self.backends = Some(known);
+            for (_, uplink) in self.uplinks.entries()? {
+                serving.own.extend([uplink.address_v4.ip(), uplink.address_v6.ip()]);
+            }
+            self.serving = Some(serving);
         }
-        Ok(self.backends.as_ref().expect("read just above"))
+        Ok(self.serving.as_ref().expect("read just above"))
     }
 }
 
@@ -134,10 +154,10 @@ impl Collector<'_> {
             if batch.is_empty() {
                 continue;
             }
-            let backends = known.backends()?;
+            let serving = known.serving()?;
             let (now, rate) = (self.now, self.ticks_per_s);
             let over = |key: &FlowKey<A>, flow: &Flow<A>| {
-                self.lost.has(key, flow) || is_over(key, flow, now, rate, rest, backends)
+                self.lost.has(key, flow) || is_over(key, flow, now, rate, rest, serving)
             };
             let mut gone = Vec::new();
             for (key, flow) in &batch {
@@ -147,12 +167,11 @@ impl Collector<'_> {
                 self.ledger.see(key, last.as_ref().unwrap_or(flow), last.is_none());
                 if let Some(last) = last {
                     gone.push(*key);
-                    let in_any =
-                        self.lost.has(key, &last) || is_over(key, &last, now, rate, CLOSED, backends);
+                    let in_any = self.lost.has(key, &last) || is_over(key, &last, now, rate, CLOSED, serving);
                     self.early += u64::from(!in_any);
                 } else {
                     live += 1;
-                    self.uses.set(used(key, flow));
+                    let _ = used(key, flow).map(|address| self.uses.set(address));
                 }
             }
             table.remove(&gone)?;
@@ -173,7 +192,7 @@ pub fn pass(
     lost: &Lost,
 ) -> Result<Pass, TableError> {
     let (v4, v6) = (&maps.v4, &maps.v6);
-    let (mut known_v4, mut known_v6) = (Known::new(v4), Known::new(v6));
+    let (mut known_v4, mut known_v6) = (Known::new(v4, &maps.uplinks), Known::new(v6, &maps.uplinks));
     let mut pass = Collector { now, ticks_per_s, lost, ledger, uses: Bits::default(), removed: 0, early: 0 };
     let opening = [
         pass.collect(&v4.opening, CLOSED, &mut known_v4)?,
@@ -186,8 +205,8 @@ pub fn pass(
     let Collector { uses, removed, early, ledger, .. } = pass;
     let mut in_use = HashSet::new();
     if !ledger.is_empty() {
-        in_use.extend(known_v4.backends()?.values());
-        in_use.extend(known_v6.backends()?.values());
+        in_use.extend(known_v4.serving()?.backends.values());
+        in_use.extend(known_v6.serving()?.backends.values());
     }
     ledger.close(services, &in_use);
     ledger.write(maps)?;
@@ -203,7 +222,7 @@ pub fn is_crowded(maps: &Maps) -> Result<bool, TableError> {
 pub(crate) fn all_uses(maps: &Maps) -> Result<Vec<SocketAddr>, TableError> {
     fn of_table<A: Family>(table: &Table<FlowKey<A>, Flow<A>>) -> Result<Vec<SocketAddr>, TableError> {
         let entries = table.entries()?;
-        Ok(entries.iter().map(|(key, flow)| used(key, flow)).collect())
+        Ok(entries.iter().filter_map(|(key, flow)| used(key, flow)).collect())
     }
     let v4 = [of_table(&maps.v4.flows)?, of_table(&maps.v4.opening)?];
     let v6 = [of_table(&maps.v6.flows)?, of_table(&maps.v6.opening)?];
@@ -211,13 +230,16 @@ pub(crate) fn all_uses(maps: &Maps) -> Result<Vec<SocketAddr>, TableError> {
 }
 
 /// What makes the programs look up packets of this entry: the frontend that they go to, or the backend that they come
-/// from.
-fn used<A: Family>(key: &FlowKey<A>, flow: &Flow<A>) -> SocketAddr {
-    if flow.flags & Flow::<A>::FLAG_REPLY == 0 {
+/// from. Flows that leave the cluster need neither.
+fn used<A: Family>(key: &FlowKey<A>, flow: &Flow<A>) -> Option<SocketAddr> {
+    if flow.flags & Flow::<A>::FLAG_EGRESS != 0 {
+        return None;
+    }
+    Some(if flow.flags & Flow::<A>::FLAG_REPLY == 0 {
         socket(key.destination, key.destination_port)
     } else {
         socket(key.source, key.source_port)
-    }
+    })
 }
 
 /// An address and port of the ABI.
@@ -227,15 +249,24 @@ pub(crate) fn socket<A: Family>(address: A, port: weir_dataplane_ebpf::Be16) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use weir_dataplane_ebpf::{Be16, FlowState, Ip4, Protocol};
 
     use super::*;
 
     const HZ: f64 = 250.0;
 
+    fn serving() -> Serving {
+        Serving {
+            backends: HashMap::from([(7, "10.244.0.2:80".parse().unwrap())]),
+            own: HashSet::from(["192.0.2.1".parse().unwrap()]),
+        }
+    }
+
     fn over(state: FlowState, protocol: Protocol, idle_s: u32, backend: u32) -> bool {
         let key = FlowKey { protocol, ..FlowKey::<Ip4>::default() };
-        let destination = Ip4::from(std::net::Ipv4Addr::new(10, 244, 0, 2));
+        let destination = Ip4::from(Ipv4Addr::new(10, 244, 0, 2));
         // Across the counter's wrap.
         let now = 100_u32;
         let last_seen_jiffies = now.wrapping_sub(idle_s * HZ as u32);
@@ -247,8 +278,7 @@ mod tests {
             last_seen_jiffies,
             ..Flow::default()
         };
-        let backends = HashMap::from([(7, "10.244.0.2:80".parse().unwrap())]);
-        is_over(&key, &flow, now, HZ, CLOSED, &backends)
+        is_over(&key, &flow, now, HZ, CLOSED, &serving())
     }
 
     #[test]
@@ -257,6 +287,7 @@ mod tests {
             (FlowState::OPENING, Protocol::TCP, 60),
             (FlowState::ESTABLISHED, Protocol::TCP, 8_000),
             (FlowState::ESTABLISHED, Protocol::UDP, 300),
+            (FlowState::ESTABLISHED, Protocol::ICMP, 60),
             (FlowState::CLOSING, Protocol::TCP, 240),
             (FlowState::CLOSED, Protocol::TCP, 10),
         ];
@@ -273,9 +304,28 @@ mod tests {
     }
 
     #[test]
+    fn what_leaves_the_cluster_lives_while_the_node_has_its_address() {
+        for (own, gone) in [([192, 0, 2, 1], false), ([192, 0, 2, 9], true)] {
+            let (own, outside) = (Ip4::from(Ipv4Addr::from(own)), Ip4::from(Ipv4Addr::new(203, 0, 113, 9)));
+            let key = FlowKey { destination: outside, protocol: Protocol::TCP, ..FlowKey::default() };
+            let about =
+                Flow { state: FlowState::ESTABLISHED, flags: Flow::<Ip4>::FLAG_EGRESS, ..Flow::default() };
+            let request = Flow { source: own, destination: outside, ..about };
+            let answer = Flow { flags: about.flags | Flow::<Ip4>::FLAG_REPLY, ..about };
+            let now = (11.0 * HZ) as u32;
+            assert_eq!(is_over(&key, &request, now, HZ, CLOSED, &serving()), gone);
+            assert_eq!(
+                is_over(&request.reply_key(Protocol::TCP), &answer, now, HZ, CLOSED, &serving()),
+                gone
+            );
+            assert_eq!(used(&key, &request), None, "no filter needs to know");
+        }
+    }
+
+    #[test]
     fn a_packet_after_the_reading_is_not_an_age() {
         let key = FlowKey::<Ip4>::default();
         let flow = Flow { last_seen_jiffies: 105, state: FlowState::CLOSED, ..Flow::default() };
-        assert!(!is_over(&key, &flow, 100, HZ, CLOSED, &HashMap::new()));
+        assert!(!is_over(&key, &flow, 100, HZ, CLOSED, &Serving::default()));
     }
 }

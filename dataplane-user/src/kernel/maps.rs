@@ -1,7 +1,7 @@
 //! The pinned maps with their types, as everything in user space sees them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     io,
     marker::PhantomData,
     net::{IpAddr, SocketAddr},
@@ -15,8 +15,8 @@ use aya::{
 };
 use weir_dataplane_ebpf::{
     Address, Affinity, AffinityKey, Backend, Be16, DROP_REASONS, Endpoint, Flow, FlowKey, Fragment,
-    FragmentKey, Frontend, FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Protocol, Scope, SocketPeer,
-    SocketPeerKey, SourceRange, SourceRangeKey, Traffic, TrafficKey, Uplink, node_port_index,
+    FragmentKey, Frontend, FrontendKey, Ip4, Ip6, Namespace, NodeConfig, Protocol, RangeKey, Scope,
+    SocketPeer, SocketPeerKey, SourceRange, SourceRangeKey, Traffic, TrafficKey, Uplink, node_port_index,
 };
 
 use super::sys;
@@ -206,6 +206,18 @@ impl<A: Family> Table<SourceRangeKey<A>, u32> {
     }
 }
 
+impl<A: Family> Table<RangeKey<A>, u32> {
+    /// Whether one of the ranges holds the address.
+    pub fn holds(&self, address: A) -> Result<bool, TableError> {
+        let trie = LpmTrie::<_, A, u32>::try_from(&self.map).map_err(|error| self.failed("open", error))?;
+        match trie.get(&Key::new(RangeKey::<A>::ALL_BITS, address), 0) {
+            Ok(_) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(self.failed("read", error)),
+        }
+    }
+}
+
 /// An address family of the ABI, from user space.
 pub trait Family: Address + Pod {
     /// The suffix of this family's maps.
@@ -265,6 +277,8 @@ pub struct FamilyMaps<A> {
     pub socket_affinity: Table<AffinityKey<Namespace>, Affinity>,
     /// Who may use load balancer addresses, by service.
     pub source_ranges: Table<SourceRangeKey<A>, u32>,
+    /// What pods reach with their own addresses.
+    pub non_masquerade: Table<RangeKey<A>, u32>,
     /// Addresses of other nodes: whose tunnelled packets are taken, and whose node ports are answered for.
     pub tunnel_peers: Table<A, u32>,
 }
@@ -306,6 +320,7 @@ impl<A: Family> FamilyMaps<A> {
             affinity: Table::open(&path("affinity"))?,
             socket_affinity: Table::open(&path("socket_affinity"))?,
             source_ranges: Table::open(&path("source_ranges"))?,
+            non_masquerade: Table::open(&path("non_masquerade"))?,
             tunnel_peers: Table::open(&path("tunnel_peers"))?,
         })
     }
@@ -319,6 +334,22 @@ impl<A: Family> FamilyMaps<A> {
         let gone: Vec<A> = known.filter(|peer| !wanted.contains(peer)).collect();
         self.tunnel_peers.remove(&gone)?;
         self.tunnel_peers.write(&wanted, &vec![0; wanted.len()])
+    }
+
+    /// Makes the ranges of this family those that pods reach with their own addresses: new ones first, so that no packet
+    /// leaves with another meanwhile. Returns how many there are. What there is no room for is masqueraded.
+    pub fn write_inside(&self, ranges: &BTreeSet<Cidr>) -> Result<u32, TableError> {
+        let keys = ranges.iter().filter_map(|range| {
+            Some(RangeKey { prefix_len: range.prefix().into(), address: A::of(range.network())? })
+        });
+        let wanted: HashSet<RangeKey<A>> = keys.take(self.non_masquerade.bound() as usize).collect();
+        let known: HashSet<RangeKey<A>> =
+            self.non_masquerade.entries()?.into_iter().map(|(key, _)| key).collect();
+        let new: Vec<RangeKey<A>> = wanted.difference(&known).copied().collect();
+        let gone: Vec<RangeKey<A>> = known.difference(&wanted).copied().collect();
+        self.non_masquerade.write(&new, &vec![0; new.len()])?;
+        self.non_masquerade.remove(&gone)?;
+        Ok(wanted.len() as u32)
     }
 
     /// The entry of a tuple, whether its flow is established or opening.

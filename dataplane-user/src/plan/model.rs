@@ -292,6 +292,8 @@ pub fn protocol_name(protocol: Protocol) -> String {
         Protocol::TCP => "tcp".into(),
         Protocol::UDP => "udp".into(),
         Protocol::SCTP => "sctp".into(),
+        Protocol::ICMP => "icmp".into(),
+        Protocol::ICMPV6 => "icmpv6".into(),
         Protocol(number) => number.to_string(),
     }
 }

@@ -6,6 +6,7 @@
 
 mod node;
 mod peers;
+mod pod_ranges;
 mod pods;
 mod service;
 mod slice;
@@ -39,7 +40,7 @@ pub enum Change {
     Service(watcher::Event<Service>),
     /// Of an `EndpointSlice`.
     Slice(watcher::Event<EndpointSlice>),
-    /// Of a Node: the agent's own, or another that tunnels may lead to.
+    /// Of a Node: the agent's own, or another that tunnels and pods may lead to.
     Node(watcher::Event<Node>),
     /// Of a Pod of this node.
     Pod(watcher::Event<Pod>),

@@ -12,9 +12,11 @@ use k8s_openapi::api::{
 use kube::{ResourceExt as _, runtime::watcher::Event};
 
 use super::{
-    Change, NodeFacts, Unserved, key, peers::Peers, pods::Pods, service, slice, unserved::SliceProblem,
+    Change, NodeFacts, Unserved, key, peers::Peers, pod_ranges::PodRanges, pods::Pods, service, slice,
+    unserved::SliceProblem,
 };
 use crate::{
+    cidr::Cidr,
     config::ForwardingMode,
     plan::{
         HealthCheck, PortName,
@@ -70,6 +72,9 @@ pub struct Store {
     place: model::Node,
     node: NodeFacts,
     peers: Peers,
+    pod_ranges: PodRanges,
+    /// Whether addresses or pod ranges of nodes changed since somebody asked.
+    nodes_moved: bool,
     /// Nodes that a full read has shown so far.
     nodes_seen: BTreeSet<Box<str>>,
     dirty: BTreeSet<ServiceKey>,
@@ -89,6 +94,8 @@ impl Store {
             place: model::Node::default(),
             node: NodeFacts::default(),
             peers: Peers::default(),
+            pod_ranges: PodRanges::default(),
+            nodes_moved: false,
             nodes_seen: BTreeSet::new(),
             dirty: BTreeSet::new(),
             reading_services: Reading::default(),
@@ -130,7 +137,9 @@ impl Store {
             Event::Init => self.nodes_seen.clear(),
             Event::InitDone => {
                 let seen = std::mem::take(&mut self.nodes_seen);
+                self.nodes_moved |= self.pod_ranges.forget_others(&seen);
                 if self.peers.forget_others(&seen, &mut self.place.peers) {
+                    self.nodes_moved = true;
                     self.mark_all();
                 }
                 // A node that is not registered yet still serves.
@@ -145,7 +154,9 @@ impl Store {
             self.node = NodeFacts::from(node);
             self.set_zone();
         }
+        self.nodes_moved |= self.pod_ranges.put(node, present);
         if self.peers.put(node, present, &mut self.place.peers) {
+            self.nodes_moved = true;
             self.mark_all();
         }
     }
@@ -162,6 +173,16 @@ impl Store {
     /// All addresses of all nodes.
     pub fn peers(&self) -> BTreeSet<IpAddr> {
         self.peers.addresses()
+    }
+
+    /// Pod ranges of all nodes.
+    pub fn pod_ranges(&self) -> impl Iterator<Item = Cidr> {
+        self.pod_ranges.all()
+    }
+
+    /// Whether either has changed since the last call.
+    pub fn take_nodes_moved(&mut self) -> bool {
+        std::mem::take(&mut self.nodes_moved)
     }
 
     /// Sets how packets from outside get to backends on other nodes, where a Service does not say. Before anything is planned.

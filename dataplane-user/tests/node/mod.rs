@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub(crate) mod echo;
+pub(crate) mod far;
 pub(crate) mod traffic;
 
 use std::{collections::BTreeSet, fs, net::Ipv4Addr, sync::Arc};

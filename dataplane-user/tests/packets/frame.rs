@@ -127,6 +127,29 @@ pub(crate) fn icmp(source: &str, (kind, code, word): Kind, quoted: &Frame) -> Fr
     }
 }
 
+/// An ICMP echo request with this identifier, or the answer to one.
+pub(crate) fn echo(source: &str, destination: &str, request: bool, identifier: u16) -> Frame {
+    let socket = |text: &str| SocketAddr::new(text.parse().expect("an address"), 0);
+    let (source, destination) = (socket(source), socket(destination));
+    let kind = match (source.is_ipv4(), request) {
+        (true, true) => 8,
+        (true, false) => 0,
+        (false, true) => 128,
+        (false, false) => 129,
+    };
+    let mut message = vec![kind, 0, 0, 0];
+    message.extend(identifier.to_be_bytes());
+    message.extend([0, 1]);
+    message.extend(b"is anybody there?");
+    Frame {
+        source,
+        destination,
+        protocol: if source.is_ipv4() { ICMP } else { ICMPV6 },
+        message: Some(message),
+        ..tcp(&source.to_string(), &destination.to_string())
+    }
+}
+
 /// A packet inside another one, between two nodes (RFC 2003, RFC 2473).
 pub(crate) fn inside(source: &str, destination: &str, packet: &Frame) -> Frame {
     let socket = |text: &str| SocketAddr::new(text.parse().expect("an address"), 0);

@@ -79,10 +79,10 @@ fn holds<A: Layout>(headers: &Headers<A>, flow: &Flow<A>) -> bool {
     has_backend(flow)
 }
 
-/// Whether the backend of a flow serves. Its answers need not ask.
+/// Whether the backend of a flow serves. Its answers need not ask, and what leaves the cluster has none.
 #[inline(always)]
 pub fn has_backend<A: Family>(flow: &Flow<A>) -> bool {
-    if flow.flags & Flow::<A>::FLAG_REPLY != 0 {
+    if flow.flags & (Flow::<A>::FLAG_REPLY | Flow::<A>::FLAG_EGRESS) != 0 {
         return true;
     }
     // The address is compared too: an id may serve another backend by now.
@@ -127,12 +127,12 @@ pub fn present<A: Layout, H: Hook>(hook: &H, headers: &Headers<A>) -> Option<&'s
 }
 
 /// Whether a packet in this direction can show that both sides speak. A server's SYN-ACK to a forged source must not,
-/// so for TCP and SCTP it is the client's next packet; for UDP it is the answer. Answers that leave from the backend's node
-/// are not seen here.
+/// so for TCP and SCTP it is the client's next packet; for UDP and echoes it is the answer. Answers that leave from the
+/// backend's node are not seen here.
 #[inline(always)]
 pub fn establishes(protocol: Protocol, flags: u8) -> bool {
     flags & (Flow::<Protocol>::FLAG_TUNNEL | Flow::<Protocol>::FLAG_OPTION) != 0
-        || (protocol != Protocol::UDP) == (flags & Flow::<Protocol>::FLAG_REPLY == 0)
+        || matches!(protocol, Protocol::TCP | Protocol::SCTP) == (flags & Flow::<Protocol>::FLAG_REPLY == 0)
 }
 
 /// Moves both halves on in their protocol's life, repairs the other one, and renews the client's session affinity. Rare,
@@ -205,7 +205,10 @@ pub fn opposite<A: Family>(key: &FlowKey<A>, flow: &Flow<A>, way_back: u32) -> F
         ifindex: way_back,
         state: flow.state,
         flags: (flow.flags ^ Flow::<A>::FLAG_REPLY)
-            & (Flow::<A>::FLAG_REPLY | Flow::<A>::FLAG_AFFINITY | Flow::<A>::FLAG_NAMED),
+            & (Flow::<A>::FLAG_REPLY
+                | Flow::<A>::FLAG_AFFINITY
+                | Flow::<A>::FLAG_NAMED
+                | Flow::<A>::FLAG_EGRESS),
         ..Flow::default()
     };
     if A::HAS_OPTIONS && flow.flags & Flow::<A>::FLAG_NAMED != 0 {

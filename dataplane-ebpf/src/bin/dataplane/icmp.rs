@@ -22,6 +22,7 @@ use weir_dataplane_ebpf::{Be16, Flow, FlowKey, checksum};
 
 use crate::{
     counters::Verdict,
+    echo, egress,
     maps::Draft,
     opening,
     outline::Outlined,
@@ -39,16 +40,26 @@ pub const CHECKSUM: usize = 2;
 /// is in longer quotes only, and SCTP's proves nothing in any.
 pub const QUOTED_LENGTH: usize = 8;
 
-/// Serves an ICMP packet of `length` bytes.
+/// Serves an ICMP packet of `length` bytes. `None`: it may be an echo that leaves the cluster.
 #[inline(always)]
-pub fn serve<A: Outlined, const FORWARDS: bool>(hook: &Skb<'_, FORWARDS>, length: u32) -> Verdict {
-    let Some(draft) = A::draft() else { return Verdict::Pass };
+pub fn serve<A: Outlined, const FORWARDS: bool>(hook: &Skb<'_, FORWARDS>, length: u32) -> Option<Verdict> {
+    let draft = A::draft()?;
     // SAFETY: the draft is this CPU's own, see `Draft`.
     let draft = unsafe { &mut *draft };
     draft.packet.length = length;
-    if !A::restore(hook.skb()) || !FORWARDS {
-        return Verdict::Pass;
+    if A::restore(hook.skb()) {
+        return Some(if FORWARDS { send(hook, length, draft) } else { Verdict::Pass });
     }
+    if FORWARDS && egress::is_on::<A>() { None } else { Some(Verdict::Pass) }
+}
+
+/// Sends an error that is restored the way of the draft's flow.
+#[inline(always)]
+fn send<A: Outlined, const FORWARDS: bool>(
+    hook: &Skb<'_, FORWARDS>,
+    length: u32,
+    draft: &Draft<A>,
+) -> Verdict {
     let frame = hook.frame();
     if !frame.holds(A::TRANSPORT) {
         return Verdict::Pass;
@@ -93,8 +104,23 @@ pub fn restore<A: Layout>(skb: *mut __sk_buff) -> Option<()> {
         (Tcp::PROTOCOL, _) => restore_quote::<A, Tcp>(frame, quote, draft),
         (Udp::PROTOCOL, _) => restore_quote::<A, Udp>(frame, quote, draft),
         (Sctp::PROTOCOL, _) => restore_quote::<A, Sctp>(frame, quote, draft),
+        (protocol, _) if protocol == A::ICMP => restore_echo::<A>(frame, quote, draft),
         _ => None,
     }
+}
+
+/// The same for a quoted echo request.
+#[inline(always)]
+fn restore_echo<A: Layout>(frame: Frame, quote: Frame, draft: &mut Draft<A>) -> Option<()> {
+    let key = echo::quoted_key::<A>(quote)?.reversed();
+    find(&key, &mut draft.flow)?;
+    if A::read_address(frame, A::ADDRESSES + size_of::<A>()) != key.destination {
+        return None;
+    }
+    let flow = &draft.flow;
+    let change = echo::restore(quote, flow, change_quoted_network(quote, flow));
+    finish(frame, &key, flow, change);
+    Some(())
 }
 
 /// The same, once the quoted transport is known. `quote` is the frame from where it would begin if the quoted packet
@@ -115,14 +141,20 @@ fn restore_quote<A: Layout, T: Transport>(frame: Frame, quote: Frame, draft: &mu
         // The first node has restored it.
         return Some(());
     }
-    let mut change = change_quote::<A, T>(quote, flow, length);
-    let addresses = change_addresses(frame, &key, flow);
+    let change = change_quote::<A, T>(quote, flow, length);
+    finish(frame, &key, flow, change);
+    Some(())
+}
+
+/// Addresses the error, and changes its checksum by that and by what its quote changed.
+#[inline(always)]
+fn finish<A: Layout>(frame: Frame, key: &FlowKey<A>, flow: &Flow<A>, mut change: checksum::Sum) {
+    let addresses = change_addresses(frame, key, flow);
     if A::NETWORK_CHECKSUM.is_none() {
         change = change.add_word(Be16::from_bits(addresses));
     }
     let offset = A::TRANSPORT + CHECKSUM;
     frame.write(offset, checksum::apply(frame.read(offset), change.fold()));
-    Some(())
 }
 
 /// Copies the entry of a tuple, whether its flow is established or opening.
@@ -136,21 +168,26 @@ fn find<A: Layout>(key: &FlowKey<A>, copy: &mut Flow<A>) -> Option<()> {
     opening::find(key, copy).then_some(())
 }
 
-/// Restores the quoted packet; returns what the error's checksum changes by. The entry's own deltas fit, since the
-/// quote has the same two tuples in it, the other way round.
+/// Restores the quoted packet's addresses; returns what the error's checksum changes by, once its ports are restored too.
+/// The entry's own deltas fit, since the quote has the same two tuples in it, the other way round.
 #[inline(always)]
-fn change_quote<A: Layout, T: Transport>(quote: Frame, flow: &Flow<A>, length: u32) -> checksum::Sum {
+fn change_quoted_network<A: Layout>(quote: Frame, flow: &Flow<A>) -> checksum::Sum {
     flow.destination.write_address(quote, A::ADDRESSES);
     flow.source.write_address(quote, A::ADDRESSES + size_of::<A>());
+    let change = checksum::Sum::default().add_word(Be16::from_bits(flow.transport_delta));
+    let Some(offset) = A::NETWORK_CHECKSUM else { return change };
+    let old = quote.read(offset);
+    let new = checksum::apply(old, flow.network_delta);
+    quote.write(offset, new);
+    change.replace_word(Be16::from_bits(old), Be16::from_bits(new))
+}
+
+/// Restores the quoted packet; returns what the error's checksum changes by.
+#[inline(always)]
+fn change_quote<A: Layout, T: Transport>(quote: Frame, flow: &Flow<A>, length: u32) -> checksum::Sum {
+    let mut change = change_quoted_network(quote, flow);
     quote.write(A::TRANSPORT, flow.destination_port);
     quote.write(A::TRANSPORT + 2, flow.source_port);
-    let mut change = checksum::Sum::default().add_word(Be16::from_bits(flow.transport_delta));
-    if let Some(offset) = A::NETWORK_CHECKSUM {
-        let old = quote.read(offset);
-        let new = checksum::apply(old, flow.network_delta);
-        quote.write(offset, new);
-        change = change.replace_word(Be16::from_bits(old), Be16::from_bits(new));
-    }
     if T::CHECKSUM_IS_CRC {
         // Over all of a packet of which the quote has a part: nobody can check it, and nobody does.
         return change;

@@ -4,14 +4,15 @@
 //! |---|---|---|---|
 //! | `xdp_uplink` | XDP, uplink | every frame from outside | NodePorts and other external frontends; what is for other nodes, or comes back from them, leaves from here |
 //! | `tc_uplink` | tcx ingress, uplink | what XDP passed | the same, and what XDP leaves to it; hands packets to local pods; fragments and options; translates ICMP errors; rejects |
-//! | `tc_pod` | tcx ingress, host end of a pod link | every packet from a pod | service addresses, answers of local backends, pod to pod; fragments and options; translates ICMP errors; rejects |
+//! | `tc_pod` | tcx ingress, host end of a pod link | every packet from a pod | service addresses, answers of local backends, pod to pod; masquerades what leaves the cluster; fragments and options; translates ICMP errors; rejects |
 //! | `tc_egress` | tcx egress, uplink and host end of a pod link | what the node's own processes send | answers of backends in the node's own network, and ICMP errors of the node about them |
 //! | `connect4/6`, `sendmsg4/6`, `recvmsg4/6`, `getpeername4/6` | cgroup root | socket calls | the choice once per connection, nothing per packet |
 //! | `bind4/6` | cgroup root | socket calls | keeps processes of the node off ports that are services' |
 //!
 //! An entry point reads the headers, asks [`service`] for a verdict, and carries it out. A packet goes through
 //! [`parse`] → [`filter`] (can it be a service's at all?) → [`flow`] (a known connection: one lookup) or [`start`] (a new one: frontend, Maglev, backend, two
-//! entries) → [`rewrite`], [`direct_option`] or [`tunnel`] → the way out. An ICMP error about a packet that was rewritten goes the way of its flow
+//! entries) → [`rewrite`], [`direct_option`] or [`tunnel`] → the way out. A pod's packet that is no service's and leaves the
+//! cluster takes the same way through [`egress`] in place of [`start`]. An ICMP error about a packet that was rewritten goes the way of its flow
 //! through [`icmp`], and a packet for a service without endpoints, or for a port that a cluster IP does not have, becomes the
 //! answer that [`reject`] makes of it.
 //! Fragments and packets with options take [`slow_path`] in place of [`parse`] and [`rewrite`]. Whoever listens hears of
@@ -28,6 +29,10 @@ mod bind;
 mod counters;
 #[cfg(target_arch = "bpf")]
 mod direct_option;
+#[cfg(target_arch = "bpf")]
+mod echo;
+#[cfg(target_arch = "bpf")]
+mod egress;
 #[cfg(target_arch = "bpf")]
 mod events;
 #[cfg(target_arch = "bpf")]

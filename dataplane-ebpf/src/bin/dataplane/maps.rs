@@ -16,8 +16,8 @@ use weir_dataplane_ebpf::{
     TrafficKey, Uplink, filter,
     maps::{
         AFFINITY, BACKENDS, CLUSTER_IPS, ENDPOINTS, EVENTS_BYTES, FLOWS, FRAGMENTS, FRONTENDS, MAGLEV_SLOTS,
-        NEXT_HOPS, NODE_PORTS, OPENING_FLOWS, SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES, TRAFFIC,
-        TUNNEL_PEERS, UPLINKS,
+        NEXT_HOPS, NODE_PORTS, NON_MASQUERADE, OPENING_FLOWS, SOCKET_AFFINITY, SOCKET_PEERS, SOURCE_RANGES,
+        TRAFFIC, TUNNEL_PEERS, UPLINKS,
     },
 };
 
@@ -100,6 +100,9 @@ pub struct Draft<A> {
 
 /// An address family with its maps.
 pub trait Family: Address {
+    /// [`NodeConfig::FLAG_MASQUERADE_V4`] or its sibling.
+    const FLAG_MASQUERADE: u32;
+
     /// Frontends by address, port, protocol and scope.
     fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend>;
     /// Addresses that services have inside the cluster.
@@ -122,6 +125,8 @@ pub trait Family: Address {
     fn socket_affinity() -> &'static Choices<Namespace>;
     /// Who may use load balancer addresses, by service.
     fn source_ranges() -> &'static Ranges<Self>;
+    /// What pods reach with their own addresses.
+    fn non_masquerade() -> &'static LpmTrie<Self, u32>;
     /// Addresses of other nodes: whose tunnelled packets are taken, and whose node ports are answered for.
     fn tunnel_peers() -> &'static HashMap<Self, u32>;
     /// Next hops that this CPU was told lately, by their destination's hash.
@@ -135,7 +140,7 @@ pub trait Family: Address {
 }
 
 macro_rules! family {
-    ($address:ty, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $cluster_ips:literal, $backends:literal, $flows:literal, $opening:literal, $fragments:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $peers_map:literal, $next_hops:literal, $draft:literal) => {
+    ($address:ty, $masquerade:ident, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $cluster_ips:literal, $backends:literal, $flows:literal, $opening:literal, $fragments:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $inside:literal, $peers_map:literal, $next_hops:literal, $draft:literal) => {
         mod $module {
             use super::*;
 
@@ -170,6 +175,9 @@ macro_rules! family {
             #[map(name = $ranges)]
             pub(super) static SOURCE_RANGES_MAP: Ranges<$address> =
                 LpmTrie::with_max_entries(SOURCE_RANGES, 0);
+            #[map(name = $inside)]
+            pub(super) static NON_MASQUERADE_MAP: LpmTrie<$address, u32> =
+                LpmTrie::with_max_entries(NON_MASQUERADE, 0);
             #[map(name = $peers_map)]
             pub(super) static TUNNEL_PEERS_MAP: HashMap<$address, u32> =
                 HashMap::with_max_entries(TUNNEL_PEERS, 0);
@@ -181,6 +189,8 @@ macro_rules! family {
         }
 
         impl Family for $address {
+            const FLAG_MASQUERADE: u32 = NodeConfig::$masquerade;
+
             #[inline(always)]
             fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend> {
                 &$module::FRONTENDS_MAP
@@ -237,6 +247,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn non_masquerade() -> &'static LpmTrie<Self, u32> {
+                &$module::NON_MASQUERADE_MAP
+            }
+
+            #[inline(always)]
             fn tunnel_peers() -> &'static HashMap<Self, u32> {
                 &$module::TUNNEL_PEERS_MAP
             }
@@ -266,6 +281,7 @@ macro_rules! family {
 
 family!(
     Ip4,
+    FLAG_MASQUERADE_V4,
     gateway_v4,
     address_v4,
     v4,
@@ -280,12 +296,14 @@ family!(
     "affinity_v4",
     "socket_affinity_v4",
     "source_ranges_v4",
+    "non_masquerade_v4",
     "tunnel_peers_v4",
     "next_hops_v4",
     "draft_v4"
 );
 family!(
     Ip6,
+    FLAG_MASQUERADE_V6,
     gateway_v6,
     address_v6,
     v6,
@@ -300,6 +318,7 @@ family!(
     "affinity_v6",
     "socket_affinity_v6",
     "source_ranges_v6",
+    "non_masquerade_v6",
     "tunnel_peers_v6",
     "next_hops_v6",
     "draft_v6"

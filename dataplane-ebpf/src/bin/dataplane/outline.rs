@@ -13,7 +13,7 @@ use weir_dataplane_ebpf::{DropReason, Ip4, Ip6};
 use crate::{
     counters::Verdict,
     direct_option::Optional,
-    events, flow, icmp, log,
+    egress, events, flow, icmp, log,
     maps::Draft,
     parse::Error,
     reject, slow_path,
@@ -50,6 +50,8 @@ pub trait Outlined: Walk + Optional {
     fn start_at_xdp(context: *mut xdp_md) -> Started;
     /// See [`start::start`].
     fn start_at_tc(context: *mut __sk_buff) -> Started;
+    /// See [`egress::open`].
+    fn leave(context: *mut __sk_buff) -> Started;
     /// See [`flow::tend`].
     fn tend_at_xdp(context: *mut xdp_md);
     /// See [`flow::tend`].
@@ -69,7 +71,7 @@ pub trait Outlined: Walk + Optional {
 }
 
 macro_rules! outlined {
-    ($address:ty: $start_xdp:ident, $start_tc:ident, $tend_xdp:ident, $tend_tc:ident, $restore:ident, $reset:ident, $complain:ident, $tell:ident, $read:ident, $rewrite:ident) => {
+    ($address:ty: $start_xdp:ident, $start_tc:ident, $leave:ident, $tend_xdp:ident, $tend_tc:ident, $restore:ident, $reset:ident, $complain:ident, $tell:ident, $read:ident, $rewrite:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $start_xdp(context: *mut xdp_md) -> u32 {
@@ -80,6 +82,12 @@ macro_rules! outlined {
         #[inline(never)]
         extern "C" fn $start_tc(context: *mut __sk_buff) -> u32 {
             start::start::<$address>(context.cast(), true).to_number()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $leave(context: *mut __sk_buff) -> u32 {
+            egress::open::<$address>(context).to_number()
         }
 
         #[unsafe(no_mangle)]
@@ -142,6 +150,11 @@ macro_rules! outlined {
             }
 
             #[inline(always)]
+            fn leave(context: *mut __sk_buff) -> Started {
+                Started::from_number($leave(context))
+            }
+
+            #[inline(always)]
             fn tend_at_xdp(context: *mut xdp_md) {
                 $tend_xdp(context);
             }
@@ -183,5 +196,5 @@ macro_rules! outlined {
         }
     };
 }
-outlined!(Ip4: start_at_xdp_v4, start_at_tc_v4, tend_at_xdp_v4, tend_at_tc_v4, restore_v4, reset_v4, complain_v4, tell_dropped_v4, read_slowly_v4, rewrite_slowly_v4);
-outlined!(Ip6: start_at_xdp_v6, start_at_tc_v6, tend_at_xdp_v6, tend_at_tc_v6, restore_v6, reset_v6, complain_v6, tell_dropped_v6, read_slowly_v6, rewrite_slowly_v6);
+outlined!(Ip4: start_at_xdp_v4, start_at_tc_v4, leave_v4, tend_at_xdp_v4, tend_at_tc_v4, restore_v4, reset_v4, complain_v4, tell_dropped_v4, read_slowly_v4, rewrite_slowly_v4);
+outlined!(Ip6: start_at_xdp_v6, start_at_tc_v6, leave_v6, tend_at_xdp_v6, tend_at_tc_v6, restore_v6, reset_v6, complain_v6, tell_dropped_v6, read_slowly_v6, rewrite_slowly_v6);

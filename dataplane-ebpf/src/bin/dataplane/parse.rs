@@ -31,6 +31,9 @@ impl TcpFlags {
     /// What a UDP packet has.
     pub const NONE: Self = Self(0);
 
+    /// What the answer to an echo has.
+    pub const ACKNOWLEDGES: Self = Self(Self::ACK);
+
     /// From the byte at [`Tcp::FLAGS`].
     #[inline(always)]
     pub const fn of_tcp(byte: u8) -> Self {
@@ -120,6 +123,11 @@ pub trait Transport {
 
     /// TCP's flags, or what says the same; the frame holds the header at `offset`.
     fn flags(frame: Frame, offset: usize) -> TcpFlags;
+    /// Bytes of the header there, options included: what each segment of the packet begins with.
+    #[inline(always)]
+    fn header_length(_: Frame, _: usize) -> u32 {
+        Self::LENGTH as u32
+    }
 }
 
 /// TCP (RFC 9293).
@@ -130,6 +138,8 @@ pub struct Udp;
 pub struct Sctp;
 
 impl Tcp {
+    /// Offset of the header's length, in words, in the upper half of a byte.
+    pub const OFFSET: usize = 12;
     /// Offset of the flags.
     pub const FLAGS: usize = 13;
 }
@@ -148,6 +158,11 @@ impl Transport for Tcp {
     #[inline(always)]
     fn flags(frame: Frame, offset: usize) -> TcpFlags {
         TcpFlags::of_tcp(frame.read(offset + Self::FLAGS))
+    }
+
+    #[inline(always)]
+    fn header_length(frame: Frame, offset: usize) -> u32 {
+        u32::from(frame.read::<u8>(offset + Self::OFFSET) >> 4) * 4
     }
 }
 
@@ -296,6 +311,10 @@ pub trait Layout: Loggable + Routed + Reply {
     const NETWORK_CHECKSUM: Option<usize>;
     /// The family's ICMP.
     const ICMP: Protocol;
+    /// Type and code of an echo request of that.
+    const ECHO_REQUEST: Be16;
+    /// The same of its answer.
+    const ECHO_REPLY: Be16;
     /// What a packet of this family is to one that carries it.
     const TUNNEL: Protocol;
     /// What a frame says of its packet.
@@ -319,6 +338,8 @@ impl Layout for Ip4 {
     const TTL: usize = ETHERNET_LENGTH + 8;
     const NETWORK_CHECKSUM: Option<usize> = Some(ETHERNET_LENGTH + 10);
     const ICMP: Protocol = Protocol::ICMP;
+    const ECHO_REQUEST: Be16 = Be16::new(0x0800);
+    const ECHO_REPLY: Be16 = Be16::new(0x0000);
     const TUNNEL: Protocol = Protocol(4);
     const ETHERTYPE: Be16 = ETHERTYPE_IPV4;
 
@@ -360,6 +381,8 @@ impl Layout for Ip6 {
     const TTL: usize = ETHERNET_LENGTH + 7;
     const NETWORK_CHECKSUM: Option<usize> = None;
     const ICMP: Protocol = Protocol::ICMPV6;
+    const ECHO_REQUEST: Be16 = Be16::new(0x8000);
+    const ECHO_REPLY: Be16 = Be16::new(0x8100);
     const TUNNEL: Protocol = Protocol(41);
     const ETHERTYPE: Be16 = ETHERTYPE_IPV6;
 

@@ -6,7 +6,7 @@ use weir_dataplane_ebpf::{Address, Be16, DropReason, Endpoint, Flow, FlowKey, Ma
 
 use crate::{
     counters::Verdict,
-    direct_option,
+    direct_option, egress,
     maps::Complaint,
     outline::Outlined,
     parse::{Frame, Headers, Layout, Transport},
@@ -47,8 +47,13 @@ pub trait Hook {
     fn tunnelled(&self) -> bool {
         false
     }
-    /// Whether the kernel will cut the packet into segments that fit.
-    fn is_segmented(&self) -> bool;
+    /// Bytes of payload in each segment that the kernel will cut the packet into; zero when it goes out as it is.
+    fn segment_size(&self) -> u32;
+    /// Whether the kernel will cut the packet into segments.
+    #[inline(always)]
+    fn is_segmented(&self) -> bool {
+        self.segment_size() != 0
+    }
     /// Makes room for `length` bytes behind the link header. They and the link header must all be written then. `flags` are
     /// what the kernel must be told of a packet that is put into another one.
     fn make_room(&self, length: usize, flags: u64) -> bool;
@@ -58,8 +63,9 @@ pub trait Hook {
     fn complain<A: Outlined>(&self, complaint: Complaint, reason: DropReason) -> Verdict;
     /// Refuses a packet, in the name of whom it is for.
     fn refuse<A: Outlined, T: Transport>(&self, headers: &Headers<A>, reason: DropReason) -> Verdict;
-    /// Serves a packet of the family's ICMP, `length` bytes from the network header on.
-    fn serve_icmp<A: Outlined>(&self, length: u32) -> Verdict;
+    /// Serves a packet of the family's ICMP, `length` bytes from the network header on, if it is about a flow. `None`: it
+    /// may be one of a flow itself.
+    fn serve_icmp<A: Outlined>(&self, length: u32) -> Option<Verdict>;
     /// Serves a packet whose ports do not stand where they always do.
     fn serve_slowly<A: Outlined>(&self) -> Verdict;
 }
@@ -91,7 +97,11 @@ pub fn translate<A: Outlined, T: Transport, H: Hook>(
     flow: &Flow<A>,
 ) -> Verdict {
     let special = if A::HAS_OPTIONS { Flow::<A>::FLAG_OPTION | Flow::<A>::FLAG_NAMED } else { 0 };
-    if flow.flags & (Flow::<A>::FLAG_TUNNEL | special) != 0 {
+    let leaves = if H::HAS_STACK { Flow::<A>::FLAG_EGRESS } else { 0 };
+    if flow.flags & (Flow::<A>::FLAG_TUNNEL | special | leaves) != 0 {
+        if flow.flags & leaves != 0 {
+            return leave::<A, T, H>(hook, headers, flow);
+        }
         if flow.flags & Flow::<A>::FLAG_TUNNEL != 0 {
             return tunnel::serve::<A, H>(hook, headers, flow);
         }
@@ -103,6 +113,18 @@ pub fn translate<A: Outlined, T: Transport, H: Hook>(
         }
     }
     change::<A, T, H>(hook, headers, flow)
+}
+
+/// The same for a packet of a flow that leaves the cluster.
+#[inline(always)]
+fn leave<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>, flow: &Flow<A>) -> Verdict {
+    let frame = hook.frame();
+    if !frame.holds(A::TRANSPORT + T::LENGTH) {
+        return Verdict::Drop(DropReason::Truncated);
+    }
+    let header_length = A::NETWORK_LENGTH as u32 + T::header_length(frame, A::TRANSPORT);
+    egress::hold_back::<A, H>(hook, headers, flow, header_length, false)
+        .unwrap_or_else(|| change::<A, T, H>(hook, headers, flow))
 }
 
 /// The same for a packet that gets no further header.

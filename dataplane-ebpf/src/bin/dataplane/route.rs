@@ -6,7 +6,10 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Parameters},
+    bindings::{
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+        bpf_fib_lookup as Parameters,
+    },
     helpers::bpf_fib_lookup,
 };
 use weir_dataplane_ebpf::{Flow, Ip4, Ip6, Mac, hash, maps::NEXT_HOPS};
@@ -18,6 +21,8 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 /// What the helper answers.
 const SUCCESS: i64 = BPF_FIB_LKUP_RET_SUCCESS as i64;
+/// The packet is too long for the way, of which all is said nonetheless.
+const TOO_LONG: i64 = BPF_FIB_LKUP_RET_FRAG_NEEDED as i64;
 const NO_NEIGHBOUR: i64 = BPF_FIB_LKUP_RET_NO_NEIGH as i64;
 
 /// An address family that has routes.
@@ -91,7 +96,8 @@ pub fn know_next_hop<A: Routed>(context: *mut c_void, flow: &mut Flow<A>, ingres
 }
 
 /// Sets the flow's next hop, as for a packet that came in by `ingress` and is to be forwarded. An answer leaves where its
-/// question came from or as its neighbour says, never by a third way, so that its interface stays.
+/// question came from or as its neighbour says, never by a third way, and what leaves the cluster where its source address
+/// is: their interfaces stay.
 ///
 /// `false`: there is no such route, or the neighbour's link address is not known yet. The flow then has no next hop, but
 /// the route's interface if there is one, and a program that can make the stack ask for the neighbour must send the packet.
@@ -103,12 +109,12 @@ pub fn find_next_hop<A: Routed>(context: *mut c_void, flow: &mut Flow<A>, ingres
     parameters.ifindex = ingress;
     // SAFETY: the context is the running program's, and the parameters are a live value of the size that is given.
     let found = unsafe { bpf_fib_lookup(context, &raw mut parameters, size_of::<Parameters>() as i32, 0) };
-    let answers = flow.flags & Flow::<A>::FLAG_REPLY != 0;
-    let has_route = found == SUCCESS || found == NO_NEIGHBOUR;
-    if has_route && !answers {
+    let stays = flow.flags & (Flow::<A>::FLAG_REPLY | Flow::<A>::FLAG_EGRESS) != 0;
+    let has_next_hop = found == SUCCESS || found == TOO_LONG;
+    if (has_next_hop || found == NO_NEIGHBOUR) && !stays {
         flow.ifindex = parameters.ifindex;
     }
-    if found != SUCCESS || flow.ifindex != parameters.ifindex {
+    if !has_next_hop || flow.ifindex != parameters.ifindex {
         flow.flags &= !Flow::<A>::FLAG_NEXT_HOP;
         return false;
     }

@@ -4,7 +4,7 @@ use weir_dataplane_ebpf::{DropReason, FlowKey, Ip4, Ip6, Scope};
 
 use crate::{
     counters::Verdict,
-    events, filter, flow,
+    egress, events, filter, flow,
     maps::Family,
     outline::Outlined,
     parse::{self, Error, Frame, Headers, Kind, Sctp, Tcp, Transport, Udp},
@@ -29,7 +29,10 @@ fn serve_family<A: Outlined, H: Hook>(hook: &H, frame: Frame, frame_length: u32)
         Ok((Tcp::PROTOCOL, length)) => serve_transport::<A, Tcp, H>(hook, frame, length),
         Ok((Udp::PROTOCOL, length)) => serve_transport::<A, Udp, H>(hook, frame, length),
         Ok((Sctp::PROTOCOL, length)) => serve_transport::<A, Sctp, H>(hook, frame, length),
-        Ok((protocol, length)) if protocol == A::ICMP => hook.serve_icmp::<A>(length),
+        Ok((protocol, length)) if protocol == A::ICMP => match hook.serve_icmp::<A>(length) {
+            Some(verdict) => verdict,
+            None => hook.serve_slowly::<A>(),
+        },
         Ok((protocol, _)) if A::is_extension(protocol) => hook.serve_slowly::<A>(),
         Err(Error::Elsewhere) => hook.serve_slowly::<A>(),
         Ok(_) => Verdict::Pass,
@@ -82,7 +85,12 @@ pub fn lacks_port<A: Family, H: Hook>(hook: &H, key: &FlowKey<A>) -> bool {
 fn decide<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
     let key = &headers.key;
     if !concerns(hook, key) {
-        return pass(hook, headers);
+        if let Some(verdict) = deliver(hook, headers) {
+            return verdict;
+        }
+        if !egress::concerns(hook, key) {
+            return leave(hook, key);
+        }
     }
     if let Some(verdict) = flow::follow::<A, T, H>(hook, headers) {
         return verdict;
@@ -97,21 +105,28 @@ fn decide<A: Outlined, T: Transport, H: Hook>(hook: &H, headers: &Headers<A>) ->
             rewrite::translate::<A, T, H>(hook, headers, &draft.flow)
         }
         Started::Leave => Verdict::Pass,
-        Started::Nobody => pass(hook, headers),
+        Started::Nobody => deliver(hook, headers).unwrap_or_else(|| leave(hook, key)),
         Started::Drop(reason) => Verdict::Drop(reason),
     }
 }
 
-/// Nobody's packet: into the pod it is for, back to its sender, or up the stack.
+/// Nobody's packet, into the pod that it is for. `None`: it is for none of this node's.
 #[inline(always)]
-fn pass<A: Outlined, H: Hook>(hook: &H, headers: &Headers<A>) -> Verdict {
+fn deliver<A: Outlined, H: Hook>(hook: &H, headers: &Headers<A>) -> Option<Verdict> {
     if !H::HAS_STACK || !H::FORWARDS {
-        return Verdict::Pass;
+        return None;
     }
     // SAFETY: as in `flow::lead_to_pod`.
-    match unsafe { A::endpoints().get(&headers.key.destination) } {
-        Some(endpoint) => rewrite::deliver::<A>(hook.frame(), headers.ttl, endpoint),
-        None if lacks_port(hook, &headers.key) => Verdict::Drop(DropReason::UnknownPort),
-        None => Verdict::Pass,
+    let endpoint = unsafe { A::endpoints().get(&headers.key.destination) }?;
+    Some(rewrite::deliver::<A>(hook.frame(), headers.ttl, endpoint))
+}
+
+/// Nobody's packet that is for no pod of this node: back to its sender, or up the stack.
+#[inline(always)]
+fn leave<A: Family, H: Hook>(hook: &H, key: &FlowKey<A>) -> Verdict {
+    if H::HAS_STACK && H::FORWARDS && lacks_port(hook, key) {
+        Verdict::Drop(DropReason::UnknownPort)
+    } else {
+        Verdict::Pass
     }
 }

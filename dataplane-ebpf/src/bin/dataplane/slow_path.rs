@@ -22,12 +22,12 @@ use weir_dataplane_ebpf::{Be16, DropReason, Flow, Fragment, FrontendOption, Scop
 
 use crate::{
     counters::Verdict,
-    direct_option, events, flow,
+    direct_option, echo, egress, events, flow,
     kernel::now_s,
     maps::{Draft, Family},
     opening,
     outline::Outlined,
-    parse::{ETHERNET_LENGTH, Error, Headers, Sctp, Tcp, TcpFlags, Transport, Udp},
+    parse::{ETHERNET_LENGTH, Error, Headers, Layout, Sctp, Tcp, TcpFlags, Transport, Udp},
     rewrite::{self, Hook as _},
     service,
     start::Started,
@@ -74,7 +74,7 @@ fn decide<A: Outlined, const FORWARDS: bool>(
     part: Part,
     told: bool,
 ) -> Verdict {
-    if !service::concerns(hook, &headers.key) {
+    if !service::concerns(hook, &headers.key) && !egress::concerns(hook, &headers.key) {
         return leave(hook, headers, told);
     }
     let named = if A::HAS_OPTIONS && FORWARDS && hook.scope().0 == Scope::EXTERNAL.0 {
@@ -134,8 +134,18 @@ fn leave<A: Outlined, const FORWARDS: bool>(
 /// Sends a packet the way of the draft's flow.
 #[inline(always)]
 fn send<A: Outlined, const FORWARDS: bool>(hook: &Skb<'_, FORWARDS>, headers: &Headers<A>) -> Verdict {
-    let verdict = A::rewrite_slowly(hook.skb());
     let Some(draft) = A::draft() else { return Verdict::Pass };
+    // SAFETY: the draft is this CPU's own, see `Draft`.
+    let (flow, extent) = unsafe { (&(*draft).flow, &(*draft).extent) };
+    if flow.flags & Flow::<A>::FLAG_EGRESS != 0 {
+        // Options of TCP are left out: a packet that is to be cut and is so near to what fits is rare, and lost.
+        let header_length = extent.transport - ETHERNET_LENGTH as u32 + Tcp::LENGTH as u32;
+        let has_options = extent.transport as usize != A::TRANSPORT;
+        if let Some(verdict) = egress::hold_back::<A, _>(hook, headers, flow, header_length, has_options) {
+            return verdict;
+        }
+    }
+    let verdict = A::rewrite_slowly(hook.skb());
     // SAFETY: the draft is this CPU's own, see `Draft`.
     let flow = unsafe { &(*draft).flow };
     if flow.flags & Flow::<A>::FLAG_TUNNEL == 0 {
@@ -168,11 +178,15 @@ pub fn read<A: Walk>(skb: *mut __sk_buff) -> Result<(), Error> {
         Tcp::PROTOCOL => Tcp::LENGTH,
         Udp::PROTOCOL => Udp::LENGTH,
         Sctp::PROTOCOL if part == Part::WHOLE => Sctp::LENGTH,
+        protocol if protocol == A::ICMP && egress::is_on::<A>() => echo::LENGTH,
         _ => return Err(Error::NotOurs),
     };
     if at + least > length as usize + ETHERNET_LENGTH {
         // Fragments may be as short as they like; one without the whole header cannot be judged.
         return Err(if part == Part::FIRST { Error::NotOurs } else { Error::Truncated });
+    }
+    if draft.key.protocol == A::ICMP {
+        return echo::read(&context, at, draft);
     }
     let [source_port, destination_port]: [Be16; 2] = load(&context, at)?;
     draft.key.source_port = source_port;
@@ -278,8 +292,11 @@ fn refuse<A: Outlined>(context: &TcContext, draft: &Draft<A>) -> Verdict {
 
 /// Writes the ports, and changes the checksum behind them.
 #[inline(always)]
-fn change_transport<A: Family>(context: &TcContext, draft: &Draft<A>) -> Result<(), DropReason> {
+fn change_transport<A: Layout>(context: &TcContext, draft: &Draft<A>) -> Result<(), DropReason> {
     let (key, flow) = (&draft.key, &draft.flow);
+    if key.protocol == A::ICMP {
+        return echo::rewrite(context, draft).map_err(|_| DropReason::RewriteFailed);
+    }
     let at = draft.extent.transport as usize;
     let ports = [flow.source_port, flow.destination_port];
     context.store(at, &ports, 0).map_err(|_| DropReason::RewriteFailed)?;

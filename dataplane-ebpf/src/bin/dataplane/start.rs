@@ -301,6 +301,12 @@ impl Standing {
         Self(state.0 as u32)
     }
 
+    /// Whether it is the flow's own entry.
+    #[inline(always)]
+    pub const fn is_own(self) -> bool {
+        self.0 == Self::OPENING.0 || self.0 < Self::NOTHING.0
+    }
+
     /// That entry's state.
     #[inline(always)]
     pub const fn state(self) -> Option<FlowState> {
@@ -362,7 +368,7 @@ pub fn reserve_answer<A: Layout>(
 
 /// The port that a tuple takes at this attempt; the same tuple tries the same ports, so that it finds its answer's entry.
 #[inline(always)]
-fn masquerade_port<A: Family>(key: &FlowKey<A>, attempt: u16) -> Be16 {
+pub fn masquerade_port<A: Family>(key: &FlowKey<A>, attempt: u16) -> Be16 {
     let hash = hash::flow(key) as u16;
     Be16::new(MASQUERADE_PORT_FIRST + (hash.wrapping_add(attempt * 509) & (MASQUERADE_PORTS - 1)))
 }

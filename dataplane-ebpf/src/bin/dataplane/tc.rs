@@ -129,7 +129,10 @@ impl<const FORWARDS: bool> Hook for Skb<'_, FORWARDS> {
 
     #[inline(always)]
     fn start<A: Outlined>(&self) -> Started {
-        A::start_at_tc(self.skb())
+        match A::start_at_tc(self.skb()) {
+            Started::Nobody if FORWARDS && self.scope.0 == Scope::INTERNAL.0 => A::leave(self.skb()),
+            started => started,
+        }
     }
 
     #[inline(always)]
@@ -143,9 +146,9 @@ impl<const FORWARDS: bool> Hook for Skb<'_, FORWARDS> {
     }
 
     #[inline(always)]
-    fn is_segmented(&self) -> bool {
+    fn segment_size(&self) -> u32 {
         // SAFETY: as in `ifindex`.
-        unsafe { (*self.skb()).gso_size != 0 }
+        unsafe { (*self.skb()).gso_size }
     }
 
     #[inline(always)]
@@ -176,7 +179,7 @@ impl<const FORWARDS: bool> Hook for Skb<'_, FORWARDS> {
     }
 
     #[inline(always)]
-    fn serve_icmp<A: Outlined>(&self, length: u32) -> Verdict {
+    fn serve_icmp<A: Outlined>(&self, length: u32) -> Option<Verdict> {
         icmp::serve::<A, FORWARDS>(self, length)
     }
 

@@ -87,8 +87,8 @@ impl Hook for Uplink<'_> {
     }
 
     #[inline(always)]
-    fn is_segmented(&self) -> bool {
-        false
+    fn segment_size(&self) -> u32 {
+        0
     }
 
     #[inline(always)]
@@ -113,8 +113,8 @@ impl Hook for Uplink<'_> {
     }
 
     #[inline(always)]
-    fn serve_icmp<A: Outlined>(&self, _: u32) -> Verdict {
-        Verdict::Pass
+    fn serve_icmp<A: Outlined>(&self, _: u32) -> Option<Verdict> {
+        Some(Verdict::Pass)
     }
 
     #[inline(always)]

@@ -191,11 +191,16 @@ fn explain_scope<A: Family>(
     let frontend_key =
         FrontendKey { address: key.destination, port: key.destination_port, protocol: key.protocol, scope };
     let Some(frontend) = maps.frontends.get(&frontend_key)? else {
-        let inside = scope == Scope::INTERNAL && !known;
-        let path = if inside && maps.cluster_ips.get(&key.destination)?.is_some() {
+        let inside = scope == Scope::INTERNAL;
+        let path = if inside && !known && maps.cluster_ips.get(&key.destination)?.is_some() {
             "TC on the pod link: rejects with a TCP RST or ICMP port unreachable: unknown-port"
-        } else {
+        } else if !inside || !leaves(reader, maps, key.destination)? {
             "no service has this address and port here: passed on untouched"
+        } else if known {
+            "no service has this address and port here: follows its flow entry"
+        } else {
+            "no service has this address and port here: what a pod opens to it leaves with the address of the uplink \
+             that routes name, if they name one"
         };
         explanation.paths.push(path.into());
         return Ok(explanation);
@@ -220,6 +225,13 @@ fn explain_scope<A: Family>(
     why::add(&mut explanation, reader, &frontend, key.destination.ip().is_ipv4());
     explanation.paths = paths(reader, &frontend, &explanation, scope, known)?;
     Ok(explanation)
+}
+
+/// Whether pods' packets to this address are masqueraded.
+fn leaves<A: Family>(reader: &Reader, maps: &FamilyMaps<A>, to: A) -> Result<bool, CliError> {
+    let flag =
+        if to.ip().is_ipv4() { NodeConfig::FLAG_MASQUERADE_V4 } else { NodeConfig::FLAG_MASQUERADE_V6 };
+    Ok(reader.maps.node_config.at(0)?.flags & flag != 0 && !maps.non_masquerade.holds(to)?)
 }
 
 /// The client's choice, asked for as the programs do.

@@ -200,3 +200,31 @@ fn node_addresses_concern_node_ports() {
     assert!(dirty(&mut store).is_empty());
     assert_eq!(store.desired(&ServiceKey::new("n", "a"))[0].frontends.len(), 3);
 }
+
+#[test]
+fn nodes_and_their_pod_ranges_are_known_while_they_are_there() {
+    let node = |name: &str, address: &str, range: &str| -> Node {
+        let object = json!({
+            "metadata": {"name": name}, "spec": {"podCIDR": range},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+        });
+        serde_json::from_value(object).unwrap()
+    };
+    let ranges = |store: &Store| store.pod_ranges().map(|range| range.to_string()).collect::<Vec<_>>();
+    let mut store = Store::new("here");
+    store.apply(Change::Node(Event::Apply(node("here", "192.0.2.1", "10.9.1.0/24"))));
+    store.apply(Change::Node(Event::Apply(node("there", "192.0.2.2", "10.9.2.0/24"))));
+    assert_eq!(ranges(&store), ["10.9.1.0/24", "10.9.2.0/24"]);
+    assert!(store.take_nodes_moved() && !store.take_nodes_moved());
+    store.apply(Change::Node(Event::Apply(node("there", "192.0.2.2", "10.9.2.0/24"))));
+    assert!(!store.take_nodes_moved(), "no news");
+    store.apply(Change::Node(Event::Apply(node("there", "192.0.2.2", "10.9.3.0/24"))));
+    assert!(store.take_nodes_moved(), "another range");
+    store.apply(Change::Node(Event::Delete(node("there", "192.0.2.2", "10.9.3.0/24"))));
+    assert!(store.take_nodes_moved());
+    assert_eq!((ranges(&store), store.peers().len()), (vec!["10.9.1.0/24".into()], 1));
+    // A watch that is read anew without it.
+    store.apply(Change::Node(Event::Init));
+    store.apply(Change::Node(Event::InitDone));
+    assert!(store.take_nodes_moved() && ranges(&store).is_empty());
+}

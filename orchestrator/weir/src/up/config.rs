@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Deserializer};
 use weir_apiserver::{PortRange, ServiceRange};
-use weir_dataplane::{Uplinks, cidr::Cidr};
+use weir_dataplane::{Masquerade, Uplinks, cidr::Cidr};
 
 /// Flags of `weir up`.
 #[derive(clap::Args)]
@@ -66,6 +66,9 @@ settings! {
     /// Interfaces that outside traffic arrives on: `auto` (those of the default routes), `none`, or names with commas
     /// [default: auto].
     uplink: Uplinks = Uplinks::Auto,
+    /// Whose packets to addresses outside leave with the uplink's own: pods' of `ipv4`, of `both` families, or `none`
+    /// [default: ipv4].
+    masquerade: Masquerade = Masquerade::Ipv4,
     /// This node's name [default: the host name].
     node_name: String = host_name()?,
     /// This node's address [default: that of the default route, else the first global one].

@@ -70,6 +70,7 @@ pub(super) fn clients(config: &Config) -> Vec<Role> {
             .flag("node-name", &config.node_name)
             .flag("run-dir", &config.run_dir)
             .flag("uplink", config.uplink.to_string())
+            .flag("masquerade", config.masquerade.to_string())
             .flag("pod-cidr", config.pod_cidr.to_string())
             .flag("service-cidr", config.service_cidr.to_string())
             .cgroup_root(config)
