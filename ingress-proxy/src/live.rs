@@ -26,6 +26,17 @@ impl Live {
     pub(crate) fn route(&self, host: &str, path: &str) -> Option<&Arc<Target>> {
         self.table.lookup(host, path).map(|TargetId(id)| &self.targets[id as usize])
     }
+
+    /// Closes connections to endpoints that waited too long. Returns how many are left.
+    pub(crate) fn sweep(&self) -> usize {
+        let pools: BTreeMap<_, _> = self
+            .targets
+            .iter()
+            .filter_map(|target| target.backend.as_ref().ok())
+            .map(|pool| (Arc::as_ptr(pool), pool))
+            .collect();
+        pools.into_values().map(|pool| pool.sweep()).sum()
+    }
 }
 
 /// Where a rule sends its requests.

@@ -87,6 +87,8 @@ pub(crate) struct Metrics {
     pub(crate) in_flight: Gauge,
     /// Open client connections.
     pub(crate) connections: Gauge,
+    /// Connections to endpoints that wait for a request, at the last look.
+    pub(crate) idle: Gauge,
     /// Access log lines that were dropped because the writer did not keep up.
     pub(crate) log_dropped: Counter,
     /// Events that were not written because too many waited.
@@ -144,6 +146,7 @@ impl Metrics {
             retries: registered(r, "retries", "Requests tried again on another endpoint or connection"),
             in_flight: registered(r, "in_flight", "Requests being served"),
             connections: registered(r, "connections", "Open client connections"),
+            idle: registered(r, "upstream_idle", "Connections to endpoints that wait for a request"),
             log_dropped: registered(r, "access_log_dropped", "Access log lines dropped at the queue's bound"),
             events_dropped: registered(r, "events_dropped", "Events dropped at the queue's bound"),
             secret_watches: registered(r, "secret_watches", "TLS secrets being watched"),

@@ -15,6 +15,7 @@ use pingora::upstreams::peer::HttpPeer;
 
 use crate::compile::Endpoints;
 use crate::config::Timeouts;
+use crate::idle::Idle;
 
 /// How long an endpoint that refused a connection is passed over while there are others. Long enough to spare
 /// the next requests the detour, short enough that a restarted pod is back before anyone looks.
@@ -28,8 +29,10 @@ const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     address: SocketAddr,
-    /// Built once, cloned per request.
+    /// Built once, cloned per request that goes by pingora.
     peer: HttpPeer,
+    /// Connections of requests that went past pingora.
+    idle: Idle,
     in_flight: AtomicU32,
     /// Milliseconds on [`clock`] until which it is passed over.
     avoid_until_ms: AtomicU64,
@@ -50,7 +53,13 @@ impl Endpoint {
             options.max_h2_streams = MAX_H2_STREAMS;
             options.h2_ping_interval = Some(H2_PING_INTERVAL);
         }
-        Self { address, peer, in_flight: AtomicU32::new(0), avoid_until_ms: AtomicU64::new(0) }
+        Self {
+            address,
+            peer,
+            idle: Idle::new(timeouts.upstream_idle),
+            in_flight: AtomicU32::new(0),
+            avoid_until_ms: AtomicU64::new(0),
+        }
     }
 
     /// Where it listens.
@@ -61,6 +70,11 @@ impl Endpoint {
     /// What pingora connects to.
     pub(crate) fn peer(&self) -> Box<HttpPeer> {
         Box::new(self.peer.clone())
+    }
+
+    /// Its connections that wait for a request.
+    pub(crate) fn idle(&self) -> &Idle {
+        &self.idle
     }
 
     /// Passes it over for a while: it refused a connection.
@@ -127,6 +141,16 @@ impl Pool {
             .collect();
         self.list.store(Arc::new(List { endpoints, h2c: wanted.h2c }));
         true
+    }
+
+    /// Whether its endpoints speak HTTP/2 in cleartext.
+    pub(crate) fn is_h2c(&self) -> bool {
+        self.list.load().h2c
+    }
+
+    /// Closes connections that waited too long. Returns how many are left.
+    pub(crate) fn sweep(&self) -> usize {
+        self.list.load().endpoints.iter().map(|endpoint| endpoint.idle.sweep()).sum()
     }
 
     /// Whether no endpoint is there.

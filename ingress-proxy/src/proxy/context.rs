@@ -1,13 +1,13 @@
 //! What is remembered of one request between its phases.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::HeaderValue;
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::{Peer, RequestId};
 use crate::live::Target;
 use crate::metrics::Metrics;
 use crate::upstream::Chosen;
@@ -16,10 +16,8 @@ use crate::upstream::Chosen;
 pub(crate) struct Context {
     /// When the head was complete.
     pub(crate) started: Instant,
-    pub(crate) peer: IpAddr,
-    pub(crate) trusted: bool,
-    pub(crate) tls: bool,
-    pub(crate) id: HeaderValue,
+    pub(crate) peer: Option<Peer>,
+    pub(crate) id: Option<RequestId>,
     /// In normal form; empty when it had none.
     pub(crate) host: String,
     pub(crate) target: Option<Arc<Target>>,
@@ -37,10 +35,8 @@ impl Context {
         metrics.in_flight.inc();
         Self {
             started: Instant::now(),
-            peer: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            trusted: false,
-            tls: false,
-            id: HeaderValue::from_static(""),
+            peer: None,
+            id: None,
             host: String::new(),
             target: None,
             chosen: None,

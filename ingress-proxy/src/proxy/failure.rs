@@ -5,14 +5,105 @@ use std::borrow::Cow;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType};
 
-use super::{Answer, Context};
+use super::{Answer, context::Context};
+use crate::live::Target;
 use crate::metrics::{Metrics, UpstreamFailure};
-use crate::serve::MAX_ATTEMPTS;
+
+/// How often a request may be sent at most; what may be sent again is decided for each failure.
+pub(crate) const MAX_ATTEMPTS: u8 = 3;
+
+/// Why an exchange did not come to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// The last endpoint went away.
+    NoneLeft,
+    /// Every endpoint was tried.
+    AllTried,
+    /// With the endpoint.
+    Endpoint(UpstreamFailure),
+    /// The client did not send its body in time.
+    SlowClient,
+    /// The client closed the connection, or takes nothing.
+    ClientGone,
+    /// The client's body is malformed.
+    BadRequest,
+    /// A status that pingora gives.
+    Status(u16),
+    /// Neither side's fault.
+    Internal,
+}
+
+impl Trouble {
+    /// What the client is told; `None` when it is gone.
+    pub(crate) fn answer(self, target: Option<&Target>) -> Option<Answer> {
+        let service = target.map_or("", |target| &target.service);
+        let of_service =
+            |status, what: &str| Answer::new(status, Cow::Owned(format!("Service {service:?}: {what}")));
+        Some(match self {
+            Self::NoneLeft => of_service(503, "its last endpoint went away"),
+            Self::AllTried => of_service(502, "no endpoint could be reached"),
+            Self::Endpoint(failure) => {
+                let (status, what) = said_of(failure);
+                of_service(status, what)
+            }
+            Self::SlowClient => Answer::new(408, Cow::Borrowed("the request body did not arrive in time")),
+            Self::ClientGone => return None,
+            Self::BadRequest => Answer::new(400, Cow::Borrowed("the request is malformed")),
+            Self::Status(code) => Answer::new(code, Cow::Borrowed("the request cannot be served")),
+            Self::Internal => Answer::new(500, Cow::Borrowed("internal error")),
+        })
+    }
+}
+
+fn said_of(failure: UpstreamFailure) -> (u16, &'static str) {
+    match failure {
+        UpstreamFailure::ConnectTimeout => (504, "the endpoint did not accept a connection in time"),
+        UpstreamFailure::ReadTimeout | UpstreamFailure::WriteTimeout => {
+            (504, "the endpoint did not answer in time")
+        }
+        UpstreamFailure::ConnectRefused => (502, "the endpoint refused the connection"),
+        UpstreamFailure::ConnectOther => (502, "the endpoint could not be reached"),
+        UpstreamFailure::InvalidResponse => (502, "the endpoint's response is malformed"),
+        UpstreamFailure::Closed | UpstreamFailure::Other => {
+            (502, "the endpoint closed the connection without a full response")
+        }
+    }
+}
+
+impl From<&Error> for Trouble {
+    fn from(error: &Error) -> Self {
+        match (error.etype(), error.esource()) {
+            (ErrorType::HTTPStatus(503), _) => Self::NoneLeft,
+            (ErrorType::HTTPStatus(502), _) => Self::AllTried,
+            (ErrorType::HTTPStatus(code), _) => Self::Status(*code),
+            (ErrorType::ReadTimedout, ErrorSource::Downstream) => Self::SlowClient,
+            (
+                ErrorType::WriteError
+                | ErrorType::WriteTimedout
+                | ErrorType::ReadError
+                | ErrorType::ConnectionClosed
+                | ErrorType::H2Error,
+                ErrorSource::Downstream,
+            ) => Self::ClientGone,
+            (
+                ErrorType::ConnectTimedout
+                | ErrorType::ConnectRefused
+                | ErrorType::ConnectNoRoute
+                | ErrorType::ConnectError
+                | ErrorType::SocketError,
+                _,
+            )
+            | (_, ErrorSource::Upstream) => Self::Endpoint(failure(error.etype())),
+            (_, ErrorSource::Downstream) => Self::BadRequest,
+            _ => Self::Internal,
+        }
+    }
+}
 
 /// No connection came about, so nothing was sent: any request may be tried elsewhere.
 #[expect(clippy::unnecessary_box_returns, reason = "pingora hands the box over and wants it back")]
 pub(super) fn connecting(metrics: &Metrics, ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
-    metrics.upstream_failure(reason(error.etype()));
+    metrics.upstream_failure(failure(error.etype()));
     if let Some(chosen) = &ctx.chosen {
         chosen.avoid();
         ctx.failed.push(chosen.address());
@@ -38,7 +129,7 @@ pub(super) fn exchanging(
         error.set_retry(false);
         return error;
     }
-    metrics.upstream_failure(reason(error.etype()));
+    metrics.upstream_failure(failure(error.etype()));
     let broke = matches!(
         error.etype(),
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error
@@ -60,46 +151,7 @@ fn another_is_left(ctx: &Context) -> bool {
     pool.is_some_and(|pool| pool.choose(&ctx.failed).is_some())
 }
 
-/// What the client is told; `None` when it is gone.
-pub(super) fn answer(error: &Error, ctx: &Context) -> Option<Answer> {
-    let service = ctx.target.as_ref().map_or("", |target| &target.service);
-    let say =
-        |status, what: &str| Some(Answer::new(status, Cow::Owned(format!("Service {service:?}: {what}"))));
-    match (error.etype(), error.esource()) {
-        (ErrorType::HTTPStatus(503), _) => say(503, "its last endpoint went away"),
-        (ErrorType::HTTPStatus(502), _) => say(502, "no endpoint could be reached"),
-        (ErrorType::HTTPStatus(code), _) => {
-            Some(Answer::new(*code, Cow::Borrowed("the request cannot be served")))
-        }
-        (ErrorType::ConnectTimedout, _) => say(504, "the endpoint did not accept a connection in time"),
-        (ErrorType::ReadTimedout | ErrorType::WriteTimedout, ErrorSource::Upstream) => {
-            say(504, "the endpoint did not answer in time")
-        }
-        (ErrorType::ConnectRefused, _) => say(502, "the endpoint refused the connection"),
-        (ErrorType::ConnectNoRoute | ErrorType::ConnectError | ErrorType::SocketError, _) => {
-            say(502, "the endpoint could not be reached")
-        }
-        (ErrorType::InvalidHTTPHeader, ErrorSource::Upstream) => {
-            say(502, "the endpoint's response is malformed")
-        }
-        (_, ErrorSource::Upstream) => say(502, "the endpoint closed the connection without a full response"),
-        (ErrorType::ReadTimedout, ErrorSource::Downstream) => {
-            Some(Answer::new(408, Cow::Borrowed("the request body did not arrive in time")))
-        }
-        (
-            ErrorType::WriteError
-            | ErrorType::WriteTimedout
-            | ErrorType::ReadError
-            | ErrorType::ConnectionClosed
-            | ErrorType::H2Error,
-            ErrorSource::Downstream,
-        ) => None,
-        (_, ErrorSource::Downstream) => Some(Answer::new(400, Cow::Borrowed("the request is malformed"))),
-        _ => Some(Answer::new(500, Cow::Borrowed("internal error"))),
-    }
-}
-
-fn reason(error: &ErrorType) -> UpstreamFailure {
+fn failure(error: &ErrorType) -> UpstreamFailure {
     match error {
         ErrorType::ConnectRefused => UpstreamFailure::ConnectRefused,
         ErrorType::ConnectTimedout => UpstreamFailure::ConnectTimeout,

@@ -1,47 +1,50 @@
 //! The proxy's own answers: a status and one line of text that says why.
 
 use std::borrow::Cow;
+use std::io::Write as _;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, header};
+use http::{Method, StatusCode, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
-use super::{Context, strict::Fault};
+use super::{RequestId, context::Context, strict::Fault};
 use crate::live::Target;
 
 /// Host and path are repeated to the client up to this many bytes each.
 const MAX_ECHO: usize = 200;
+/// What is served, for who asked for something else.
+const ALLOW: (&str, &str) = ("allow", "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS");
 
 /// An answer that no endpoint gave.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) text: Cow<'static, str>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) text: Cow<'static, str>,
     /// The connection cannot be trusted, or used, any further.
-    close: bool,
+    pub(crate) close: bool,
 }
 
 impl Answer {
-    pub(super) fn new(status: u16, text: Cow<'static, str>) -> Self {
+    pub(crate) fn new(status: u16, text: Cow<'static, str>) -> Self {
         Self { status, text, close: false }
     }
 
-    pub(super) fn closing(mut self) -> Self {
+    pub(crate) fn closing(mut self) -> Self {
         self.close = true;
         self
     }
 
-    pub(super) fn no_rule(host: &str, path: &str) -> Self {
+    pub(crate) fn no_rule(host: &str, path: &str) -> Self {
         let (host, path) = (short(host), short(path));
         Self::new(404, Cow::Owned(format!("no Ingress rule matches host {host:?} path {path:?}")))
     }
 
-    pub(super) fn unavailable(why: &str) -> Self {
+    pub(crate) fn unavailable(why: &str) -> Self {
         Self::new(503, Cow::Owned(why.to_owned()))
     }
 
-    pub(super) fn no_endpoints(target: &Target) -> Self {
+    pub(crate) fn no_endpoints(target: &Target) -> Self {
         let text =
             format!("Service {:?} of Ingress {} has no ready endpoints", target.service, target.ingress);
         Self::new(503, Cow::Owned(text))
@@ -59,18 +62,51 @@ fn short(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_ECHO)]
 }
 
-/// Sends the answer as plain text.
+impl Answer {
+    fn body(&self) -> String {
+        format!("{}: {}\n", self.status, self.text)
+    }
+
+    /// Every field but those that concern the connection.
+    fn fields<'a>(&self, length: &'a str, id: &'a str) -> impl Iterator<Item = (&'static str, &'a str)> {
+        let allow = (self.status == 405).then_some(ALLOW);
+        [
+            ("content-type", "text/plain; charset=utf-8"),
+            ("x-content-type-options", "nosniff"),
+            ("cache-control", "no-store"),
+            ("content-length", length),
+            ("x-request-id", id),
+        ]
+        .into_iter()
+        .chain(allow)
+    }
+
+    /// Writes the answer as HTTP/1.1. `close` adds that the connection will not be used again. Returns the length of the
+    /// body, which an answer to HEAD only tells of.
+    pub(crate) fn write(&self, out: &mut Vec<u8>, id: &RequestId, is_to_head: bool, close: bool) -> usize {
+        let body = self.body();
+        let reason = StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason());
+        // Writing into memory does not fail.
+        let _ = write!(out, "HTTP/1.1 {} {}\r\n", self.status, reason.unwrap_or_default());
+        for (name, value) in self.fields(&body.len().to_string(), id.as_str()) {
+            let _ = write!(out, "{name}: {value}\r\n");
+        }
+        out.extend_from_slice(if close { b"connection: close\r\n\r\n" } else { b"\r\n" });
+        if is_to_head {
+            return 0;
+        }
+        out.extend_from_slice(body.as_bytes());
+        body.len()
+    }
+}
+
+/// Sends the answer by pingora.
 pub(super) async fn send(session: &mut Session, ctx: &mut Context, answer: Answer) -> pingora::Result<()> {
-    let body = Bytes::from(format!("{}: {}\n", answer.status, answer.text));
+    let body = answer.body();
     let mut response = ResponseHeader::build(answer.status, Some(8))?;
-    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
-    response.insert_header(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))?;
-    response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
-    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
-    response.insert_header("x-request-id", ctx.id.clone())?;
-    if answer.status == 405 {
-        let methods = HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS");
-        response.insert_header(header::ALLOW, methods)?;
+    let id = ctx.id.as_ref().map_or("", RequestId::as_str);
+    for (name, value) in answer.fields(&body.len().to_string(), id) {
+        response.insert_header(name, value)?;
     }
     ctx.reason = Some(answer.text);
     // A client that waits for "100 Continue" will not send the body now.
@@ -80,7 +116,7 @@ pub(super) async fn send(session: &mut Session, ctx: &mut Context, answer: Answe
     let head_only = session.req_header().method == Method::HEAD;
     session.write_response_header(Box::new(response), head_only).await?;
     if !head_only {
-        session.write_response_body(Some(body), true).await?;
+        session.write_response_body(Some(Bytes::from(body)), true).await?;
     }
     Ok(())
 }

@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -68,9 +67,6 @@ async fn answer(
     mut request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     if request.headers().get("upgrade").is_some_and(|value| value == "websocket") {
-        // pingora 0.9.1 ends the session when the answer to an upgrade overtakes the request's own end in its queue,
-        // which only a backend without any distance can do.
-        tokio::time::sleep(Duration::from_millis(50)).await;
         tokio::spawn(async move {
             let mut stream = TokioIo::new(hyper::upgrade::on(&mut request).await.unwrap());
             let mut buf = [0; 1024];

@@ -5,6 +5,7 @@
 
 mod backend;
 mod cluster;
+mod exchange;
 mod malformed;
 mod protocols;
 mod role;
