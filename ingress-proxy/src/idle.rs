@@ -91,7 +91,7 @@ mod tests {
     #[tokio::test]
     async fn closed_and_talking_and_old_ones_are_not_taken() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let idle = Idle::new(Duration::from_secs(60));
+        let idle = Idle::new(Duration::from_mins(1));
         let (closed, talking, old) = (pair(&listener).await, pair(&listener).await, pair(&listener).await);
         drop(closed.1);
         let mut far = talking.1;
@@ -101,7 +101,7 @@ mod tests {
         }
         let now = Instant::now();
         idle.put(old.0, now);
-        assert!(idle.take(now + Duration::from_secs(60)).is_none());
+        assert!(idle.take(now + Duration::from_mins(1)).is_none());
         idle.put(closed.0, now);
         idle.put(talking.0, now);
         assert!(idle.take(now).is_none());

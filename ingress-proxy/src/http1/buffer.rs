@@ -143,7 +143,7 @@ mod tests {
     #[tokio::test]
     async fn a_larger_buffer_holds_what_was_there() {
         let mut buffer = Buffer::default();
-        fill(&mut buffer, &[7; BYTES]).await;
+        fill(&mut buffer, &vec![7; BYTES]).await;
         buffer.grow();
         assert!(!buffer.is_full());
         assert_eq!(fill(&mut buffer, b"x").await, 1);

@@ -4,6 +4,7 @@ use std::io::Write as _;
 
 use httparse::Header;
 
+use super::exchange::Version;
 use super::head::{Known, RequestHead, ResponseHead, is_nominated};
 use crate::config::Network;
 use crate::proxy::{Peer, RequestId, forwarding};
@@ -28,13 +29,16 @@ pub(super) fn write_request(
         out.extend_from_slice(query.as_bytes());
     }
     // An endpoint sends no chunks to who would not understand them.
-    out.extend_from_slice(if head.is_old { b" HTTP/1.0\r\nconnection: close\r\n" } else { b" HTTP/1.1\r\n" });
+    out.extend_from_slice(if head.version == Version::Old {
+        b" HTTP/1.0\r\nconnection: close\r\n"
+    } else {
+        b" HTTP/1.1\r\n"
+    });
     field(out, "host", head.host.as_bytes());
     for Header { name, value } in head.fields {
         let known = Known::of(name);
         let goes_on = match known {
-            Known::Host => false,
-            Known::ForwardedFor | Known::RealIp | Known::RequestId => false,
+            Known::Host | Known::ForwardedFor | Known::RealIp | Known::RequestId => false,
             Known::ForwardedProto | Known::ForwardedHost | Known::ForwardedPort | Known::Forwarded => {
                 peer.trusted
             }
@@ -59,13 +63,13 @@ pub(super) fn write_request(
 /// How the client's connection goes on behind a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum After {
-    /// As HTTP/1.1 means it by itself.
-    Keep,
-    /// As HTTP/1.0 has to be told.
-    KeepOld,
+    /// As HTTP/1.1 means it by itself: with the next message.
+    Nothing,
+    /// With the next request, as HTTP/1.0 has to be told.
+    KeepAlive,
     Close,
-    /// The response is one of several, or another protocol follows.
-    Continue,
+    /// With another protocol.
+    Upgrade,
 }
 
 /// Writes the head that the client gets. `chunked` says that chunks will follow where the endpoint sent none.
@@ -73,10 +77,9 @@ pub(super) fn write_response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, aft
     let _ = write!(out, "HTTP/1.1 {} ", head.status); // writing into memory does not fail
     out.extend_from_slice(head.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
-    let switches = head.status == 101;
     for Header { name, value } in head.fields {
         let known = Known::of(name);
-        let goes_on = !known.is_hop_by_hop() || (switches && known == Known::Upgrade);
+        let goes_on = !known.is_hop_by_hop() || (after == After::Upgrade && known == Known::Upgrade);
         if goes_on && !(head.connection.nominates && is_nominated(head.fields, name, known)) {
             field(out, name, value);
         }
@@ -85,11 +88,10 @@ pub(super) fn write_response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, aft
         field(out, "transfer-encoding", b"chunked");
     }
     match after {
-        After::Keep => {}
-        After::Continue if switches => field(out, "connection", b"upgrade"),
-        After::Continue => {}
-        After::KeepOld => field(out, "connection", b"keep-alive"),
+        After::Nothing => {}
+        After::KeepAlive => field(out, "connection", b"keep-alive"),
         After::Close => field(out, "connection", b"close"),
+        After::Upgrade => field(out, "connection", b"upgrade"),
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -174,19 +176,19 @@ mod tests {
             String::from_utf8(out).unwrap()
         };
         let plain = "HTTP/1.0 200 Fine\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nA: b\r\n\r\n";
-        assert_eq!(write(plain, After::Keep, false), "HTTP/1.1 200 Fine\r\nA: b\r\n\r\n");
+        assert_eq!(write(plain, After::Nothing, false), "HTTP/1.1 200 Fine\r\nA: b\r\n\r\n");
         assert_eq!(
             write(plain, After::Close, false),
             "HTTP/1.1 200 Fine\r\nA: b\r\nconnection: close\r\n\r\n"
         );
         assert_eq!(
-            write(plain, After::KeepOld, true),
+            write(plain, After::KeepAlive, true),
             "HTTP/1.1 200 Fine\r\nA: b\r\ntransfer-encoding: chunked\r\nconnection: keep-alive\r\n\r\n"
         );
         let switching =
             "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
         assert_eq!(
-            write(switching, After::Continue, false),
+            write(switching, After::Upgrade, false),
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nconnection: upgrade\r\n\r\n"
         );
     }

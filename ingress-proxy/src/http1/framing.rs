@@ -103,13 +103,11 @@ impl Body {
                         continue;
                     }
                     at += 1;
-                    match chunk.step(byte)? {
-                        Some(next) => chunk = next,
-                        None => {
-                            *self = Self::Done;
-                            return Ok(at);
-                        }
-                    }
+                    let Some(next) = chunk.step(byte)? else {
+                        *self = Self::Done;
+                        return Ok(at);
+                    };
+                    chunk = next;
                 }
                 *self = Self::Chunked(chunk);
                 Ok(at)
@@ -126,9 +124,10 @@ impl Chunk {
                 let digit = char::from(byte).to_digit(16).unwrap_or_default();
                 Self::Size { size: size << 4 | u64::from(digit), digits: digits + 1 }
             }
-            (Self::Size { size, digits: 1.. }, b'\r') => Self::SizeEnd { size },
+            (Self::Size { size, digits: 1.. } | Self::Extension { size, .. }, b'\r') => {
+                Self::SizeEnd { size }
+            }
             (Self::Size { size, digits: 1.. }, b';') => Self::Extension { size, length: 0 },
-            (Self::Extension { size, .. }, b'\r') => Self::SizeEnd { size },
             (Self::Extension { size, length }, _) if is_text(byte) && length < MAX_EXTENSION => {
                 Self::Extension { size, length: length + 1 }
             }

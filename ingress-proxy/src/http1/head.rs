@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 
 use httparse::Header;
 
+use super::exchange::Version;
 use super::framing::Body;
 use crate::proxy::Fault;
 use crate::table::{HostError, PathError};
@@ -112,6 +113,7 @@ impl Known {
 }
 
 /// What `Connection` says.
+#[expect(clippy::struct_excessive_bools, reason = "each is a token of one field")]
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Connection {
     pub(super) close: bool,
@@ -138,6 +140,15 @@ fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
+/// Whether one of these protocols carries more requests, which would go past routing and policies to whichever endpoint
+/// took the first: `h2c` and its like. It is not asked for, and the request is served as it is (RFC 9110 §7.8).
+fn speaks_http(protocols: &[u8]) -> bool {
+    tokens(protocols).any(|protocol| {
+        let name = protocol.split(|&byte| byte == b'/').next().unwrap_or_default();
+        [b"h2c".as_slice(), b"h2", b"http", b"tls"].iter().any(|carrier| name.eq_ignore_ascii_case(carrier))
+    })
+}
+
 /// Whether a field named `Connection` names this one. Framing and routing cannot be talked away so.
 pub(super) fn is_nominated(fields: &[Header<'_>], name: &str, known: Known) -> bool {
     !matches!(known, Known::Host | Known::ContentLength | Known::TransferEncoding)
@@ -156,8 +167,7 @@ pub(super) struct RequestHead<'h, 'b> {
     pub(super) query: Option<&'b str>,
     /// The whole target as it came.
     pub(super) target: &'b str,
-    /// HTTP/1.0, not 1.1.
-    pub(super) is_old: bool,
+    pub(super) version: Version,
     pub(super) fields: &'h [Header<'b>],
     /// The host as the client wrote it; empty for none.
     pub(super) host: &'b str,
@@ -188,14 +198,14 @@ impl<'h, 'b> RequestHead<'h, 'b> {
             "CONNECT" => return Err(Fault::Connect),
             _ => {}
         }
-        let is_old = minor == 0;
+        let version = if minor == 0 { Version::Old } else { Version::New };
         let (authority, path, query) = split_target(target)?;
         let mut head = Self {
             method,
             path,
             query,
             target,
-            is_old,
+            version,
             fields,
             host: "",
             body: Body::Done,
@@ -209,6 +219,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     }
 
     fn read_fields(&mut self, authority: Option<&'b str>) -> Result<(), Fault> {
+        let is_old = self.version == Version::Old;
         let (mut host, mut length, mut chunked) = (None, None, false);
         for field in self.fields {
             match Known::of(field.name) {
@@ -232,7 +243,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         }
         self.body = match (length, chunked) {
             (Some(_), true) => return Err(Fault::TwoLengths),
-            (None, true) if self.is_old => return Err(Fault::TransferEncoding),
+            (None, true) if is_old => return Err(Fault::TransferEncoding),
             (None, true) => Body::CHUNKED,
             (length, false) => Body::of(length.unwrap_or(0)),
         };
@@ -242,19 +253,18 @@ impl<'h, 'b> RequestHead<'h, 'b> {
             }
             (Some(authority), _) => authority,
             (None, Some(host)) => host,
-            (None, None) if self.is_old => "",
+            (None, None) if is_old => "",
             (None, None) => return Err(Fault::NoHost),
         };
         // What is asked for while a body is sent, or by a client too old for it, is not meant.
-        if !self.connection.upgrade || self.is_old || !self.body.is_done() {
-            self.upgrade = None;
-        }
+        let is_meant = self.connection.upgrade && !is_old && self.body.is_done();
+        self.upgrade = self.upgrade.filter(|protocols| is_meant && !speaks_http(protocols));
         Ok(())
     }
 
     /// Whether the client means to use the connection again.
     pub(super) fn keeps_alive(&self) -> bool {
-        !self.connection.close && (!self.is_old || self.connection.keep_alive)
+        !self.connection.close && (self.version == Version::New || self.connection.keep_alive)
     }
 }
 
@@ -420,6 +430,25 @@ mod tests {
         assert!(!head.keeps_alive() && head.connection.nominates);
         assert!(is_nominated(head.fields, "x-one", Known::Other));
         assert!(!is_nominated(head.fields, "x-two", Known::Other));
+    }
+
+    #[test]
+    fn only_protocols_that_carry_no_requests_are_asked_for() {
+        for (protocols, asked) in [
+            ("websocket", true),
+            ("SPDY/3.1", true),
+            ("h2c", false),
+            ("H2C", false),
+            ("websocket, h2c", false),
+            ("HTTP/2.0", false),
+            ("TLS/1.2", false),
+        ] {
+            let text =
+                format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: {protocols}\r\n\r\n");
+            let mut space = Space::new();
+            let head = RequestHead::read(text.as_bytes(), &mut space).unwrap();
+            assert_eq!(head.upgrade.is_some(), asked, "{protocols}");
+        }
     }
 
     #[test]

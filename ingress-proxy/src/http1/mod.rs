@@ -18,6 +18,8 @@ mod forward;
 mod framing;
 mod head;
 mod request;
+mod to_client;
+mod to_endpoint;
 
 use std::io;
 use std::net::SocketAddr;

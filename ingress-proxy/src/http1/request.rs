@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::Connection;
-use super::exchange::{Asked, End, Exchange};
+use super::exchange::{Asked, End, Exchange, Version};
 use super::forward::write_request;
 use super::framing::Body;
 use super::head::{Known, RequestHead, Space};
@@ -56,7 +56,6 @@ struct Said {
     host: String,
     target: String,
     user_agent: String,
-    is_old: bool,
 }
 
 /// What is to be done with a request.
@@ -110,7 +109,7 @@ impl Connection<'_> {
         let read = RequestHead::read(&self.input.filled()[..length], &mut space);
         let verdict = read.map_err(Answer::from).and_then(|head| {
             request.learn(&head, self.peer.trusted);
-            let said = self.proxy.is_logging().then(|| request.said.insert(Said::of(&head)));
+            let said = self.proxy.is_logging().then(|| request.said.insert(Box::new(Said::of(&head))));
             let host = normalize_host(head.host).map_err(Fault::from)?;
             if let Some(said) = said {
                 said.host.push_str(&host);
@@ -168,8 +167,8 @@ impl Connection<'_> {
             );
             let draining = &self.draining.token;
             let result = exchange.run(&mut self.deadline, || draining.is_cancelled()).await;
-            (request.bytes_in, request.bytes_out) = (exchange.bytes_in(), exchange.bytes_out);
-            let (status, can_repeat) = (exchange.status, exchange.can_repeat());
+            (request.bytes_in, request.bytes_out) = (exchange.request.bytes(), exchange.response.bytes);
+            let (status, can_repeat) = (exchange.response.status, exchange.can_repeat());
             let trouble = match result {
                 Ok(End { keep_client, keep_endpoint }) => {
                     if keep_endpoint {
@@ -198,13 +197,11 @@ impl Connection<'_> {
             }
             break trouble;
         };
-        match trouble.answer(request.target.as_deref()) {
-            Some(answer) => Err(answer.closing()),
-            None => {
-                request.reason = Some(Cow::Borrowed("the client closed the connection"));
-                Ok((0, Next::Close))
-            }
+        if let Some(answer) = trouble.answer(request.target.as_deref()) {
+            return Err(answer.closing());
         }
+        request.reason = Some(Cow::Borrowed("the client closed the connection"));
+        Ok((0, Next::Close))
     }
 
     /// Answers in the proxy's own name.
@@ -245,7 +242,7 @@ impl Connection<'_> {
             time_ms: 0,
             id: request.id.as_str(),
             client: &self.peer.text,
-            proto: if said.is_old { "HTTP/1.0" } else { "HTTP/1.1" },
+            proto: if request.asked.is_old() { "HTTP/1.0" } else { "HTTP/1.1" },
             tls: self.peer.tls,
             method: &said.method,
             host: &said.host,
@@ -272,7 +269,13 @@ impl Request {
         Self {
             started: Instant::now(),
             id: RequestId::of(None, false),
-            asked: Asked { body: Body::Done, is_head: false, is_old: false, upgrades: false, keep: false },
+            asked: Asked {
+                version: Version::New,
+                body: Body::Done,
+                is_head: false,
+                upgrades: false,
+                keep: false,
+            },
             is_idempotent: false,
             expects: false,
             target: None,
@@ -288,9 +291,9 @@ impl Request {
 
     fn learn(&mut self, head: &RequestHead<'_, '_>, trusted: bool) {
         self.asked = Asked {
+            version: head.version,
             body: head.body,
             is_head: head.method == "HEAD",
-            is_old: head.is_old,
             upgrades: head.upgrade.is_some(),
             keep: head.keeps_alive(),
         };
@@ -305,14 +308,13 @@ impl Request {
 }
 
 impl Said {
-    fn of(head: &RequestHead<'_, '_>) -> Box<Self> {
-        Box::new(Self {
+    fn of(head: &RequestHead<'_, '_>) -> Self {
+        Self {
             method: head.method.to_owned(),
             host: String::new(),
             target: head.target.to_owned(),
             user_agent: String::from_utf8_lossy(head.user_agent).into_owned(),
-            is_old: head.is_old,
-        })
+        }
     }
 }
 

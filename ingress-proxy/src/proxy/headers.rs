@@ -180,7 +180,7 @@ mod tests {
         for (name, value) in given {
             request.append_header(*name, *value).unwrap();
         }
-        let id = RequestId::of(request.headers.get("x-request-id").map(|id| id.as_bytes()), trusted);
+        let id = RequestId::of(request.headers.get("x-request-id").map(http::HeaderValue::as_bytes), trusted);
         forward(&mut request, &peer, "shop.example", &id, &networks).unwrap();
         request
     }

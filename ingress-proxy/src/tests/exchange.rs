@@ -95,7 +95,7 @@ impl Client {
             while !heard.ends_with(end) {
                 match self.0.read_u8().await {
                     Ok(byte) => heard.push(char::from(byte)),
-                    Err(_) => panic!("the connection ended behind {heard:?}"),
+                    Err(error) => panic!("the connection ended behind {heard:?}: {error}"),
                 }
             }
             heard
