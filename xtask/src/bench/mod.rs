@@ -1,6 +1,7 @@
 //! Measurements: rows of one shape, printed as a table and written as JSON.
 
 mod dataplane;
+mod ingress;
 mod start;
 
 use std::{fs, path::Path};
@@ -16,14 +17,20 @@ pub(crate) enum Subject {
     Start,
     /// What the dataplane costs and carries: packets, connections, streams, services; beside its peers.
     Dataplane,
+    /// What the ingress costs and carries: requests, TLS, HTTP/2, routes; beside nginx, haproxy and a bare pingora proxy.
+    Ingress,
 }
 
 /// Measures, prints, and writes the rows if asked.
 pub(crate) fn run(subject: Subject, only: &[String], json: Option<&Path>) -> Result<()> {
-    ensure!(only.is_empty() || subject == Subject::Dataplane, "--only names parts of the dataplane's bench");
+    ensure!(
+        only.is_empty() || subject != Subject::Start,
+        "the bench of the start has no parts for --only to name"
+    );
     let rows = match subject {
         Subject::Start => start::measure()?,
         Subject::Dataplane => dataplane::measure(only)?,
+        Subject::Ingress => ingress::measure(only)?,
     };
     print(&rows);
     if let Some(path) = json {
