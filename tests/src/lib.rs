@@ -15,6 +15,7 @@ mod load;
 mod namespace;
 mod roles;
 mod routed;
+mod row;
 pub mod rules;
 
 pub use ask::{ask_tcp, ask_udp};
@@ -26,3 +27,4 @@ pub use leftovers::Leftovers;
 pub use load::{Load, Outcome, ask_steadily};
 pub use namespace::{Link, Namespace};
 pub use routed::Routed;
+pub use row::{Goal, Row, percentile};

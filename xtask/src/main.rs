@@ -64,8 +64,9 @@ enum Task {
         /// Also write the rows here, as JSON.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
-        /// Of the dataplane: only these parts (packets, live, netns, scale, nft50k), comma-separated. Without it, all but
-        /// nft50k, whose ruleset takes minutes to load.
+        /// Only these parts, comma-separated. Of the dataplane: packets, live, netns, scale, nft50k; without the flag, all
+        /// but nft50k, whose ruleset takes minutes to load. Of the ingress: http1, tls, http2, open-loop, start, routing,
+        /// scale.
         #[arg(long, value_name = "PARTS", value_delimiter = ',')]
         only: Vec<String>,
     },

@@ -4,9 +4,14 @@
 //! none, Debian's `rustc-web` with `rust-web-src` does. `bpf-linker` is pinned, since a newer one asks for a newer LLVM
 //! than those compilers carry.
 
-use std::{path::Path, process::Command};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::Command,
+};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::command::{self, cargo, exists};
 
@@ -74,6 +79,58 @@ pub(crate) fn emulator() -> Result<()> {
     let missing: Vec<&str> =
         PACKAGES.iter().filter(|(program, _)| !exists(program)).map(|(_, package)| *package).collect();
     if missing.is_empty() { Ok(()) } else { install_packages(&missing) }
+}
+
+/// Installs what only the ingress's bench needs: its peers, and a client that loads HTTP/2.
+pub(crate) fn proxies() -> Result<()> {
+    const PACKAGES: &[(&str, &str)] =
+        &[("nginx", "nginx"), ("haproxy", "haproxy"), ("h2load", "nghttp2-client")];
+    /// Packages whose services have their names.
+    const SERVICES: &[&str] = &["nginx", "haproxy"];
+    let missing: Vec<&str> =
+        PACKAGES.iter().filter(|(program, _)| !exists(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let _held = HeldServices::hold()?;
+    install_packages(&missing)?;
+    let services: Vec<&str> = missing.into_iter().filter(|package| SERVICES.contains(package)).collect();
+    if !services.is_empty() && exists("systemctl") {
+        // Nor are they to start with the machine.
+        command::run(Command::new("systemctl").args(["--quiet", "disable"]).args(services))?;
+    }
+    Ok(())
+}
+
+/// While it is there, packages start no service: a bench wants the program of a proxy, not a proxy on port 80.
+struct HeldServices {
+    /// Whether the policy is ours to take away.
+    ours: bool,
+}
+
+/// What `invoke-rc.d` and systemd's helpers ask before they start a service (Debian policy 9.3.3).
+const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
+
+impl HeldServices {
+    fn hold() -> Result<Self> {
+        let ours = !Path::new(SERVICE_POLICY).exists();
+        if ours {
+            fs::write(SERVICE_POLICY, "#!/bin/sh\nexit 101\n")
+                .and_then(|()| fs::set_permissions(SERVICE_POLICY, Permissions::from_mode(0o755)))
+                .with_context(|| format!("writing {SERVICE_POLICY}: this needs root"))?;
+        }
+        Ok(Self { ours })
+    }
+}
+
+impl Drop for HeldServices {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = fs::remove_file(SERVICE_POLICY)
+        {
+            eprintln!("xtask: {SERVICE_POLICY} is left behind and keeps services from starting: {error}");
+        }
+    }
 }
 
 fn install_packages(packages: &[&str]) -> Result<()> {

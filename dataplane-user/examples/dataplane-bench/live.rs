@@ -5,15 +5,11 @@ use std::time::Instant;
 
 use aya::programs::{Xdp, XdpMode};
 use weir_dataplane::programs::XDP_UPLINK;
-use weir_tests::Namespace;
+use weir_tests::{Goal, Namespace, Row};
 
 use crate::{
-    CLIENT_V4, Driver, FRONTEND_V4, Hook, IN_ORDER, Place, check_entries, dataplane, driver,
-    driver::Flows,
-    lay_routes,
-    packets::frame::tcp,
-    padded,
-    row::{Goal, Row},
+    CLIENT_V4, Driver, FRONTEND_V4, Hook, IN_ORDER, Place, check_entries, dataplane, driver, driver::Flows,
+    lay_routes, packets::frame::tcp, padded,
 };
 
 /// Samples of each figure.

@@ -30,14 +30,13 @@ use packets::{
     Dataplane, Family, Frame,
     frame::{SYN, TCP, UDP, tcp, udp},
 };
-use row::{Goal, Row};
 use weir_dataplane::programs::{SOCKET_HOOKS, TC_POD, TC_UPLINK, XDP_UPLINK};
 use weir_dataplane_ebpf::{
     Ip4, Ip6, Scope,
     bench::FRAME_LENGTH,
     maps::{FLOWS, OPENING_FLOWS},
 };
-use weir_tests::Namespace;
+use weir_tests::{Goal, Namespace, Row};
 
 /// Runs of each figure.
 const RUNS: usize = 7;
@@ -185,7 +184,7 @@ fn measure_all() -> Vec<Row> {
     for subject in &SUBJECTS {
         let mut measure_at = |place, name: &str, frame: &Frame, path| {
             let pairs = time(&mut driver, subject, place, frame, path);
-            let row = Row::net(&format!("{}: {name}", subject.name), &pairs);
+            let row = row::net(&format!("{}: {name}", subject.name), &pairs);
             rows.push(match goal(subject, place, name) {
                 Some(nanoseconds) => row.goal(Goal::AtMost(nanoseconds)),
                 None => row,
@@ -367,7 +366,7 @@ fn instructions(dataplane: &mut Dataplane, driver: &Driver) -> Vec<Row> {
         .chain(socket)
         .map(|(name, empty)| {
             let count = verified(dataplane.program_mut(name));
-            Row::count(format!("{name}: verifier"), "instructions", count, verified(driver.empty(empty)))
+            row::count(format!("{name}: verifier"), "instructions", count, verified(driver.empty(empty)))
         })
         .collect()
 }

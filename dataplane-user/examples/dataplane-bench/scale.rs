@@ -10,14 +10,13 @@ use std::{
 };
 
 use weir_tests::{
-    Namespace,
+    Goal, Namespace, Row,
     rules::{self, Endpoint, Family, ServicePort, iptables, nftables},
 };
 
 use crate::{
     node::TestNode,
     objects::{self, Objects},
-    row::{Goal, Row},
 };
 
 /// Runs of each figure.

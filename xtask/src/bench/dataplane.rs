@@ -3,8 +3,8 @@
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use weir_tests::Row;
 
-use super::Row;
 use crate::{build, command, setup};
 
 /// Runs the example, or the named parts of it, and takes its rows.

@@ -3,9 +3,8 @@
 use std::{fs, time::Duration};
 
 use anyhow::Result;
-use weir_tests::{Cluster, Options};
+use weir_tests::{Cluster, Options, Row};
 
-use super::Row;
 use crate::{
     build::{self, Profile},
     image, root, setup,
@@ -35,5 +34,5 @@ pub(super) fn measure() -> Result<Vec<Row>> {
         pss_mib.push(cluster.pss_bytes()? as f64 / f64::from(1 << 20));
         cluster.down()?;
     }
-    Ok(vec![Row::of("first_200", "ms", first_200_ms)?, Row::of("pss", "MiB", pss_mib)?])
+    Ok(vec![Row::of("first_200", "ms", &first_200_ms), Row::of("pss", "MiB", &pss_mib)])
 }
