@@ -9,6 +9,7 @@
 //! - [`table`] knows hosts and paths, and nothing of Kubernetes;
 //! - [`compile`] turns facts about objects into a table, and into problems;
 //! - `watch` keeps the facts, and is the only writer of what is live;
+//! - `policy` decides about requests, and knows neither protocols nor connections;
 //! - `serve` owns sockets and connections, `proxy` owns requests; both only read what is live.
 //!
 //! The crate speaks the Kubernetes API and nothing else: it cannot tell whose apiserver it talks to.
@@ -18,6 +19,7 @@ pub mod compile;
 mod config;
 mod live;
 mod metrics;
+mod policy;
 mod proxy;
 mod serve;
 pub mod table;

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::config::Network;
+use crate::policy;
 use crate::upstream::random;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -70,13 +71,8 @@ pub(crate) fn forward(
                 let _ = write!(chain, "{text}, ");
             }
         }
-        // Right to left: the first address that no trusted peer vouches for is the client.
-        for address in chain.rsplit(',').filter_map(|text| text.trim().parse::<IpAddr>().ok()) {
-            client = address;
-            if !is_trusted(networks, address) {
-                break;
-            }
-        }
+        let hops = chain.rsplit(',').filter_map(|text| text.trim().parse::<IpAddr>().ok());
+        client = policy::behind(origin.peer, hops, networks);
     }
     let _ = write!(chain, "{}", origin.peer);
     request.insert_header(FORWARDED_FOR, chain)?;

@@ -6,6 +6,7 @@
 mod context;
 mod failure;
 mod headers;
+mod policies;
 mod respond;
 mod strict;
 
@@ -16,7 +17,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use http::{HeaderValue, header};
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -25,11 +27,14 @@ use pingora::{Error, ErrorType};
 
 use crate::access_log::{AccessLog, Line};
 use crate::config::{Network, Timeouts};
-use crate::live::{Live, Target};
+use crate::live::Live;
 use crate::metrics::{Metrics, TargetLabels, TargetMetrics};
+use crate::policy::{Client, Decision, Memory};
 use crate::serve::Guard;
 use crate::table::{normalize_host, normalize_path};
+use crate::upstream::Pool;
 pub(crate) use context::Context;
+use context::ErrorPage;
 use respond::Answer;
 use strict::Fault;
 
@@ -45,6 +50,8 @@ pub(crate) struct Proxy {
     unmatched: Arc<TargetMetrics>,
     log: AccessLog,
     trusted: Box<[Network]>,
+    /// What policies remember between requests.
+    memory: Arc<Memory>,
     timeouts: Timeouts,
     ports: Ports,
 }
@@ -66,15 +73,16 @@ impl Proxy {
         ports: Ports,
     ) -> Self {
         let unmatched = metrics.target(&TargetLabels::none());
-        Self { live, metrics, unmatched, log, trusted: trusted.into(), timeouts, ports }
+        let memory = Arc::new(Memory::new(&metrics.policies));
+        Self { live, metrics, unmatched, log, trusted: trusted.into(), memory, timeouts, ports }
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// Refuses, or brings host and path into normal form and finds the target.
-    fn admit(&self, session: &mut Session, ctx: &mut Context) -> Result<Arc<Target>, Answer> {
+    /// Refuses, or brings host and path into normal form, finds the target, and asks its policy.
+    fn admit(&self, session: &mut Session, ctx: &mut Context) -> Result<Option<Decision>, Answer> {
         let request = session.req_header();
         if session.as_http1().is_some() {
             strict::check_raw_head(&session.to_h1_raw(), request)?;
@@ -87,6 +95,11 @@ impl Proxy {
         let Some(target) = live.route(&host, &path).map(Arc::clone) else {
             return Err(Answer::no_rule(&host, &path));
         };
+        let decision = target.policy.as_ref().map(|policy| {
+            let head = policies::Head { request, host: &host, path: &path };
+            let client = Client::of(&head, ctx.peer, ctx.tls, &self.trusted);
+            policy.before(&head, &client, &self.memory)
+        });
         // One form is routed on and forwarded; also `GET http://host/path` becomes `GET /path`.
         if matches!(path, Cow::Owned(_)) || !request.raw_path().starts_with(b"/") {
             let mut origin_form = path.into_owned();
@@ -96,12 +109,31 @@ impl Proxy {
             }
             rewrite(session.req_header_mut(), &origin_form).map_err(|_| Answer::from(Fault::Rewrite))?;
         }
-        ctx.target = Some(Arc::clone(&target));
-        match &target.backend {
-            Err(why) => Err(Answer::unavailable(why)),
-            Ok(pool) if pool.is_empty() => Err(Answer::no_endpoints(&target)),
-            Ok(_) => Ok(target),
+        ctx.target = Some(target);
+        Ok(decision)
+    }
+
+    /// Makes sure that the target has endpoints, or another one takes its place.
+    fn find_endpoints(ctx: &mut Context) -> Result<(), Answer> {
+        let Some(target) = ctx.target.clone() else { return Ok(()) };
+        if let Some(canary) = &target.canary
+            && ctx.passage.as_ref().is_some_and(|passage| passage.to_canary())
+            && canary.has_endpoints()
+        {
+            ctx.target = Some(Arc::clone(canary));
+            return Ok(());
         }
+        if target.has_endpoints() {
+            return Ok(());
+        }
+        if let Some(fallback) = target.fallback.clone().filter(|fallback| fallback.has_endpoints()) {
+            ctx.fall_back(fallback, ErrorPage { status: 503, instead_of_response: false });
+            return Ok(());
+        }
+        Err(match &target.backend {
+            Err(why) => Answer::unavailable(why),
+            Ok(_) => Answer::no_endpoints(&target),
+        })
     }
 }
 
@@ -142,8 +174,13 @@ impl ProxyHttp for Proxy {
         ctx.trusted = headers::is_trusted(&self.trusted, ctx.peer);
         ctx.tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         ctx.id = headers::request_id(&session.req_header().headers, ctx.trusted);
-        match self.admit(session, ctx) {
-            Ok(_) => Ok(false),
+        let admitted = match self.admit(session, ctx) {
+            Ok(None) => Ok(()),
+            Ok(Some(decision)) => policies::carry_out(decision, ctx, &self.metrics).await,
+            Err(refusal) => Err(refusal),
+        };
+        match admitted.and_then(|()| Self::find_endpoints(ctx)) {
+            Ok(()) => Ok(false),
             Err(refusal) => {
                 respond::send(session, ctx, refusal).await?;
                 Ok(true)
@@ -152,19 +189,25 @@ impl ProxyHttp for Proxy {
     }
 
     async fn upstream_peer(&self, _: &mut Session, ctx: &mut Context) -> pingora::Result<Box<HttpPeer>> {
-        if ctx.attempts > 0 {
+        if ctx.attempts > 0 && ctx.error_page.is_none() {
             self.metrics.retries.inc();
         }
         ctx.attempts += 1;
         ctx.chosen = None; // no longer in flight there
         let pool = ctx.target.as_ref().and_then(|target| target.backend.as_ref().ok());
-        let Some(chosen) = pool.and_then(|pool| pool.choose(&ctx.failed)) else {
+        let rank_by = ctx.passage.as_ref().and_then(|passage| passage.rank_by());
+        let choose = |pool: &Arc<Pool>| match rank_by {
+            Some(key) => pool.choose_ranked(key, &ctx.failed),
+            None => pool.choose(&ctx.failed),
+        };
+        let Some(chosen) = pool.and_then(choose) else {
             // The last endpoint went away, or every one was tried.
             let code = if ctx.failed.is_empty() { 503 } else { 502 };
             return Err(Error::explain(ErrorType::HTTPStatus(code), "no endpoint left to try"));
         };
-        let peer = chosen.peer();
+        let mut peer = chosen.peer();
         ctx.chosen = Some(chosen);
+        policies::begin_attempt(&mut peer, ctx);
         Ok(peer)
     }
 
@@ -187,16 +230,39 @@ impl ProxyHttp for Proxy {
             id: &ctx.id,
             trusted: ctx.trusted,
         };
-        headers::forward(upstream_request, &origin, &self.trusted)
+        headers::forward(upstream_request, &origin, &self.trusted)?;
+        policies::edit_request(upstream_request, session, ctx)
+    }
+
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        _: bool,
+        ctx: &mut Context,
+    ) -> pingora::Result<()> {
+        match body {
+            Some(bytes) if ctx.passage.is_some() => {
+                policies::take_body(bytes.len(), session, ctx, &self.metrics)
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         upstream_response: &mut ResponseHeader,
-        _: &mut Context,
+        ctx: &mut Context,
     ) -> pingora::Result<()> {
+        failure::judge_response(&self.metrics, session, ctx, upstream_response.status.as_u16())?;
         headers::strip_hop_by_hop(upstream_response);
+        // Of several heads the last is the answer.
+        let is_last = !upstream_response.status.is_informational()
+            || upstream_response.status == StatusCode::SWITCHING_PROTOCOLS;
+        if let Some(passage) = ctx.passage.as_ref().filter(|_| is_last) {
+            passage.after(upstream_response);
+        }
         Ok(())
     }
 

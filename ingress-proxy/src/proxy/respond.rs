@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
 use super::{Context, strict::Fault};
 use crate::live::Target;
+use crate::policy::{By, Reply};
 
 /// Host and path are repeated to the client up to this many bytes each.
 const MAX_ECHO: usize = 200;
@@ -18,13 +19,15 @@ const MAX_ECHO: usize = 200;
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) text: Cow<'static, str>,
+    /// Fields besides those that every answer has.
+    fields: Box<HeaderMap>,
     /// The connection cannot be trusted, or used, any further.
     close: bool,
 }
 
 impl Answer {
     pub(super) fn new(status: u16, text: Cow<'static, str>) -> Self {
-        Self { status, text, close: false }
+        Self { status, text, fields: Box::default(), close: false }
     }
 
     pub(super) fn closing(mut self) -> Self {
@@ -55,18 +58,35 @@ impl From<Fault> for Answer {
     }
 }
 
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        // What is left of a body that is too large is not worth reading.
+        Self { status: reply.status, text: reply.text, fields: reply.fields, close: reply.by == By::BodySize }
+    }
+}
+
 fn short(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_ECHO)]
 }
 
 /// Sends the answer as plain text.
 pub(super) async fn send(session: &mut Session, ctx: &mut Context, answer: Answer) -> pingora::Result<()> {
+    let has_body = answer.status != StatusCode::NO_CONTENT.as_u16();
     let body = Bytes::from(format!("{}: {}\n", answer.status, answer.text));
     let mut response = ResponseHeader::build(answer.status, Some(8))?;
-    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
-    response.insert_header(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))?;
-    response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
-    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+    if has_body {
+        response
+            .insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
+        response.insert_header(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))?;
+        response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
+        response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+    }
+    for (name, value) in answer.fields.iter() {
+        response.append_header(name, value)?;
+    }
+    if let Some(passage) = &ctx.passage {
+        passage.after(&mut response);
+    }
     response.insert_header("x-request-id", ctx.id.clone())?;
     if answer.status == 405 {
         let methods = HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS");
@@ -77,7 +97,7 @@ pub(super) async fn send(session: &mut Session, ctx: &mut Context, answer: Answe
     if answer.close || session.req_header().headers.contains_key(header::EXPECT) {
         session.set_keepalive(None);
     }
-    let head_only = session.req_header().method == Method::HEAD;
+    let head_only = session.req_header().method == Method::HEAD || !has_body;
     session.write_response_header(Box::new(response), head_only).await?;
     if !head_only {
         session.write_response_body(Some(body), true).await?;

@@ -34,6 +34,7 @@ pub(crate) use guard::{Guard, MAX_HEAD_BYTES};
 
 use crate::config::Timeouts;
 use crate::metrics::{Metrics, Refusal};
+use crate::policy::MAX_TRIES;
 use crate::proxy::Proxy;
 
 /// Open client connections. Beyond, new ones are closed at once and counted: memory per connection is bounded,
@@ -43,7 +44,8 @@ const MAX_CONNECTIONS: usize = 16_384;
 const BACKLOG: u32 = 4_096;
 /// Unused connections to endpoints, over all threads (pingora's default of 128 makes a busy proxy reconnect).
 const UPSTREAM_POOL: usize = 1_024;
-/// How often a request may be sent at most; what may be sent again is the proxy's decision per error.
+/// How often a request is sent at most, unless its rule says otherwise; what may be sent again is the proxy's decision
+/// per error.
 pub(crate) const MAX_ATTEMPTS: u8 = 3;
 /// Streams that a client may have open on one HTTP/2 connection.
 const MAX_H2_STREAMS: u32 = 128;
@@ -108,7 +110,8 @@ impl Server {
         let conf = ServerConf {
             threads: workers,
             upstream_keepalive_pool_size: UPSTREAM_POOL.div_ceil(workers),
-            max_retries: usize::from(MAX_ATTEMPTS),
+            // A backstop: attempts are counted per rule, and an error page is one more.
+            max_retries: usize::from(MAX_TRIES) + 1,
             ..ServerConf::default()
         };
         let mut app = HttpProxy::new(proxy, Arc::new(conf));

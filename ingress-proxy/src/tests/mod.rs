@@ -6,6 +6,7 @@
 mod backend;
 mod cluster;
 mod malformed;
+mod policies;
 mod protocols;
 mod role;
 mod routing;
