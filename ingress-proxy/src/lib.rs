@@ -15,6 +15,7 @@
 //! The crate speaks the Kubernetes API and nothing else: it cannot tell whose apiserver it talks to.
 
 mod access_log;
+mod check;
 pub mod compile;
 mod config;
 mod live;
@@ -38,6 +39,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+pub use check::{CheckError, Checked, check};
 pub use config::{Config, DurationError, Network, NetworkError, Timeouts};
 pub use serve::BindError;
 

@@ -142,7 +142,7 @@ async fn follow(client: Client, key: ObjectKey, changes: mpsc::Sender<(ObjectKey
 }
 
 /// What a secret is good for.
-fn read(secret: &Secret) -> SecretFact {
+pub(crate) fn read(secret: &Secret) -> SecretFact {
     let has_pair = |name| secret.data.as_ref().is_some_and(|data| data.contains_key(name));
     if !has_pair("tls.crt") && !has_pair("tls.key") {
         let data = secret.data.iter().flatten();

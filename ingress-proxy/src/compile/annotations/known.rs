@@ -193,4 +193,25 @@ mod tests {
         assert_eq!(known("ssl-redirect"), Some(Known::Served));
         assert_eq!(known("ssl-redirects"), None);
     }
+
+    /// The list for users says the same as this one.
+    #[test]
+    fn the_documentation_has_every_name_in_its_section() {
+        let text = include_str!("../../../ANNOTATIONS.md");
+        let section = |title: &str| {
+            let rest = text.split_once(&format!("\n## {title}\n")).expect(title).1;
+            rest.split("\n## ").next().unwrap_or_default()
+        };
+        let (closing, told) = section("Not served yet").split_once("Told, and").unwrap();
+        for (name, known) in KNOWN {
+            let section = match known {
+                Known::Served => section("Served"),
+                Known::Idle(_) => section("Without anything to act on"),
+                Known::Refused(_) => section("Refused"),
+                Known::NotYetClosed => closing,
+                Known::NotYet => told,
+            };
+            assert!(section.contains(&format!("`{name}`")), "{name}");
+        }
+    }
 }

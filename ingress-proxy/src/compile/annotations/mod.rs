@@ -1,4 +1,5 @@
-//! From the annotations of an Ingress to typed, checked settings: a pure function.
+//! From the annotations of an Ingress to typed, checked settings: a pure function. `ANNOTATIONS.md` in this crate's
+//! folder is the list for users.
 //!
 //! The names are ingress-nginx's, below `nginx.ingress.kubernetes.io/` so that manifests move unchanged, and below
 //! `weir.dev/`, which wins. What is unknown, malformed, refused or not served yet is a problem and harms only
