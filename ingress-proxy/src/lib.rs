@@ -11,18 +11,21 @@
 //! - [`table`] knows hosts and paths, and nothing of Kubernetes;
 //! - [`compile`] turns facts about objects into a table, and into problems;
 //! - `watch` keeps the facts, and is the only writer of what is live;
+//! - `policy` decides about requests, and knows neither protocols nor connections;
 //! - `serve` owns sockets, `http1` and pingora own connections, `proxy` says what becomes of a request; all only read what
 //!   is live.
 //!
 //! The crate speaks the Kubernetes API and nothing else: it cannot tell whose apiserver it talks to.
 
 mod access_log;
+mod check;
 pub mod compile;
 mod config;
 mod http1;
 mod idle;
 mod live;
 mod metrics;
+mod policy;
 mod proxy;
 mod serve;
 mod stream;
@@ -42,6 +45,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+pub use check::{CheckError, Checked, check};
 pub use config::{Config, DurationError, Network, NetworkError, Timeouts};
 pub use serve::BindError;
 

@@ -23,6 +23,7 @@ use super::to_client::ToClient;
 use super::to_endpoint::ToEndpoint;
 use crate::config::Timeouts;
 use crate::metrics::UpstreamFailure;
+use crate::policy::Passage;
 use crate::proxy::Trouble;
 use crate::stream::ClientStream;
 
@@ -73,17 +74,19 @@ pub(super) struct Exchange<'c> {
 }
 
 impl<'c> Exchange<'c> {
-    /// Of a request with this head, whose body begins in `input`. `reply` lends its memory to the response's head.
+    /// Of a request with this head, whose body begins in `input`. `reply` lends its memory to the response's head, `passage`
+    /// says what the rule's policies ask for.
     pub(super) fn new(
         client: &'c mut ClientStream,
         endpoint: &'c mut TcpStream,
         input: &'c mut Buffer,
         (head, reply): (&'c [u8], &'c mut Vec<u8>),
         asked: Asked,
+        passage: Option<&'c Passage>,
         timeouts: &'c Timeouts,
     ) -> Self {
-        let request = ToEndpoint::new(head, input, asked.body);
-        let response = ToClient::new(reply, asked);
+        let request = ToEndpoint::new(head, input, asked.body, passage.and_then(Passage::body_limit));
+        let response = ToClient::new(reply, asked, passage);
         Self { client, endpoint, timeouts, request, response, is_tunnel: false }
     }
 

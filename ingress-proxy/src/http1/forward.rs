@@ -2,14 +2,17 @@
 
 use std::io::Write as _;
 
+use http::{HeaderName, HeaderValue};
 use httparse::Header;
 
 use super::exchange::Version;
 use super::head::{Known, RequestHead, ResponseHead, is_nominated};
 use crate::config::Network;
+use crate::policy::{self, Passage};
 use crate::proxy::{Peer, RequestId, forwarding};
 
-/// Writes the head that the endpoint gets. `path` is the request's in normal form.
+/// Writes the head that the endpoint gets. `path` is the request's in normal form, `passage` what the rule's policies make
+/// different.
 ///
 /// Cost: one pass over the fields, copying; an allocation only when the buffer has never held so much.
 pub(super) fn write_request(
@@ -19,14 +22,19 @@ pub(super) fn write_request(
     peer: &Peer,
     id: &RequestId,
     networks: &[Network],
+    passage: Option<&Passage>,
 ) {
     out.clear();
-    for part in [head.method, " ", path] {
-        out.extend_from_slice(part.as_bytes());
-    }
-    if let Some(query) = head.query {
-        out.push(b'?');
-        out.extend_from_slice(query.as_bytes());
+    out.extend_from_slice(head.method.as_bytes());
+    out.push(b' ');
+    if let Some(target) = passage.and_then(Passage::target) {
+        out.extend_from_slice(target.as_bytes());
+    } else {
+        out.extend_from_slice(path.as_bytes());
+        if let Some(query) = head.query {
+            out.push(b'?');
+            out.extend_from_slice(query.as_bytes());
+        }
     }
     // An endpoint sends no chunks to who would not understand them.
     out.extend_from_slice(if head.version == Version::Old {
@@ -34,7 +42,14 @@ pub(super) fn write_request(
     } else {
         b" HTTP/1.1\r\n"
     });
-    field(out, "host", head.host.as_bytes());
+    let host = passage.and_then(Passage::host).map_or(head.host.as_bytes(), HeaderValue::as_bytes);
+    field(out, "host", host);
+    let replaced = |name: &str| {
+        passage.is_some_and(|passage| {
+            passage.dropped_fields().any(|dropped| name.eq_ignore_ascii_case(dropped.as_str()))
+                || passage.fields().any(|(set, _)| name.eq_ignore_ascii_case(set.as_str()))
+        })
+    };
     for Header { name, value } in head.fields {
         let known = Known::of(name);
         let goes_on = match known {
@@ -44,9 +59,15 @@ pub(super) fn write_request(
             }
             known => !known.is_hop_by_hop(),
         };
-        if goes_on && !(head.connection.nominates && is_nominated(head.fields, name, known)) {
+        if goes_on
+            && !(head.connection.nominates && is_nominated(head.fields, name, known))
+            && !replaced(name)
+        {
             field(out, name, value);
         }
+    }
+    for (name, value) in passage.into_iter().flat_map(Passage::fields) {
+        field(out, name.as_str(), value.as_bytes());
     }
     if let Some(protocol) = head.upgrade {
         field(out, "connection", b"upgrade");
@@ -72,17 +93,37 @@ pub(super) enum After {
     Upgrade,
 }
 
-/// Writes the head that the client gets. `chunked` says that chunks will follow where the endpoint sent none.
-pub(super) fn write_response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, after: After, chunked: bool) {
+/// Writes the head that the client gets. `chunked` says that chunks will follow where the endpoint sent none; `passage` has
+/// what the rule's policies do to it.
+pub(super) fn write_response(
+    out: &mut Vec<u8>,
+    head: &ResponseHead<'_, '_>,
+    after: After,
+    chunked: bool,
+    passage: Option<&Passage>,
+) {
+    let edits = passage.map(|passage| {
+        let mut edits = Edits { head, set: Vec::new(), appended: Vec::new() };
+        passage.after(&mut edits);
+        edits
+    });
+    let set = edits.as_ref().map_or(&[][..], |edits| &edits.set);
+    let appended = edits.as_ref().map_or(&[][..], |edits| &edits.appended);
     let _ = write!(out, "HTTP/1.1 {} ", head.status); // writing into memory does not fail
     out.extend_from_slice(head.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
     for Header { name, value } in head.fields {
         let known = Known::of(name);
         let goes_on = !known.is_hop_by_hop() || (after == After::Upgrade && known == Known::Upgrade);
-        if goes_on && !(head.connection.nominates && is_nominated(head.fields, name, known)) {
+        if goes_on
+            && !(head.connection.nominates && is_nominated(head.fields, name, known))
+            && !set.iter().any(|(set, _)| name.eq_ignore_ascii_case(set.as_str()))
+        {
             field(out, name, value);
         }
+    }
+    for (name, value) in set.iter().chain(appended) {
+        field(out, name.as_str(), value.as_bytes());
     }
     if chunked {
         field(out, "transfer-encoding", b"chunked");
@@ -94,6 +135,30 @@ pub(super) fn write_response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, aft
         After::Upgrade => field(out, "connection", b"upgrade"),
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// What policies do to a response's head.
+struct Edits<'a> {
+    head: &'a ResponseHead<'a, 'a>,
+    set: Vec<(HeaderName, HeaderValue)>,
+    appended: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl policy::ResponseHead for Edits<'_> {
+    fn has(&self, name: &HeaderName) -> bool {
+        self.head.fields.iter().any(|field| field.name.eq_ignore_ascii_case(name.as_str()))
+            || self.set.iter().chain(&self.appended).any(|(known, _)| known == name)
+    }
+
+    fn set(&mut self, name: HeaderName, value: HeaderValue) {
+        self.set.retain(|(known, _)| *known != name);
+        self.appended.retain(|(known, _)| *known != name);
+        self.set.push((name, value));
+    }
+
+    fn append(&mut self, name: HeaderName, value: HeaderValue) {
+        self.appended.push((name, value));
+    }
 }
 
 fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
@@ -116,7 +181,7 @@ mod tests {
         let peer = Peer { address, text: "192.0.2.9".to_owned(), trusted, tls: false, port: "80".to_owned() };
         let mut out = b"of the request before".to_vec();
         let id = RequestId::of(Some(b"id-1"), true);
-        write_request(&mut out, &head, "/normal", &peer, &id, &[]);
+        write_request(&mut out, &head, "/normal", &peer, &id, &[], None);
         String::from_utf8(out).unwrap()
     }
 
@@ -172,7 +237,7 @@ mod tests {
             let mut space = Space::new();
             let head = ResponseHead::read(response.as_bytes(), &mut space, false).unwrap().unwrap();
             let mut out = Vec::new();
-            write_response(&mut out, &head, after, chunked);
+            write_response(&mut out, &head, after, chunked, None);
             String::from_utf8(out).unwrap()
         };
         let plain = "HTTP/1.0 200 Fine\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nA: b\r\n\r\n";

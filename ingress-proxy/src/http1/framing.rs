@@ -16,6 +16,22 @@ const MAX_TRAILERS: u16 = 8 * 1024;
 #[error("the body has a malformed chunk")]
 pub(super) struct BadChunk;
 
+/// What of some bytes belongs to a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// So many, with their framing.
+    pub(super) bytes: usize,
+    /// So many without it.
+    pub(super) data: usize,
+}
+
+impl Piece {
+    /// Without framing.
+    fn plain(bytes: usize) -> Self {
+        Self { bytes, data: bytes }
+    }
+}
+
 /// A body, as far as it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Body {
@@ -83,34 +99,35 @@ impl Body {
     /// How many of these bytes belong to the body; those behind them only if it is done.
     ///
     /// Cost: a few instructions per chunk and line of framing, nothing per byte of data.
-    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<usize, BadChunk> {
+    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<Piece, BadChunk> {
         match self {
-            Self::Done => Ok(0),
-            Self::UntilClose | Self::Tunnel => Ok(bytes.len()),
+            Self::Done => Ok(Piece::plain(0)),
+            Self::UntilClose | Self::Tunnel => Ok(Piece::plain(bytes.len())),
             Self::Length(left) => {
                 let count = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *self = Self::of(*left - count as u64);
-                Ok(count)
+                Ok(Piece::plain(count))
             }
             Self::Chunked(state) => {
-                let (mut chunk, mut at) = (*state, 0);
+                let (mut chunk, mut at, mut data) = (*state, 0, 0);
                 while let Some(&byte) = bytes.get(at) {
                     if let Chunk::Data { left } = chunk {
                         let count = (bytes.len() - at).min(usize::try_from(left).unwrap_or(usize::MAX));
                         let left = left - count as u64;
                         chunk = if left == 0 { Chunk::DataCr } else { Chunk::Data { left } };
                         at += count;
+                        data += count;
                         continue;
                     }
                     at += 1;
                     let Some(next) = chunk.step(byte)? else {
                         *self = Self::Done;
-                        return Ok(at);
+                        return Ok(Piece { bytes: at, data });
                     };
                     chunk = next;
                 }
                 *self = Self::Chunked(chunk);
-                Ok(at)
+                Ok(Piece { bytes: at, data })
             }
         }
     }
@@ -166,16 +183,16 @@ mod tests {
 
     fn whole(bytes: &[u8]) -> Result<(usize, bool), BadChunk> {
         let mut body = Body::CHUNKED;
-        Ok((body.read(bytes)?, body.is_done()))
+        Ok((body.read(bytes)?.bytes, body.is_done()))
     }
 
     #[test]
     fn lengths_end_where_they_say() {
         let mut body = Body::of(5);
-        assert_eq!(body.read(b"abc"), Ok(3));
-        assert_eq!(body.read(b"defgh"), Ok(2));
+        assert_eq!(body.read(b"abc"), Ok(Piece::plain(3)));
+        assert_eq!(body.read(b"defgh"), Ok(Piece::plain(2)));
         assert!(body.is_done());
-        assert_eq!(body.read(b"next"), Ok(0));
+        assert_eq!(body.read(b"next"), Ok(Piece::plain(0)));
         assert!(Body::of(0).is_done());
     }
 
@@ -239,13 +256,14 @@ mod tests {
             bytes.extend(b"0\r\nA: b\r\n\r\n");
             let length = bytes.len();
             bytes.extend(b"GET / HTTP/1.1\r\n");
-            let (mut body, mut at) = (Body::CHUNKED, 0);
-            for cut in cuts {
-                let piece = &bytes[at..(at + cut).min(bytes.len())];
-                at += body.read(piece).unwrap();
+            let (mut body, mut at, mut data) = (Body::CHUNKED, 0, 0);
+            for cut in cuts.into_iter().chain([length]) {
+                let piece = body.read(&bytes[at..(at + cut).min(bytes.len())]).unwrap();
+                at += piece.bytes;
+                data += piece.data;
             }
-            at += body.read(&bytes[at..]).unwrap();
             prop_assert!(body.is_done());
+            prop_assert_eq!(data, chunks.iter().map(Vec::len).sum::<usize>());
             prop_assert_eq!(at, length);
         }
     }

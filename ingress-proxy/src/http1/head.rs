@@ -10,6 +10,7 @@ use httparse::Header;
 
 use super::exchange::Version;
 use super::framing::Body;
+use crate::policy;
 use crate::proxy::Fault;
 use crate::table::{HostError, PathError};
 
@@ -265,6 +266,44 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     /// Whether the client means to use the connection again.
     pub(super) fn keeps_alive(&self) -> bool {
         !self.connection.close && (self.version == Version::New || self.connection.keep_alive)
+    }
+}
+
+/// A request as policies see it: with host and path in normal form.
+pub(super) struct Normal<'a> {
+    pub(super) head: &'a RequestHead<'a, 'a>,
+    pub(super) host: &'a str,
+    pub(super) path: &'a str,
+}
+
+impl policy::RequestHead for Normal<'_> {
+    fn method(&self) -> &str {
+        self.head.method
+    }
+
+    fn path(&self) -> &str {
+        self.path
+    }
+
+    fn query(&self) -> Option<&str> {
+        self.head.query
+    }
+
+    fn host(&self) -> &str {
+        self.host
+    }
+
+    fn field(&self, name: &str) -> Option<&[u8]> {
+        let mut fields = self.head.fields.iter();
+        fields.find(|field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
+    }
+
+    fn fields<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
+        self.head
+            .fields
+            .iter()
+            .filter(move |field| field.name.eq_ignore_ascii_case(name))
+            .map(|field| field.value)
     }
 }
 

@@ -12,10 +12,11 @@ use super::Connection;
 use super::exchange::{Asked, End, Exchange, Version};
 use super::forward::write_request;
 use super::framing::Body;
-use super::head::{Known, RequestHead, Space};
+use super::head::{Known, Normal, RequestHead, Space};
 use crate::access_log::Line;
 use crate::live::Target;
 use crate::metrics::UpstreamFailure;
+use crate::policy::{Client, Decision, Passage, Retry};
 use crate::proxy::{Answer, Fault, MAX_ATTEMPTS, RequestId, Trouble};
 use crate::table::{normalize_host, normalize_path};
 use crate::upstream::{Chosen, Pool};
@@ -38,6 +39,8 @@ struct Request {
     /// The client waits with its body until it is asked for it.
     expects: bool,
     target: Option<Arc<Target>>,
+    /// What the rule's policies ask for.
+    passage: Option<Box<Passage>>,
     /// For the access log, if there is one.
     said: Option<Box<Said>>,
     endpoint: Option<SocketAddr>,
@@ -60,7 +63,8 @@ struct Said {
 
 /// What is to be done with a request.
 enum Verdict {
-    Forward(Arc<Pool>),
+    /// Its head for an endpoint is written; it goes there if the rule's policies let it.
+    Forward(Option<Decision>),
     Answer(Answer),
     HandOver,
 }
@@ -90,9 +94,12 @@ impl Connection<'_> {
         }
         self.input.consume(length);
         let next = match verdict {
-            Verdict::Forward(pool) => self.forward(&mut request, &pool).await,
+            Verdict::HandOver => return Next::HandOver,
             Verdict::Answer(answer) => Err(answer),
-            Verdict::HandOver => Ok((0, Next::HandOver)),
+            Verdict::Forward(decision) => match self.settle(&mut request, decision).await {
+                Ok(pool) => self.forward(&mut request, &pool).await,
+                Err(answer) => Err(answer),
+            },
         };
         let (status, next) = match next {
             Ok(served) => served,
@@ -116,22 +123,49 @@ impl Connection<'_> {
             }
             let path = normalize_path(head.path).map_err(Fault::from)?;
             let target = request.target.insert(self.proxy.route(&host, &path)?);
-            let pool = Arc::clone(target.endpoints()?);
-            if pool.is_h2c() {
+            if is_pingoras(target) {
                 return Ok(Verdict::HandOver);
             }
-            write_request(&mut self.head, &head, &path, &self.peer, &request.id, &self.proxy.trusted);
-            Ok(Verdict::Forward(pool))
+            let decision = target.policy.as_ref().map(|policy| {
+                let head = Normal { head: &head, host: &host, path: &path };
+                let client = Client::of(&head, self.peer.address, self.peer.tls, &self.proxy.trusted);
+                policy.before(&head, &client, &self.proxy.memory)
+            });
+            let passage = decision.as_ref().and_then(Decision::passage);
+            let (peer, networks) = (&self.peer, &self.proxy.trusted);
+            write_request(&mut self.head, &head, &path, peer, &request.id, networks, passage);
+            Ok(Verdict::Forward(decision))
         });
         (request, verdict.unwrap_or_else(Verdict::Answer))
+    }
+
+    /// Waits for what the rule's policies decide, and finds the endpoints.
+    async fn settle(&self, request: &mut Request, decision: Option<Decision>) -> Result<Arc<Pool>, Answer> {
+        if let Some(decision) = decision {
+            let passage = decision.settled().await.map_err(|reply| {
+                self.proxy.metrics.policies.answered(reply.by);
+                Answer::from(reply)
+            })?;
+            let canary = request.target.as_ref().and_then(|target| target.canary.as_ref());
+            if let Some(canary) = canary.filter(|canary| passage.to_canary() && canary.has_endpoints()) {
+                request.target = Some(Arc::clone(canary));
+            }
+            request.passage = Some(passage);
+        }
+        request.target.as_ref().map_or(Err(Fault::Malformed.into()), |target| target.endpoints().cloned())
     }
 
     /// Sends the request to one endpoint after the other until one answers, or says what to answer instead.
     async fn forward(&mut self, request: &mut Request, pool: &Pool) -> Result<(u16, Next), Answer> {
         let metrics = &self.proxy.metrics;
+        let passage = request.passage.as_deref();
+        let own_timeouts = passage.map(|passage| passage.upstream().over(&self.proxy.timeouts));
+        let timeouts = own_timeouts.as_ref().unwrap_or(&self.proxy.timeouts);
+        let (usual, rank_by) = (Retry::default(), passage.and_then(Passage::rank_by));
+        let retry = passage.map_or(&usual, |passage| &passage.upstream().retry);
         let mut failed = Vec::new();
         let trouble = loop {
-            let Some(chosen) = pool.choose(&failed) else {
+            let Some(chosen) = pool.choose_by(rank_by, &failed) else {
                 break if failed.is_empty() { Trouble::NoneLeft } else { Trouble::AllTried };
             };
             if request.attempts > 0 {
@@ -139,18 +173,20 @@ impl Connection<'_> {
             }
             request.attempts += 1;
             request.endpoint = Some(chosen.address());
-            let is_left =
-                |failed: &[SocketAddr], attempts| attempts < MAX_ATTEMPTS && pool.choose(failed).is_some();
+            let may_go_on = |attempts, failed: &[SocketAddr]| {
+                retry.may_go_on(attempts, MAX_ATTEMPTS, request.started.elapsed())
+                    && pool.choose(failed).is_some()
+            };
             let (mut endpoint, is_reused) = match chosen.idle().take(request.started) {
                 Some(stream) => (stream, true),
-                None => match connect(&chosen, self.proxy.timeouts.connect).await {
+                None => match connect(&chosen, timeouts.connect).await {
                     Ok(stream) => (stream, false),
                     Err(failure) => {
                         // Nothing was sent: any request may be tried elsewhere.
                         metrics.upstream_failure(failure);
                         chosen.avoid();
                         failed.push(chosen.address());
-                        if is_left(&failed, request.attempts) {
+                        if retry.error && may_go_on(request.attempts, &failed) {
                             continue;
                         }
                         break Trouble::Endpoint(failure);
@@ -163,7 +199,8 @@ impl Connection<'_> {
                 &mut self.input,
                 (&self.head, &mut self.reply),
                 request.asked,
-                &self.proxy.timeouts,
+                passage,
+                timeouts,
             );
             let draining = &self.draining.token;
             let result = exchange.run(&mut self.deadline, || draining.is_cancelled()).await;
@@ -184,9 +221,15 @@ impl Connection<'_> {
                 if broke && !is_reused {
                     failed.push(chosen.address());
                 }
+                let is_covered = match failure {
+                    UpstreamFailure::ReadTimeout | UpstreamFailure::WriteTimeout => retry.timeout,
+                    UpstreamFailure::InvalidResponse => retry.invalid_header,
+                    _ => broke && retry.error,
+                };
                 // The endpoint may have seen the request. A kept connection mostly breaks because the endpoint had closed
                 // it, so the same endpoint may be asked again on a fresh one.
-                if broke && request.is_idempotent && can_repeat && is_left(&failed, request.attempts) {
+                let is_harmless = can_repeat && (request.is_idempotent || retry.non_idempotent);
+                if is_covered && is_harmless && may_go_on(request.attempts, &failed) {
                     continue;
                 }
             }
@@ -197,6 +240,12 @@ impl Connection<'_> {
             }
             break trouble;
         };
+        if trouble == Trouble::BodyTooLarge
+            && let Some(reply) = passage.and_then(Passage::refuse_body)
+        {
+            metrics.policies.answered(reply.by);
+            return Err(reply.into());
+        }
         if let Some(answer) = trouble.answer(request.target.as_deref()) {
             return Err(answer.closing());
         }
@@ -205,7 +254,10 @@ impl Connection<'_> {
     }
 
     /// Answers in the proxy's own name.
-    async fn answer(&mut self, request: &mut Request, answer: Answer) -> (u16, Next) {
+    async fn answer(&mut self, request: &mut Request, mut answer: Answer) -> (u16, Next) {
+        if let Some(passage) = &request.passage {
+            passage.after(&mut *answer.more);
+        }
         let mut body = request.asked.body;
         let read = body.read(self.input.filled());
         // What is left of the body would be taken for the next request.
@@ -225,7 +277,7 @@ impl Connection<'_> {
         if close {
             return (answer.status, Next::Close);
         }
-        self.input.consume(read.unwrap_or_default());
+        self.input.consume(read.map_or(0, |piece| piece.bytes));
         (answer.status, Next::Request)
     }
 
@@ -279,6 +331,7 @@ impl Request {
             is_idempotent: false,
             expects: false,
             target: None,
+            passage: None,
             said: None,
             endpoint: None,
             attempts: 0,
@@ -316,6 +369,15 @@ impl Said {
             user_agent: String::from_utf8_lossy(head.user_agent).into_owned(),
         }
     }
+}
+
+/// Whether pingora serves a target: its endpoints speak HTTP/2, or what they answer may not be what the client gets.
+fn is_pingoras(target: &Target) -> bool {
+    let speaks_h2 = |target: &Target| target.backend.as_ref().is_ok_and(|pool| pool.is_h2c());
+    speaks_h2(target)
+        || target.fallback.is_some()
+        || target.canary.as_ref().is_some_and(|canary| speaks_h2(canary))
+        || target.policy.as_ref().is_some_and(|policy| policy.judges_responses())
 }
 
 /// A fresh connection to the endpoint.

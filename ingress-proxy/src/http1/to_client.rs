@@ -13,6 +13,7 @@ use super::forward::{After, write_response};
 use super::framing::Body;
 use super::head::{ResponseHead, Space};
 use crate::metrics::UpstreamFailure;
+use crate::policy::Passage;
 use crate::proxy::Trouble;
 use crate::serve::MAX_HEAD_BYTES;
 use crate::stream::ClientStream;
@@ -31,6 +32,8 @@ enum Stage {
 /// A response on its way.
 pub(super) struct ToClient<'c> {
     asked: Asked,
+    /// What the rule's policies do to the response.
+    passage: Option<&'c Passage>,
     /// What was read of the endpoint.
     answer: Buffer,
     stage: Stage,
@@ -55,10 +58,11 @@ pub(super) struct ToClient<'c> {
 }
 
 impl<'c> ToClient<'c> {
-    pub(super) fn new(reply: &'c mut Vec<u8>, asked: Asked) -> Self {
+    pub(super) fn new(reply: &'c mut Vec<u8>, asked: Asked, passage: Option<&'c Passage>) -> Self {
         reply.clear();
         Self {
             asked,
+            passage,
             answer: Buffer::default(),
             stage: Stage::Head,
             body: Body::Done,
@@ -148,7 +152,7 @@ impl<'c> ToClient<'c> {
     /// Reads on in what the endpoint sent. False: more of it is needed.
     fn understand(&mut self, keep_client: &impl Fn() -> bool) -> Result<bool, Trouble> {
         if self.stage == Stage::Body {
-            self.ready = self.body.read(self.answer.filled()).map_err(|_| MALFORMED)?;
+            self.ready = self.body.read(self.answer.filled()).map_err(|_| MALFORMED)?.bytes;
             if self.chunks {
                 self.begin_chunk();
             }
@@ -175,11 +179,11 @@ impl<'c> ToClient<'c> {
             101 => {
                 (self.status, self.stage, self.body) = (101, Stage::Body, Body::Tunnel);
                 self.end.keep_client = false;
-                write_response(self.reply, &head, After::Upgrade, false);
+                write_response(self.reply, &head, After::Upgrade, false, self.passage);
             }
             // Interim: the response proper is yet to come.
             ..200 if self.asked.is_old() => {}
-            ..200 => write_response(self.reply, &head, After::Nothing, false),
+            ..200 => write_response(self.reply, &head, After::Nothing, false, None),
             status => {
                 self.status = status;
                 self.body = head.body;
@@ -194,7 +198,7 @@ impl<'c> ToClient<'c> {
                     (true, false) => After::Nothing,
                     (true, true) => After::KeepAlive,
                 };
-                write_response(self.reply, &head, after, self.chunks);
+                write_response(self.reply, &head, after, self.chunks, self.passage);
             }
         }
         let length = head.length;

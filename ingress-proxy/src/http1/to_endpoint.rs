@@ -25,6 +25,8 @@ pub(super) struct ToEndpoint<'c> {
     sent: usize,
     /// Bytes of the body that are not in `input` any more.
     forgotten: u64,
+    /// Data of the body that may still come.
+    room: u64,
     /// The endpoint takes no more. It may have answered before.
     deaf: bool,
     /// Reads and writes that moved something.
@@ -32,8 +34,10 @@ pub(super) struct ToEndpoint<'c> {
 }
 
 impl<'c> ToEndpoint<'c> {
-    pub(super) fn new(head: &'c [u8], input: &'c mut Buffer, body: Body) -> Self {
-        Self { head, head_sent: 0, input, body, read: 0, sent: 0, forgotten: 0, deaf: false, moves: 0 }
+    /// Of a body with at most `limit` bytes of data.
+    pub(super) fn new(head: &'c [u8], input: &'c mut Buffer, body: Body, limit: Option<u64>) -> Self {
+        let room = limit.unwrap_or(u64::MAX);
+        Self { head, head_sent: 0, input, body, read: 0, sent: 0, forgotten: 0, room, deaf: false, moves: 0 }
     }
 
     /// Whether all of the body was read from the client.
@@ -117,7 +121,11 @@ impl<'c> ToEndpoint<'c> {
             }
             let unread = &self.input.filled()[self.read..];
             if !unread.is_empty() {
-                self.read += self.body.read(unread).map_err(|_| Trouble::BadRequest)?;
+                let piece = self.body.read(unread).map_err(|_| Trouble::BadRequest)?;
+                if !self.is_tunnel() {
+                    self.room = self.room.checked_sub(piece.data as u64).ok_or(Trouble::BodyTooLarge)?;
+                }
+                self.read += piece.bytes;
                 continue;
             }
             if self.input.is_full() || is_answered {

@@ -5,11 +5,13 @@ use std::borrow::Cow;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType};
 
-use super::{Answer, context::Context};
+use super::Answer;
+use super::context::{Context, ErrorPage};
 use crate::live::Target;
 use crate::metrics::{Metrics, UpstreamFailure};
+use crate::policy::{By, Reply, Retry};
 
-/// How often a request may be sent at most; what may be sent again is decided for each failure.
+/// How often a request is sent at most, unless its rule says otherwise; what may be sent again is decided for each failure.
 pub(crate) const MAX_ATTEMPTS: u8 = 3;
 
 /// Why an exchange did not come to its end.
@@ -27,6 +29,8 @@ pub(crate) enum Trouble {
     ClientGone,
     /// The client's body is malformed.
     BadRequest,
+    /// It is larger than the rule allows.
+    BodyTooLarge,
     /// A status that pingora gives.
     Status(u16),
     /// Neither side's fault.
@@ -49,6 +53,9 @@ impl Trouble {
             Self::SlowClient => Answer::new(408, Cow::Borrowed("the request body did not arrive in time")),
             Self::ClientGone => return None,
             Self::BadRequest => Answer::new(400, Cow::Borrowed("the request is malformed")),
+            Self::BodyTooLarge => {
+                Answer::new(413, Cow::Borrowed("the request body is larger than the rule allows"))
+            }
             Self::Status(code) => Answer::new(code, Cow::Borrowed("the request cannot be served")),
             Self::Internal => Answer::new(500, Cow::Borrowed("internal error")),
         })
@@ -108,7 +115,7 @@ pub(super) fn connecting(metrics: &Metrics, ctx: &mut Context, mut error: Box<Er
         chosen.avoid();
         ctx.failed.push(chosen.address());
     }
-    error.set_retry(ctx.attempts < MAX_ATTEMPTS && another_is_left(ctx));
+    error.set_retry(may_go_on(ctx, |retry| retry.error) && another_is_left(ctx));
     error
 }
 
@@ -125,8 +132,13 @@ pub(super) fn exchanging(
     mut error: Box<Error>,
     reused: bool,
 ) -> Box<Error> {
-    if *error.esource() == ErrorSource::Downstream {
+    // With a status it is the answer of a policy.
+    if *error.esource() == ErrorSource::Downstream || matches!(error.etype(), ErrorType::HTTPStatus(_)) {
         error.set_retry(false);
+        return error;
+    }
+    if *error.etype() == UNWANTED_RESPONSE {
+        error.set_retry(true); // it was decided when the response came
         return error;
     }
     metrics.upstream_failure(failure(error.etype()));
@@ -134,16 +146,70 @@ pub(super) fn exchanging(
         error.etype(),
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error
     );
-    let harmless = session.req_header().method.is_idempotent()
-        && session.response_written().is_none()
-        && !session.retry_buffer_truncated();
     if broke && !reused {
         ctx.failed.extend(ctx.chosen.as_ref().map(|chosen| chosen.address()));
     }
-    let retry = broke && harmless && ctx.attempts < MAX_ATTEMPTS && another_is_left(ctx);
+    let covered = |retry: &Retry| match error.etype() {
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => retry.timeout,
+        ErrorType::InvalidHTTPHeader => retry.invalid_header,
+        _ => broke && retry.error,
+    };
+    let harmless = session.response_written().is_none() && is_repeatable(session, ctx);
+    let retry = harmless && may_go_on(ctx, covered) && another_is_left(ctx);
     // Decided either way: pingora panics on an error whose retry was left open.
     error.set_retry(retry);
     error
+}
+
+/// A response that another endpoint, or an error page, is to be asked instead of.
+pub(super) const UNWANTED_RESPONSE: ErrorType = ErrorType::Custom("unwanted response");
+
+/// Looks at the head of a response before the client sees it: whether the rule has it replaced by an error page, or
+/// has another endpoint tried.
+pub(super) fn judge_response(
+    metrics: &Metrics,
+    session: &Session,
+    ctx: &mut Context,
+    status: u16,
+) -> Result<(), Box<Error>> {
+    let Some(passage) = ctx.passage.as_ref().filter(|_| ctx.error_page.is_none()) else { return Ok(()) };
+    let replaced = passage.replaces(status);
+    let unwanted = |what| Err(Error::explain(UNWANTED_RESPONSE, what));
+    if may_go_on(ctx, |retry| retry.statuses.contains(&status)) && is_repeatable(session, ctx) {
+        let before = ctx.failed.len();
+        ctx.failed.extend(ctx.chosen.as_ref().map(|chosen| chosen.address()));
+        if another_is_left(ctx) {
+            return unwanted("proxy-next-upstream names its status");
+        }
+        ctx.failed.truncate(before);
+    }
+    if replaced {
+        metrics.policies.answered(By::ErrorPage);
+        let target = ctx.target.as_ref();
+        let fallback = target.and_then(|target| target.fallback.clone()).filter(|f| f.has_endpoints());
+        let text = format!("the endpoint answered with status {status}");
+        ctx.refusal = Some(Reply::new(status, By::ErrorPage, text).into());
+        if let Some(fallback) = fallback.filter(|_| !session.retry_buffer_truncated()) {
+            ctx.fall_back(fallback, ErrorPage { status, instead_of_response: true });
+            return unwanted("custom-http-errors names its status");
+        }
+        return Err(Error::explain(ErrorType::HTTPStatus(status), "custom-http-errors names its status"));
+    }
+    Ok(())
+}
+
+/// Whether the request can be sent again: all of it is at hand, and twice is the same as once.
+fn is_repeatable(session: &Session, ctx: &Context) -> bool {
+    let retry = ctx.passage.as_ref().map(|passage| &passage.upstream().retry);
+    let wanted = session.req_header().method.is_idempotent() || retry.is_some_and(|r| r.non_idempotent);
+    wanted && !session.retry_buffer_truncated()
+}
+
+/// Whether another attempt may follow, if the rule's policy covers what happened.
+fn may_go_on(ctx: &Context, covered: impl FnOnce(&Retry) -> bool) -> bool {
+    let usual = Retry::default();
+    let retry = ctx.passage.as_ref().map_or(&usual, |passage| &passage.upstream().retry);
+    covered(retry) && retry.may_go_on(ctx.attempts, MAX_ATTEMPTS, ctx.started.elapsed())
 }
 
 fn another_is_left(ctx: &Context) -> bool {

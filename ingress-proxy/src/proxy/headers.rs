@@ -10,6 +10,7 @@ use http::{HeaderName, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::config::Network;
+use crate::policy;
 use crate::upstream::random;
 
 /// The longest id that is taken over from a trusted peer.
@@ -92,14 +93,8 @@ pub(crate) fn forwarding<'v, V: Iterator<Item = &'v [u8]>>(
         for text in given("x-forwarded-for").filter_map(|value| std::str::from_utf8(value).ok()) {
             let _ = write!(chain, "{text}, ");
         }
-        // Right to left: the first address that no trusted peer vouches for is the client.
-        let mut client = peer.address;
-        for address in chain.rsplit(',').filter_map(|text| text.trim().parse::<IpAddr>().ok()) {
-            client = address;
-            if !is_trusted(networks, address) {
-                break;
-            }
-        }
+        let hops = chain.rsplit(',').filter_map(|text| text.trim().parse::<IpAddr>().ok());
+        let client = policy::behind(peer.address, hops, networks);
         chain.push_str(&peer.text);
         set("x-forwarded-for", &chain);
         set("x-real-ip", &client.to_string());

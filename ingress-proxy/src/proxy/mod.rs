@@ -8,6 +8,7 @@ mod context;
 mod failure;
 mod headers;
 mod phases;
+mod policies;
 mod respond;
 mod strict;
 
@@ -21,6 +22,7 @@ use crate::access_log::{AccessLog, Line};
 use crate::config::{Network, Timeouts};
 use crate::live::{Live, Target};
 use crate::metrics::{Metrics, TargetLabels, TargetMetrics};
+use crate::policy::Memory;
 use crate::upstream::Pool;
 pub(crate) use failure::{MAX_ATTEMPTS, Trouble};
 pub(crate) use headers::{Peer, RequestId, forwarding};
@@ -36,6 +38,8 @@ pub(crate) struct Proxy {
     unmatched: Arc<TargetMetrics>,
     log: AccessLog,
     pub(crate) trusted: Box<[Network]>,
+    /// What policies remember between requests.
+    pub(crate) memory: Memory,
     pub(crate) timeouts: Timeouts,
     ports: Ports,
 }
@@ -57,7 +61,8 @@ impl Proxy {
         ports: Ports,
     ) -> Self {
         let unmatched = metrics.target(&TargetLabels::none());
-        Self { live, metrics, unmatched, log, trusted: trusted.into(), timeouts, ports }
+        let memory = Memory::new(&metrics.policies);
+        Self { live, metrics, unmatched, log, trusted: trusted.into(), memory, timeouts, ports }
     }
 
     /// What is known of a connection's other end.

@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::{HeaderValue, header};
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
 
-use super::context::Context;
-use super::{Answer, Fault, Proxy, RequestId, Trouble, failure, headers, respond, strict};
+use super::context::{Context, ErrorPage};
+use super::{Answer, Fault, Proxy, RequestId, Trouble, failure, headers, policies, respond, strict};
 use crate::access_log::Line;
-use crate::live::Target;
+use crate::policy::{Client, Decision};
 use crate::serve::Guard;
 use crate::table::{normalize_host, normalize_path};
 
@@ -28,8 +29,8 @@ const BODY_DRAIN: Duration = Duration::from_secs(2);
 pub(crate) struct Phases(pub(crate) Arc<Proxy>);
 
 impl Phases {
-    /// Refuses, or brings host and path into normal form and finds the target.
-    fn admit(&self, session: &mut Session, ctx: &mut Context) -> Result<Arc<Target>, Answer> {
+    /// Refuses, or brings host and path into normal form, finds the target, and asks its policy.
+    fn admit(&self, session: &mut Session, ctx: &mut Context) -> Result<Option<Decision>, Answer> {
         let request = session.req_header();
         if session.as_http1().is_some() {
             strict::check_raw_head(&session.to_h1_raw(), request)?;
@@ -39,6 +40,11 @@ impl Phases {
         let path = normalize_path(request.uri.path()).map_err(Fault::from)?;
         ctx.host.push_str(&host);
         let target = self.0.route(&host, &path)?;
+        let decision = target.policy.as_ref().zip(ctx.peer.as_ref()).map(|(policy, peer)| {
+            let head = policies::Head { request, host: &host, path: &path };
+            let client = Client::of(&head, peer.address, peer.tls, &self.0.trusted);
+            policy.before(&head, &client, &self.0.memory)
+        });
         // One form is routed on and forwarded; also `GET http://host/path` becomes `GET /path`.
         if matches!(path, Cow::Owned(_)) || !request.raw_path().starts_with(b"/") {
             let mut origin_form = path.into_owned();
@@ -48,14 +54,32 @@ impl Phases {
             }
             rewrite(session.req_header_mut(), &origin_form).map_err(|_| Answer::from(Fault::Rewrite))?;
         }
-        ctx.target = Some(Arc::clone(&target));
-        target.endpoints()?;
-        Ok(target)
+        ctx.target = Some(target);
+        Ok(decision)
+    }
+
+    /// Makes sure that the target has endpoints, or another one takes its place.
+    fn find_endpoints(ctx: &mut Context) -> Result<(), Answer> {
+        let Some(target) = ctx.target.clone() else { return Ok(()) };
+        if let Some(canary) = &target.canary
+            && ctx.passage.as_ref().is_some_and(|passage| passage.to_canary())
+            && canary.has_endpoints()
+        {
+            ctx.target = Some(Arc::clone(canary));
+            return Ok(());
+        }
+        if !target.has_endpoints()
+            && let Some(fallback) = target.fallback.clone().filter(|fallback| fallback.has_endpoints())
+        {
+            ctx.fall_back(fallback, ErrorPage { status: 503, instead_of_response: false });
+            return Ok(());
+        }
+        target.endpoints().map(|_| ())
     }
 }
 
 /// Replaces the request's target. HTTP/2's authority lives in the target, so it moves to `Host` first.
-fn rewrite(request: &mut RequestHeader, origin_form: &str) -> pingora::Result<()> {
+pub(super) fn rewrite(request: &mut RequestHeader, origin_form: &str) -> pingora::Result<()> {
     if !request.headers.contains_key(header::HOST)
         && let Some(authority) = request.uri.authority().cloned()
     {
@@ -91,8 +115,13 @@ impl ProxyHttp for Phases {
         let peer = ctx.peer.insert(self.0.peer(peer_address(session), tls));
         let given = session.req_header().headers.get("x-request-id").map(HeaderValue::as_bytes);
         ctx.id = Some(RequestId::of(given, peer.trusted));
-        match self.admit(session, ctx) {
-            Ok(_) => Ok(false),
+        let admitted = match self.admit(session, ctx) {
+            Ok(None) => Ok(()),
+            Ok(Some(decision)) => policies::carry_out(decision, ctx, &self.0.metrics).await,
+            Err(refusal) => Err(refusal),
+        };
+        match admitted.and_then(|()| Self::find_endpoints(ctx)) {
+            Ok(()) => Ok(false),
             Err(refusal) => {
                 respond::send(session, ctx, refusal).await?;
                 Ok(true)
@@ -101,19 +130,21 @@ impl ProxyHttp for Phases {
     }
 
     async fn upstream_peer(&self, _: &mut Session, ctx: &mut Context) -> pingora::Result<Box<HttpPeer>> {
-        if ctx.attempts > 0 {
+        if ctx.attempts > 0 && ctx.error_page.is_none() {
             self.0.metrics.retries.inc();
         }
         ctx.attempts += 1;
         ctx.chosen = None; // no longer in flight there
         let pool = ctx.target.as_ref().and_then(|target| target.backend.as_ref().ok());
-        let Some(chosen) = pool.and_then(|pool| pool.choose(&ctx.failed)) else {
+        let rank_by = ctx.passage.as_ref().and_then(|passage| passage.rank_by());
+        let Some(chosen) = pool.and_then(|pool| pool.choose_by(rank_by, &ctx.failed)) else {
             // The last endpoint went away, or every one was tried.
             let code = if ctx.failed.is_empty() { 503 } else { 502 };
             return Err(Error::explain(ErrorType::HTTPStatus(code), "no endpoint left to try"));
         };
-        let peer = chosen.peer();
+        let mut peer = chosen.peer();
         ctx.chosen = Some(chosen);
+        policies::begin_attempt(&mut peer, ctx);
         Ok(peer)
     }
 
@@ -127,16 +158,39 @@ impl ProxyHttp for Phases {
         let given = upstream_request.headers.get(header::HOST).cloned();
         let authority = session.req_header().uri.authority().map(http::uri::Authority::as_str);
         let host = given.as_ref().and_then(|host| host.to_str().ok()).or(authority).unwrap_or_default();
-        headers::forward(upstream_request, peer, host, id, &self.0.trusted)
+        headers::forward(upstream_request, peer, host, id, &self.0.trusted)?;
+        policies::edit_request(upstream_request, session, ctx)
+    }
+
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        _: bool,
+        ctx: &mut Context,
+    ) -> pingora::Result<()> {
+        match body {
+            Some(bytes) if ctx.passage.is_some() => {
+                policies::take_body(bytes.len(), session, ctx, &self.0.metrics)
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         upstream_response: &mut ResponseHeader,
-        _: &mut Context,
+        ctx: &mut Context,
     ) -> pingora::Result<()> {
+        failure::judge_response(&self.0.metrics, session, ctx, upstream_response.status.as_u16())?;
         headers::strip_hop_by_hop(upstream_response);
+        // Of several heads the last is the answer.
+        let is_last = !upstream_response.status.is_informational()
+            || upstream_response.status == StatusCode::SWITCHING_PROTOCOLS;
+        if let Some(passage) = ctx.passage.as_ref().filter(|_| is_last) {
+            passage.after(upstream_response);
+        }
         Ok(())
     }
 
@@ -162,7 +216,10 @@ impl ProxyHttp for Phases {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
-        let answer = Trouble::from(error).answer(ctx.target.as_deref());
+        let is_decided =
+            matches!(error.etype(), ErrorType::HTTPStatus(_)) || *error.etype() == failure::UNWANTED_RESPONSE;
+        let refusal = ctx.refusal.take().filter(|_| is_decided);
+        let answer = refusal.or_else(|| Trouble::from(error).answer(ctx.target.as_deref()));
         let error_code = answer.as_ref().map_or(0, |answer| answer.status);
         if let Some(answer) = answer {
             // A response that has begun cannot be taken back; the client sees it break off.

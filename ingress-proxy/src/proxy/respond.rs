@@ -4,12 +4,13 @@ use std::borrow::Cow;
 use std::io::Write as _;
 
 use bytes::Bytes;
-use http::{Method, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
 use super::{RequestId, context::Context, strict::Fault};
 use crate::live::Target;
+use crate::policy::{By, Reply};
 
 /// Host and path are repeated to the client up to this many bytes each.
 const MAX_ECHO: usize = 200;
@@ -21,13 +22,15 @@ const ALLOW: (&str, &str) = ("allow", "GET, HEAD, POST, PUT, DELETE, PATCH, OPTI
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) text: Cow<'static, str>,
+    /// Fields besides those that every answer has.
+    pub(crate) more: Box<HeaderMap>,
     /// The connection cannot be trusted, or used, any further.
     pub(crate) close: bool,
 }
 
 impl Answer {
     pub(crate) fn new(status: u16, text: Cow<'static, str>) -> Self {
-        Self { status, text, close: false }
+        Self { status, text, more: Box::default(), close: false }
     }
 
     pub(crate) fn closing(mut self) -> Self {
@@ -58,27 +61,40 @@ impl From<Fault> for Answer {
     }
 }
 
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        // What is left of a body that is too large is not worth reading.
+        Self { status: reply.status, text: reply.text, more: reply.fields, close: reply.by == By::BodySize }
+    }
+}
+
 fn short(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_ECHO)]
 }
 
 impl Answer {
-    fn body(&self) -> String {
-        format!("{}: {}\n", self.status, self.text)
+    /// A line of text, but for the status that has none.
+    fn body(&self) -> Option<String> {
+        (self.status != StatusCode::NO_CONTENT.as_u16()).then(|| format!("{}: {}\n", self.status, self.text))
     }
 
     /// Every field but those that concern the connection.
-    fn fields<'a>(&self, length: &'a str, id: &'a str) -> impl Iterator<Item = (&'static str, &'a str)> {
-        let allow = (self.status == 405).then_some(ALLOW);
-        [
-            ("content-type", "text/plain; charset=utf-8"),
-            ("x-content-type-options", "nosniff"),
-            ("cache-control", "no-store"),
-            ("content-length", length),
-            ("x-request-id", id),
-        ]
-        .into_iter()
-        .chain(allow)
+    fn fields<'a>(&'a self, body: Option<&'a str>, id: &'a str) -> Vec<(&'a str, Cow<'a, [u8]>)> {
+        let mut fields: Vec<(&str, Cow<'_, [u8]>)> = Vec::with_capacity(8);
+        if let Some(body) = body {
+            fields.extend([
+                ("content-type", Cow::Borrowed(b"text/plain; charset=utf-8".as_slice())),
+                ("x-content-type-options", Cow::Borrowed(b"nosniff".as_slice())),
+                ("cache-control", Cow::Borrowed(b"no-store".as_slice())),
+                ("content-length", Cow::Owned(body.len().to_string().into_bytes())),
+            ]);
+        }
+        fields.push(("x-request-id", Cow::Borrowed(id.as_bytes())));
+        if self.status == 405 {
+            fields.push((ALLOW.0, Cow::Borrowed(ALLOW.1.as_bytes())));
+        }
+        fields.extend(self.more.iter().map(|(name, value)| (name.as_str(), Cow::Borrowed(value.as_bytes()))));
+        fields
     }
 
     /// Writes the answer as HTTP/1.1. `close` adds that the connection will not be used again. Returns the length of the
@@ -88,34 +104,39 @@ impl Answer {
         let reason = StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason());
         // Writing into memory does not fail.
         let _ = write!(out, "HTTP/1.1 {} {}\r\n", self.status, reason.unwrap_or_default());
-        for (name, value) in self.fields(&body.len().to_string(), id.as_str()) {
-            let _ = write!(out, "{name}: {value}\r\n");
+        for (name, value) in self.fields(body.as_deref(), id.as_str()) {
+            out.extend([name.as_bytes(), b": ", &value, b"\r\n"].concat());
         }
         out.extend_from_slice(if close { b"connection: close\r\n\r\n" } else { b"\r\n" });
-        if is_to_head {
-            return 0;
-        }
+        let body = body.filter(|_| !is_to_head).unwrap_or_default();
         out.extend_from_slice(body.as_bytes());
         body.len()
     }
 }
 
 /// Sends the answer by pingora.
-pub(super) async fn send(session: &mut Session, ctx: &mut Context, answer: Answer) -> pingora::Result<()> {
+pub(super) async fn send(
+    session: &mut Session,
+    ctx: &mut Context,
+    mut answer: Answer,
+) -> pingora::Result<()> {
+    if let Some(passage) = &ctx.passage {
+        passage.after(&mut *answer.more);
+    }
     let body = answer.body();
     let mut response = ResponseHeader::build(answer.status, Some(8))?;
     let id = ctx.id.as_ref().map_or("", RequestId::as_str);
-    for (name, value) in answer.fields(&body.len().to_string(), id) {
-        response.insert_header(name, value)?;
+    for (name, value) in answer.fields(body.as_deref(), id) {
+        response.append_header(name.to_owned(), &*value)?;
     }
     ctx.reason = Some(answer.text);
     // A client that waits for "100 Continue" will not send the body now.
     if answer.close || session.req_header().headers.contains_key(header::EXPECT) {
         session.set_keepalive(None);
     }
-    let head_only = session.req_header().method == Method::HEAD;
-    session.write_response_header(Box::new(response), head_only).await?;
-    if !head_only {
+    let body = body.filter(|_| session.req_header().method != Method::HEAD);
+    session.write_response_header(Box::new(response), body.is_none()).await?;
+    if let Some(body) = body {
         session.write_response_body(Some(Bytes::from(body)), true).await?;
     }
     Ok(())

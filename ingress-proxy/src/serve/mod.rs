@@ -33,7 +33,8 @@ pub(crate) use guard::{Guard, MAX_HEAD_BYTES};
 use crate::config::Timeouts;
 use crate::http1::{self, Buffer, HandOver};
 use crate::metrics::{Metrics, Refusal};
-use crate::proxy::{MAX_ATTEMPTS, Phases, Proxy};
+use crate::policy::MAX_TRIES;
+use crate::proxy::{Phases, Proxy};
 use crate::stream::ClientStream;
 
 /// Open client connections. Beyond, new ones are closed at once and counted: memory per connection is bounded,
@@ -108,7 +109,8 @@ impl Server {
         let conf = ServerConf {
             threads: workers,
             upstream_keepalive_pool_size: UPSTREAM_POOL.div_ceil(workers),
-            max_retries: usize::from(MAX_ATTEMPTS),
+            // A backstop: attempts are counted per rule, and an error page is one more.
+            max_retries: usize::from(MAX_TRIES) + 1,
             ..ServerConf::default()
         };
         let mut app = HttpProxy::new(Phases(Arc::clone(&proxy)), Arc::new(conf));

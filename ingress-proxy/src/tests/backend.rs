@@ -24,8 +24,13 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    /// Answers with a JSON document of what it got, and its `name`.
+    /// Answers with a JSON document of what it got, and its `name`; a request for `/status/404` gets that status.
     pub(super) async fn start(name: &'static str) -> Self {
+        Self::answering(name, 200).await
+    }
+
+    /// The same with another status for all that do not ask for one.
+    pub(super) async fn answering(name: &'static str, status: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
@@ -42,7 +47,7 @@ impl Backend {
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
                         counter.fetch_add(1, Ordering::SeqCst);
-                        answer(name, release.clone(), request)
+                        answer(name, status, release.clone(), request)
                     });
                     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                     let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -63,6 +68,7 @@ impl Backend {
 
 async fn answer(
     name: &'static str,
+    status: u16,
     release: CancellationToken,
     mut request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -99,5 +105,7 @@ async fn answer(
         "headers": headers,
         "body": String::from_utf8_lossy(&body),
     });
-    Ok(Response::new(Full::new(text.to_string().into())))
+    let wanted = parts.uri.path().strip_prefix("/status/").and_then(|status| status.parse().ok());
+    let response = Response::builder().status(wanted.unwrap_or(status));
+    Ok(response.body(Full::new(text.to_string().into())).unwrap())
 }

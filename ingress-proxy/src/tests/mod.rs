@@ -7,6 +7,7 @@ mod backend;
 mod cluster;
 mod exchange;
 mod malformed;
+mod policies;
 mod protocols;
 mod role;
 mod routing;

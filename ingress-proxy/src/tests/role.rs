@@ -104,12 +104,18 @@ fn meta(name: &str) -> Value {
     json!({"name": name, "namespace": "n", "uid": name, "resourceVersion": "1"})
 }
 
+/// Asked over plain HTTP, although it has TLS.
+fn with_annotations(mut meta: Value) -> Value {
+    meta["annotations"] = json!({"nginx.ingress.kubernetes.io/ssl-redirect": "false"});
+    meta
+}
+
 fn ingress(name: &str, host: &str, service: &str) -> Value {
     let backend = json!({"service": {"name": service, "port": {"name": "web"}}});
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "Ingress",
-        "metadata": meta(name),
+        "metadata": with_annotations(meta(name)),
         "spec": {
             "ingressClassName": "weir",
             "tls": [{"hosts": [host], "secretName": "pair"}],

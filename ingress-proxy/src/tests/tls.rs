@@ -57,7 +57,7 @@ impl ServerCertVerifier for Anything {
     }
 }
 
-async fn connect(cluster: &Cluster, name: &str, alpn: &[&[u8]]) -> TlsStream<TcpStream> {
+pub(super) async fn connect(cluster: &Cluster, name: &str, alpn: &[&[u8]]) -> TlsStream<TcpStream> {
     let mut config = ClientConfig::builder()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anything))
@@ -79,7 +79,7 @@ async fn certificate(cluster: &Cluster, name: &str) -> CertificateDer<'static> {
     stream.get_ref().1.peer_certificates().unwrap()[0].clone()
 }
 
-fn tls_spec(host: &str, secret: &str) -> serde_json::Value {
+pub(super) fn tls_spec(host: &str, secret: &str) -> serde_json::Value {
     let backend = serde_json::json!({"service": {"name": "a", "port": {"number": 80}}});
     serde_json::json!({
         "tls": [{"hosts": [host], "secretName": secret}],
