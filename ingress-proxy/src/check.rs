@@ -31,13 +31,13 @@ const MAX_LEN: u64 = 64 << 20;
 pub enum CheckError {
     /// The file cannot be read.
     #[error("cannot read {0}: {1}")]
-    File(String, #[source] std::io::Error),
+    File(String, std::io::Error),
     /// It is no YAML.
     #[error("{0}, document {1}: it is no YAML: {2}")]
-    Yaml(String, usize, #[source] serde_yaml::Error),
+    Yaml(String, usize, serde_yaml::Error),
     /// An object is not what its kind says.
     #[error("{0}, document {1}: it is no {2}: {3}")]
-    Object(String, usize, &'static str, #[source] serde_yaml::Error),
+    Object(String, usize, &'static str, serde_yaml::Error),
     /// There is nothing to check.
     #[error("{0} holds no Ingress")]
     NoIngress(String),
@@ -59,7 +59,7 @@ impl Checked {
         for problem in &self.problems {
             let _ = writeln!(text, "{}: {}: {}", problem.ingress, problem.reason.as_str(), problem.text);
         }
-        let _ = writeln!(text, "{} Ingresses, {} problems", self.ingresses, self.problems.len());
+        let _ = writeln!(text, "Ingresses: {}, problems: {}", self.ingresses, self.problems.len());
         text
     }
 }
@@ -241,7 +241,7 @@ spec:
     #[test]
     fn what_the_manifest_does_not_hold_is_taken_to_be_there() {
         assert_eq!(problems(GOOD), [""; 0]);
-        assert_eq!(check_text("f", GOOD, "weir").unwrap().text(), "1 Ingresses, 0 problems\n");
+        assert_eq!(check_text("f", GOOD, "weir").unwrap().text(), "Ingresses: 1, problems: 0\n");
     }
 
     #[test]

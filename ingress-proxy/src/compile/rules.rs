@@ -95,7 +95,7 @@ impl Compilation<'_> {
             claimed.notes.rewrite.clone().map(|target| Rewrite { pattern: pattern.clone(), target });
         if let Some(rewrite) = rewrite.as_ref().filter(|rewrite| rewrite.target.groups() > pattern.groups()) {
             let text = format!(
-                "rewrite-target names ${}, but path {written:?} has {} groups: what is not there stays empty",
+                "rewrite-target names group ${}, but path {written:?} has {} of them: what is not there stays empty",
                 rewrite.target.groups(),
                 pattern.groups()
             );

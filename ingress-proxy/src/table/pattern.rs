@@ -17,9 +17,11 @@ use regex::bytes::{Regex, RegexBuilder};
 /// Longest text of an expression, in bytes.
 const MAX_LEN: usize = 1_024;
 /// Largest compiled expression, in bytes; one with counted repetitions reaches it soon.
-const MAX_COMPILED: usize = 256 * 1_024;
+const MAX_COMPILED: usize = 64 * 1_024;
+/// What one expression may remember for each thread of what it saw, in bytes.
+const MAX_CACHE: usize = 64 * 1_024;
 /// Compiled expressions that are kept for the next table. At the bound all are let go.
-const MAX_KEPT: usize = 4_096;
+const MAX_KEPT: usize = 1_024;
 
 /// A compiled expression. Compares by its text.
 #[derive(Clone)]
@@ -69,7 +71,7 @@ impl Pattern {
                 .case_insensitive(any_case)
                 .unicode(false)
                 .size_limit(MAX_COMPILED)
-                .dfa_size_limit(MAX_COMPILED)
+                .dfa_size_limit(MAX_CACHE)
                 .build()
                 .map_err(|error| match error {
                     regex::Error::CompiledTooBig(_) => PatternError::TooLarge,

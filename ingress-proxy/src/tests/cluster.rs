@@ -17,7 +17,7 @@ use crate::compile::{
     ClassFact, EndpointFact, IngressFact, ObjectKey, PortFact, SecretFact, ServiceFact, SliceFact, Snapshot,
     compile,
 };
-use crate::config::Timeouts;
+use crate::config::{Network, Timeouts};
 use crate::live::{Installer, Live};
 use crate::metrics::Metrics;
 use crate::proxy::{Ports, Proxy};
@@ -53,6 +53,11 @@ impl Cluster {
     }
 
     pub(super) fn with(timeouts: Timeouts, access_log: &Path) -> Self {
+        Self::trusting(&[], timeouts, access_log)
+    }
+
+    /// With proxies in front whose word counts.
+    pub(super) fn trusting(trusted: &[Network], timeouts: Timeouts, access_log: &Path) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut registry = prometheus_client::registry::Registry::default();
         let metrics = Metrics::register(&mut registry);
@@ -67,7 +72,7 @@ impl Cluster {
             Arc::clone(&live),
             metrics.clone(),
             log,
-            &[],
+            trusted,
             timeouts.clone(),
             Ports { plain: ports.0.port(), tls: ports.1.port() },
         );

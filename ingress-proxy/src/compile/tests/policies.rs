@@ -112,7 +112,7 @@ fn patterns_that_cannot_be_served_harm_only_themselves() {
     assert_eq!(name_for(&compiled, "a.com", "/ok"), "a");
     let expected = [("i", Reason::InvalidPath), ("i", Reason::BadAnnotation), ("j", Reason::Conflict)];
     assert_eq!(reasons(&compiled), expected);
-    assert!(compiled.problems[1].text.contains("names $2, but path \"/ok(.*)\" has 1 groups"));
+    assert!(compiled.problems[1].text.contains("names group $2, but path \"/ok(.*)\" has 1 of them"));
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Who may come in, how often, and what browsers are told.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use base64::Engine as _;
 
-use super::super::cluster::eventually;
+use super::super::cluster::{eventually, quick};
 use super::*;
 use crate::compile::SecretFact;
 
@@ -19,6 +20,22 @@ async fn source_ranges() {
     // Nobody whom we trust says otherwise.
     assert_eq!(status(&cluster.ask("x.com", "/", "X-Forwarded-For: 10.1.1.1\r\n").await), 403);
     assert_eq!(a.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trusted_proxy_says_who_asks_and_how() {
+    let a = Backend::start("a").await;
+    let cluster = Cluster::trusting(&["127.0.0.0/8".parse().unwrap()], quick(), Path::new("off"));
+    cluster.service("a", false, &[a.address]);
+    cluster.ingress("i", rules(&[("x.com", "/", "a")]));
+    cluster.annotate("i", &[("allowlist-source-range", "10.0.0.0/8"), ("force-ssl-redirect", "true")]);
+    let ask = async |address: &str, proto: &str| {
+        let fields = format!("X-Forwarded-For: {address}\r\nX-Forwarded-Proto: {proto}\r\n");
+        status(&cluster.ask("x.com", "/", &fields).await)
+    };
+    assert_eq!(ask("10.1.1.1", "https").await, 200);
+    assert_eq!(ask("10.1.1.1", "http").await, 308);
+    assert_eq!(ask("10.1.1.1, 192.0.2.1", "https").await, 403, "the nearest that nobody vouches for");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -217,6 +217,18 @@ async fn errors_have_pages() {
         (&"404".into(), &"/status/404?q".into())
     );
     assert_eq!(seen(&cluster.ask("x.com", "/status/403", "").await)["name"], "a", "it is not on the list");
+    let asked = over_http2(&cluster, "/status/404?q").await;
+    assert_eq!(
+        (&asked["name"], &asked["uri"], &asked["headers"]["host"]),
+        (&"errors".into(), &"/".into(), &"x.com".into())
+    );
+    let post =
+        "POST /status/404 HTTP/1.1\r\nHost: x.com\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello";
+    let asked = seen(&cluster.raw(post.as_bytes()).await);
+    assert_eq!(
+        (&asked["name"], &asked["method"], &asked["body"]),
+        (&"errors".into(), &"POST".into(), &"hello".into())
+    );
     // Without a Service for it the page is ours.
     cluster.annotate("i", &[("custom-http-errors", "404")]);
     let (status, text) = cluster.get("x.com", "/status/404").await;
