@@ -147,7 +147,14 @@ fn command(kind: Kind, bench: &Bench, ports: &Ports) -> Result<Command> {
         Kind::Weir => Command::new(&bench.weir),
         Kind::Nginx => Command::new("nginx"),
         Kind::Haproxy => Command::new("haproxy"),
-        Kind::Pingora => Command::new(std::env::current_exe()?),
+        Kind::Pingora => {
+            // A copy: pages of a file that it shared with this process would weigh it half.
+            let own = bench.directory.join("bare-pingora");
+            if !own.exists() {
+                fs::copy(std::env::current_exe()?, &own).context("copying this executable")?;
+            }
+            Command::new(own)
+        }
         Kind::Direct => bail!("the backend is there already"),
     };
     let Ports { http, https } = ports;
