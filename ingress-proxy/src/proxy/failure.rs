@@ -123,8 +123,8 @@ fn another_is_left(ctx: &Context) -> bool {
 
 /// What the client is told; `None` when it is gone.
 pub(super) fn answer(error: &Error, ctx: &mut Context) -> Option<Answer> {
-    let decided = matches!(error.etype(), ErrorType::HTTPStatus(_)) || *error.etype() == UNWANTED_RESPONSE;
-    if let Some(refusal) = ctx.refusal.take().filter(|_| decided) {
+    // Also when the error page could not be had: it is the rule's answer all the same.
+    if let Some(refusal) = ctx.refusal.take().filter(|_| *error.esource() != ErrorSource::Downstream) {
         return Some(refusal);
     }
     let service = ctx.target.as_ref().map_or("", |target| &target.service);
