@@ -12,7 +12,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType};
 
 use super::context::{Context, ErrorPage};
 use super::{Answer, Fault, Proxy, RequestId, Trouble, failure, headers, policies, respond, strict};
@@ -216,9 +216,8 @@ impl ProxyHttp for Phases {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
-        let is_decided =
-            matches!(error.etype(), ErrorType::HTTPStatus(_)) || *error.etype() == failure::UNWANTED_RESPONSE;
-        let refusal = ctx.refusal.take().filter(|_| is_decided);
+        // Also when the error page could not be had: it is the rule's answer all the same.
+        let refusal = ctx.refusal.take().filter(|_| *error.esource() != ErrorSource::Downstream);
         let answer = refusal.or_else(|| Trouble::from(error).answer(ctx.target.as_deref()));
         let error_code = answer.as_ref().map_or(0, |answer| answer.status);
         if let Some(answer) = answer {

@@ -30,6 +30,15 @@ pub(crate) fn known(name: &str) -> Option<Known> {
     Some(KNOWN[found].1)
 }
 
+/// The name that a misspelt one was most likely to be.
+pub(super) fn nearest(name: &str) -> Option<&'static str> {
+    /// Letters that may be wrong.
+    const MOST: usize = 2;
+    let distance = |known: &str| strsim::osa_distance(known, name);
+    let nearest = KNOWN.iter().map(|(known, _)| *known).min_by_key(|known| distance(known));
+    nearest.filter(|known| distance(known) <= MOST)
+}
+
 /// Sorted by name.
 pub(crate) const KNOWN: &[(&str, Known)] = &[
     ("affinity", Known::Served),
@@ -192,6 +201,13 @@ mod tests {
         assert!(KNOWN.is_sorted_by(|(a, _), (b, _)| a < b));
         assert_eq!(known("ssl-redirect"), Some(Known::Served));
         assert_eq!(known("ssl-redirects"), None);
+    }
+
+    #[test]
+    fn a_misspelt_name_is_recognised() {
+        assert_eq!(nearest("proxy-body-sise"), Some("proxy-body-size"));
+        assert_eq!(nearest("ssl-redirekts"), Some("ssl-redirect"));
+        assert_eq!(nearest("something-else"), None);
     }
 
     /// The list for users says the same as this one.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::known::{Known, known};
+use super::known::{Known, known, nearest};
 use crate::compile::Reason;
 use crate::config::Network;
 use crate::policy::MAX_NETWORKS;
@@ -52,8 +52,9 @@ impl<'a> Reader<'a> {
             let (reason, text) = match known(name) {
                 Some(Known::Served) => continue,
                 None => {
-                    let text = "is not known: see the list of annotations, or remove it".to_owned();
-                    (Reason::UnknownAnnotation, text)
+                    let remedy =
+                        nearest(name).map_or("remove it".to_owned(), |near| format!("is it {near}?"));
+                    (Reason::UnknownAnnotation, format!("is not known: {remedy}"))
                 }
                 Some(Known::Refused(why)) => (Reason::RefusedAnnotation, format!("is refused: {why}")),
                 Some(_) if !asks => continue,

@@ -229,7 +229,11 @@ async fn errors_have_pages() {
         (&asked["name"], &asked["method"], &asked["body"]),
         (&"errors".into(), &"POST".into(), &"hello".into())
     );
-    // Without a Service for it the page is ours.
+    // One that cannot be had is ours, and so is one without a Service for it.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    cluster.service("errors", false, &[closed]);
+    let (status, text) = cluster.get("x.com", "/status/404").await;
+    assert_eq!((status, text.as_str()), (404, "404: the endpoint answered with status 404\n"));
     cluster.annotate("i", &[("custom-http-errors", "404")]);
     let (status, text) = cluster.get("x.com", "/status/404").await;
     assert_eq!((status, text.as_str()), (404, "404: the endpoint answered with status 404\n"));
