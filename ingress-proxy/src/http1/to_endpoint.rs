@@ -99,6 +99,15 @@ impl<'c> ToEndpoint<'c> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Trouble>> {
         loop {
+            // What came of the body with the head goes on with it.
+            let unread = &self.input.filled()[self.read..];
+            if !self.is_read() && !unread.is_empty() {
+                let piece = self.body.read(unread).map_err(|_| Trouble::BadRequest)?;
+                if !self.is_tunnel() {
+                    self.room = self.room.checked_sub(piece.data as u64).ok_or(Trouble::BodyTooLarge)?;
+                }
+                self.read += piece.bytes;
+            }
             let (head, body) = (&self.head[self.head_sent..], &self.input.filled()[self.sent..self.read]);
             if self.deaf {
                 // What is sent in vain is still read, so that the client gets to reading the answer.
@@ -118,15 +127,6 @@ impl<'c> ToEndpoint<'c> {
             }
             if self.is_read() {
                 return Poll::Ready(Ok(()));
-            }
-            let unread = &self.input.filled()[self.read..];
-            if !unread.is_empty() {
-                let piece = self.body.read(unread).map_err(|_| Trouble::BadRequest)?;
-                if !self.is_tunnel() {
-                    self.room = self.room.checked_sub(piece.data as u64).ok_or(Trouble::BodyTooLarge)?;
-                }
-                self.read += piece.bytes;
-                continue;
             }
             if self.input.is_full() || is_answered {
                 self.forget();
