@@ -2,7 +2,7 @@
 //!
 //! The agent and the CNI plugin load it with pinned maps; packet tests and measurements load it with maps of their own.
 
-use std::path::Path;
+use std::{panic::resume_unwind, path::Path, thread};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -128,16 +128,28 @@ pub fn load(options: &Options<'_>) -> Result<Ebpf, Error> {
         }
     }
     let mut ebpf = loader.load(OBJECT).map_err(Error::Maps)?;
-    for (name, program) in ebpf.programs_mut() {
+    load_all(&mut ebpf)?;
+    Ok(ebpf)
+}
+
+/// Hands every program to the verifier, all at once: it walks hundreds of thousands of instructions for each of the larger
+/// ones, on the CPU of whoever asks, and that is most of an agent's start.
+fn load_all(ebpf: &mut Ebpf) -> Result<(), Error> {
+    let load = |name: &str, program: &mut Program| {
         match program {
             Program::Xdp(program) => program.load(),
             Program::SchedClassifier(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
-            _ => continue,
+            _ => Ok(()),
         }
-        .map_err(|source| Error::Program { name: name.to_owned(), source })?;
-    }
-    Ok(ebpf)
+        .map_err(|source| Error::Program { name: name.to_owned(), source })
+    };
+    thread::scope(|scope| {
+        let loads: Vec<_> =
+            ebpf.programs_mut().map(|(name, program)| scope.spawn(move || load(name, program))).collect();
+        // One after the other, so that of several refusals the first program's is told.
+        loads.into_iter().try_for_each(|load| load.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
 }
 
 /// The network namespace that this runs in, which is the node's own, as socket hooks see it.

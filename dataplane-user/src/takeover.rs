@@ -16,7 +16,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use weir_dataplane_ebpf::{Be16, Endpoint, Flow, FlowKey, Frontend, Protocol, Scope, checksum::Sum};
+use weir_dataplane_ebpf::{Endpoint, Flow, FlowKey, Frontend, Scope, checksum::Sum};
 
 use crate::{
     cni::PodLink,
@@ -194,8 +194,8 @@ fn halves<A: Family>(
         return Ok(None);
     }
     let (Some(key), Some(answer_key)) = (
-        flow_key::<A>(original.source, original.destination, *protocol),
-        flow_key::<A>(reply.source, reply.destination, *protocol),
+        A::tuple(*protocol, original.source, original.destination),
+        A::tuple(*protocol, reply.source, reply.destination),
     ) else {
         return Ok(None);
     };
@@ -214,21 +214,6 @@ fn halves<A: Family>(
     lead(&mut request, reply.source.ip(), known, way)?;
     lead(&mut answer, client, known, way)?;
     Ok(Some([(key, request), (answer_key, answer)]))
-}
-
-fn flow_key<A: Family>(
-    source: SocketAddr,
-    destination: SocketAddr,
-    protocol: Protocol,
-) -> Option<FlowKey<A>> {
-    Some(FlowKey {
-        source: A::of(source.ip())?,
-        destination: A::of(destination.ip())?,
-        source_port: Be16::new(source.port()),
-        destination_port: Be16::new(destination.port()),
-        protocol,
-        ..FlowKey::default()
-    })
 }
 
 /// The rewrite after which a packet with tuple `key` is what the other direction, `other`, answers.

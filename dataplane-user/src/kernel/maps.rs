@@ -228,6 +228,18 @@ pub trait Family: Address + Pod {
 
     /// The address, of whichever family.
     fn ip(self) -> IpAddr;
+
+    /// The tuple of a packet between two sockets of this family.
+    fn tuple(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Option<FlowKey<Self>> {
+        Some(FlowKey {
+            source: Self::of(source.ip())?,
+            destination: Self::of(destination.ip())?,
+            source_port: Be16::new(source.port()),
+            destination_port: Be16::new(destination.port()),
+            protocol,
+            ..FlowKey::default()
+        })
+    }
 }
 
 macro_rules! family {

@@ -134,7 +134,7 @@ fn order<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> (Vec<u32>, u16, u8) {
 }
 
 macro_rules! family {
-    ($address:ty, $variant:ident, $frontends:literal, $cluster_ips:literal, $backends:literal, $endpoints:literal, $flows:literal, $opening:literal, $peers:literal) => {
+    ($address:ty, $variant:ident, $suffix:literal) => {
         impl Family for $address {
             fn parse(ip: IpAddr) -> Self {
                 match ip {
@@ -145,51 +145,57 @@ macro_rules! family {
 
             fn insert_frontend(dataplane: &mut Dataplane, key: FrontendKey<Self>, value: Frontend) {
                 dataplane.widen_filter(key.address, key.port);
-                dataplane.hash($frontends).insert(key, value, 0).expect("room");
+                dataplane.hash(concat!("frontends_", $suffix)).insert(key, value, 0).expect("room");
             }
 
             fn insert_cluster_ip(dataplane: &mut Dataplane, address: Self) {
                 dataplane.widen_filter(address, filter::ANY_PORT);
-                dataplane.hash($cluster_ips).insert(address, 0_u32, 0).expect("room");
+                dataplane.hash(concat!("cluster_ips_", $suffix)).insert(address, 0_u32, 0).expect("room");
             }
 
             fn remove_cluster_ip(dataplane: &mut Dataplane, address: Self) {
-                dataplane.hash::<_, u32>($cluster_ips).remove(&address).expect("it is there");
+                dataplane
+                    .hash::<_, u32>(concat!("cluster_ips_", $suffix))
+                    .remove(&address)
+                    .expect("it is there");
             }
 
             fn set_backend(dataplane: &mut Dataplane, id: u32, value: Backend<Self>) {
                 dataplane.widen_filter(value.address, value.port);
-                dataplane.array($backends).set(id, value, 0).expect("within the bound");
+                dataplane.array(concat!("backends_", $suffix)).set(id, value, 0).expect("within the bound");
             }
 
             fn insert_endpoint(dataplane: &mut Dataplane, ip: Self, value: Endpoint) {
-                dataplane.hash($endpoints).insert(ip, value, 0).expect("room");
+                dataplane.hash(concat!("endpoints_", $suffix)).insert(ip, value, 0).expect("room");
             }
 
             fn add_tunnel_peer(dataplane: &mut Dataplane, node: Self) {
-                dataplane.hash($peers).insert(node, 0_u32, 0).expect("room");
+                dataplane.hash(concat!("tunnel_peers_", $suffix)).insert(node, 0_u32, 0).expect("room");
             }
 
             fn flow(dataplane: &mut Dataplane, key: &FlowKey<Self>) -> Option<Flow<Self>> {
-                let established = dataplane.hash($flows).get(key, 0).ok();
-                established.or_else(|| dataplane.hash($opening).get(key, 0).ok())
+                let established = dataplane.hash(concat!("flows_", $suffix)).get(key, 0).ok();
+                established.or_else(|| dataplane.hash(concat!("opening_", $suffix)).get(key, 0).ok())
             }
 
             fn remove_flow(dataplane: &mut Dataplane, key: &FlowKey<Self>) {
-                let established = dataplane.hash::<_, Flow<Self>>($flows).remove(key);
-                let opening = dataplane.hash::<_, Flow<Self>>($opening).remove(key);
+                let established = dataplane.hash::<_, Flow<Self>>(concat!("flows_", $suffix)).remove(key);
+                let opening = dataplane.hash::<_, Flow<Self>>(concat!("opening_", $suffix)).remove(key);
                 established.or(opening).expect("it is there");
             }
 
             fn establish(dataplane: &mut Dataplane) {
-                let opening = dataplane.hash::<FlowKey<Self>, Flow<Self>>($opening);
+                let opening = dataplane.hash::<FlowKey<Self>, Flow<Self>>(concat!("opening_", $suffix));
                 let mut opening: Vec<_> =
                     opening.iter().map(|entry| entry.expect("nobody else writes")).collect();
                 opening.sort_by_key(|(key, flow)| order(key, flow));
                 for (key, flow) in opening {
                     let flow = Flow { state: FlowState::ESTABLISHED, ..flow };
-                    dataplane.hash($flows).insert(key, flow, 0).expect("room");
-                    dataplane.hash::<_, Flow<Self>>($opening).remove(&key).expect("it is there");
+                    dataplane.hash(concat!("flows_", $suffix)).insert(key, flow, 0).expect("room");
+                    dataplane
+                        .hash::<_, Flow<Self>>(concat!("opening_", $suffix))
+                        .remove(&key)
+                        .expect("it is there");
                 }
             }
 
@@ -200,44 +206,24 @@ macro_rules! family {
             }
 
             fn established(dataplane: &mut Dataplane) -> usize {
-                dataplane.hash::<FlowKey<Self>, Flow<Self>>($flows).keys().count()
+                dataplane.hash::<FlowKey<Self>, Flow<Self>>(concat!("flows_", $suffix)).keys().count()
             }
 
             fn flows(dataplane: &mut Dataplane) -> Vec<FlowKey<Self>> {
                 let keys = |table: HashMap<&mut MapData, FlowKey<Self>, Flow<Self>>| {
                     table.keys().map(|key| key.expect("nobody else writes")).collect::<HashSet<_>>()
                 };
-                let mut all = keys(dataplane.hash($flows));
+                let mut all = keys(dataplane.hash(concat!("flows_", $suffix)));
                 // Without room for both halves, one may be established and opening.
-                all.extend(keys(dataplane.hash($opening)));
+                all.extend(keys(dataplane.hash(concat!("opening_", $suffix))));
                 all.into_iter().collect()
             }
         }
     };
 }
 
-family!(
-    Ip4,
-    V4,
-    "frontends_v4",
-    "cluster_ips_v4",
-    "backends_v4",
-    "endpoints_v4",
-    "flows_v4",
-    "opening_v4",
-    "tunnel_peers_v4"
-);
-family!(
-    Ip6,
-    V6,
-    "frontends_v6",
-    "cluster_ips_v6",
-    "backends_v6",
-    "endpoints_v6",
-    "flows_v6",
-    "opening_v6",
-    "tunnel_peers_v6"
-);
+family!(Ip4, V4, "v4");
+family!(Ip6, V6, "v6");
 
 fn socket(text: &str) -> SocketAddr {
     text.parse().unwrap_or_else(|_| panic!("`{text}` is no ADDRESS:PORT"))

@@ -22,12 +22,12 @@
 //! is then what the frontend itself would have given. One that names another is dropped.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_ANY, bpf_adj_room_mode::BPF_ADJ_ROOM_NET, xdp_md},
+    bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_NET, xdp_md},
     programs::{TcContext, XdpContext},
 };
 use weir_dataplane_ebpf::{
-    Backend, Be16, Be32, DropReason, EventKind, Flow, FlowKey, FlowState, Frontend, FrontendKey,
-    FrontendOption, Ip4, Ip6, Protocol, Scope, checksum, maglev,
+    Backend, Be16, Be32, DropReason, Flow, FlowKey, FlowState, Frontend, FrontendKey, FrontendOption, Ip4,
+    Ip6, Protocol, Scope, checksum, maglev,
 };
 
 use crate::{
@@ -324,16 +324,8 @@ fn open(context: *mut __sk_buff) -> Started {
         // Its answer's entry was lost.
         return Started::Leave;
     }
-    if let Some(state) = standing.state() {
-        draft.flow.state = state;
-        let _ = Ip4::flows().insert(key, &draft.flow, u64::from(BPF_ANY));
-    } else {
-        let _ = Ip4::opening().insert(key, &draft.flow, u64::from(BPF_ANY));
-    }
-    if standing == Standing::NOTHING || standing == Standing::OVER {
-        draft.packet.news = EventKind::OPENED;
-        events::begun(draft);
-    }
+    start::keep_question(key, standing, draft);
+    events::begun(draft);
     Started::Serve
 }
 

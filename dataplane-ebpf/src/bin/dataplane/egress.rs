@@ -10,12 +10,9 @@
 //! asked it by its own address leave with that, but for datagrams, which say nothing of who asked. A later packet whose
 //! half of a flow was lost finds the other half by the ports that its tuple takes.
 
-use aya_ebpf::{
-    bindings::{__sk_buff, BPF_ANY},
-    maps::lpm_trie::Key,
-};
+use aya_ebpf::{bindings::__sk_buff, maps::lpm_trie::Key};
 use weir_dataplane_ebpf::{
-    Be32, DropReason, EventKind, Flow, FlowKey, FlowState, Protocol, RangeKey, Scope,
+    Be32, DropReason, Flow, FlowKey, FlowState, Protocol, RangeKey, Scope,
     maps::{MASQUERADE_PORT_FIRST, MASQUERADE_PORTS, MASQUERADE_TRIES},
 };
 
@@ -28,7 +25,7 @@ use crate::{
     parse::{Headers, Layout},
     rewrite::{self, Hook},
     route,
-    start::{Place, Standing, Started, masquerade_port, reserve_answer, standing_answer},
+    start::{Place, Standing, Started, keep_question, masquerade_port, reserve_answer, standing_answer},
 };
 
 /// Whether this family's packets are masqueraded.
@@ -135,16 +132,7 @@ fn keep<A: Layout>(key: &FlowKey<A>, place: &Place, draft: &mut Draft<A>) -> Sta
     if let Err(reason) = reserve_answer(key, standing, place, draft) {
         return Started::Drop(reason);
     }
-    // Without room for this half the packet is still served, and so is the next one, by the answer's entry.
-    if let Some(state) = standing.state() {
-        draft.flow.state = state;
-        let _ = A::flows().insert(key, &draft.flow, u64::from(BPF_ANY));
-    } else {
-        let _ = A::opening().insert(key, &draft.flow, u64::from(BPF_ANY));
-    }
-    if !standing.is_own() {
-        draft.packet.news = EventKind::OPENED;
-    }
+    keep_question(key, standing, draft);
     Started::Serve
 }
 

@@ -140,7 +140,27 @@ pub trait Family: Address {
 }
 
 macro_rules! family {
-    ($address:ty, $masquerade:ident, $gateway:ident, $uplink:ident, $module:ident, $frontends:literal, $cluster_ips:literal, $backends:literal, $flows:literal, $opening:literal, $fragments:literal, $endpoints:literal, $peers:literal, $affinity:literal, $socket_affinity:literal, $ranges:literal, $inside:literal, $peers_map:literal, $next_hops:literal, $draft:literal) => {
+    (
+        $module:ident: $address:ty,
+        masquerade: $masquerade:ident,
+        gateway: $gateway:ident,
+        uplink_address: $uplink:ident,
+        frontends: $frontends:literal,
+        cluster_ips: $cluster_ips:literal,
+        backends: $backends:literal,
+        flows: $flows:literal,
+        opening: $opening:literal,
+        fragments: $fragments:literal,
+        endpoints: $endpoints:literal,
+        socket_peers: $socket_peers:literal,
+        affinity: $affinity:literal,
+        socket_affinity: $socket_affinity:literal,
+        source_ranges: $source_ranges:literal,
+        non_masquerade: $non_masquerade:literal,
+        tunnel_peers: $tunnel_peers:literal,
+        next_hops: $next_hops:literal,
+        draft: $draft:literal $(,)?
+    ) => {
         mod $module {
             use super::*;
 
@@ -164,7 +184,7 @@ macro_rules! family {
             #[map(name = $endpoints)]
             pub(super) static ENDPOINTS_MAP: HashMap<$address, Endpoint> =
                 HashMap::with_max_entries(ENDPOINTS, 0);
-            #[map(name = $peers)]
+            #[map(name = $socket_peers)]
             pub(super) static SOCKET_PEERS_MAP: LruHashMap<SocketPeerKey<$address>, SocketPeer<$address>> =
                 LruHashMap::with_max_entries(SOCKET_PEERS, 0);
             #[map(name = $affinity)]
@@ -172,13 +192,13 @@ macro_rules! family {
             #[map(name = $socket_affinity)]
             pub(super) static SOCKET_AFFINITY_MAP: Choices<Namespace> =
                 LruHashMap::with_max_entries(SOCKET_AFFINITY, 0);
-            #[map(name = $ranges)]
+            #[map(name = $source_ranges)]
             pub(super) static SOURCE_RANGES_MAP: Ranges<$address> =
                 LpmTrie::with_max_entries(SOURCE_RANGES, 0);
-            #[map(name = $inside)]
+            #[map(name = $non_masquerade)]
             pub(super) static NON_MASQUERADE_MAP: LpmTrie<$address, u32> =
                 LpmTrie::with_max_entries(NON_MASQUERADE, 0);
-            #[map(name = $peers_map)]
+            #[map(name = $tunnel_peers)]
             pub(super) static TUNNEL_PEERS_MAP: HashMap<$address, u32> =
                 HashMap::with_max_entries(TUNNEL_PEERS, 0);
             #[map(name = $next_hops)]
@@ -280,46 +300,44 @@ macro_rules! family {
 }
 
 family!(
-    Ip4,
-    FLAG_MASQUERADE_V4,
-    gateway_v4,
-    address_v4,
-    v4,
-    "frontends_v4",
-    "cluster_ips_v4",
-    "backends_v4",
-    "flows_v4",
-    "opening_v4",
-    "fragments_v4",
-    "endpoints_v4",
-    "socket_peers_v4",
-    "affinity_v4",
-    "socket_affinity_v4",
-    "source_ranges_v4",
-    "non_masquerade_v4",
-    "tunnel_peers_v4",
-    "next_hops_v4",
-    "draft_v4"
+    v4: Ip4,
+    masquerade: FLAG_MASQUERADE_V4,
+    gateway: gateway_v4,
+    uplink_address: address_v4,
+    frontends: "frontends_v4",
+    cluster_ips: "cluster_ips_v4",
+    backends: "backends_v4",
+    flows: "flows_v4",
+    opening: "opening_v4",
+    fragments: "fragments_v4",
+    endpoints: "endpoints_v4",
+    socket_peers: "socket_peers_v4",
+    affinity: "affinity_v4",
+    socket_affinity: "socket_affinity_v4",
+    source_ranges: "source_ranges_v4",
+    non_masquerade: "non_masquerade_v4",
+    tunnel_peers: "tunnel_peers_v4",
+    next_hops: "next_hops_v4",
+    draft: "draft_v4",
 );
 family!(
-    Ip6,
-    FLAG_MASQUERADE_V6,
-    gateway_v6,
-    address_v6,
-    v6,
-    "frontends_v6",
-    "cluster_ips_v6",
-    "backends_v6",
-    "flows_v6",
-    "opening_v6",
-    "fragments_v6",
-    "endpoints_v6",
-    "socket_peers_v6",
-    "affinity_v6",
-    "socket_affinity_v6",
-    "source_ranges_v6",
-    "non_masquerade_v6",
-    "tunnel_peers_v6",
-    "next_hops_v6",
-    "draft_v6"
+    v6: Ip6,
+    masquerade: FLAG_MASQUERADE_V6,
+    gateway: gateway_v6,
+    uplink_address: address_v6,
+    frontends: "frontends_v6",
+    cluster_ips: "cluster_ips_v6",
+    backends: "backends_v6",
+    flows: "flows_v6",
+    opening: "opening_v6",
+    fragments: "fragments_v6",
+    endpoints: "endpoints_v6",
+    socket_peers: "socket_peers_v6",
+    affinity: "affinity_v6",
+    socket_affinity: "socket_affinity_v6",
+    source_ranges: "source_ranges_v6",
+    non_masquerade: "non_masquerade_v6",
+    tunnel_peers: "tunnel_peers_v6",
+    next_hops: "next_hops_v6",
+    draft: "draft_v6",
 );

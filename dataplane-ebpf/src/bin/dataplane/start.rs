@@ -222,20 +222,9 @@ fn open<A: Layout>(key: &FlowKey<A>, frontend: &Frontend, place: &Place, draft: 
     if let Err(reason) = reserve_answer(key, standing, place, draft) {
         return Started::Drop(reason);
     }
-    // Without room for this half the packet is still served, and so is the next one: Maglev finds the same backend,
-    // and the answer's entry is there.
-    if let Some(state) = standing.state() {
-        draft.flow.state = state;
-        let _ = A::flows().insert(key, &draft.flow, u64::from(BPF_ANY));
-    } else {
-        let _ = A::opening().insert(key, &draft.flow, u64::from(BPF_ANY));
-    }
+    keep_question(key, standing, draft);
     if frontend.affinity_timeout_s != 0 {
         affinity::record(A::affinity(), &client, id);
-    }
-    // The others were told of: only one of their halves was gone.
-    if standing == Standing::NOTHING || standing == Standing::OVER {
-        draft.packet.news = EventKind::OPENED;
     }
     Started::Serve
 }
@@ -363,6 +352,22 @@ pub fn reserve_answer<A: Layout>(
         // Another CPU was faster; the client's next try finds another port.
         Err(opening::EXISTS) => Err(DropReason::PortsExhausted),
         Err(_) => Err(DropReason::FlowTableFull),
+    }
+}
+
+/// Keeps the client's half of a flow whose answer's entry is there. Without room for it the packet is still served, and so
+/// is the next one: it finds the same backend and the answer's entry.
+#[inline(always)]
+pub fn keep_question<A: Family>(key: &FlowKey<A>, standing: Standing, draft: &mut Draft<A>) {
+    if let Some(state) = standing.state() {
+        draft.flow.state = state;
+        let _ = A::flows().insert(key, &draft.flow, u64::from(BPF_ANY));
+    } else {
+        let _ = A::opening().insert(key, &draft.flow, u64::from(BPF_ANY));
+    }
+    // A flow that had an entry was told of before: only one of its halves was gone.
+    if !standing.is_own() {
+        draft.packet.news = EventKind::OPENED;
     }
 }
 

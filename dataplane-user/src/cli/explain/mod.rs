@@ -15,7 +15,7 @@ use std::{
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use weir_dataplane_ebpf::{
-    AffinityKey, Backend, Be16, FlowKey, Frontend, FrontendKey, NodeConfig, Protocol, Scope, hash, maglev,
+    AffinityKey, Backend, FlowKey, Frontend, FrontendKey, NodeConfig, Protocol, Scope, hash, maglev,
 };
 
 use self::text::text;
@@ -156,15 +156,7 @@ fn report<A: Family>(
     protocol: Protocol,
     args: &ExplainArgs,
 ) -> Result<Report, CliError> {
-    let address = |socket: SocketAddr| A::of(socket.ip()).ok_or(CliError::MixedFamilies);
-    let key = FlowKey {
-        source: address(args.source)?,
-        destination: address(args.destination)?,
-        source_port: Be16::new(args.source.port()),
-        destination_port: Be16::new(args.destination.port()),
-        protocol,
-        ..FlowKey::default()
-    };
+    let key = A::tuple(protocol, args.source, args.destination).ok_or(CliError::MixedFamilies)?;
     let request = maps.flow(&key)?;
     let reply_key = request.map_or_else(|| key.reversed(), |flow| flow.other_key(&key));
     let reply = maps.flow(&reply_key)?;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use weir_dataplane_ebpf::{Be16, Flow, FlowKey, FrontendKey, Protocol, Scope};
+use weir_dataplane_ebpf::{Be16, Flow, FrontendKey, Protocol, Scope};
 
 use crate::{
     cli::CliError,
@@ -81,15 +81,7 @@ fn behind_tunnel<A: Family>(
     destination: SocketAddr,
     protocol: Protocol,
 ) -> Option<SocketAddr> {
-    let key = FlowKey {
-        source: A::of(source.ip())?,
-        destination: A::of(destination.ip())?,
-        source_port: Be16::new(source.port()),
-        destination_port: Be16::new(destination.port()),
-        protocol,
-        ..FlowKey::default()
-    };
-    let flow = maps.flow(&key).ok()??;
+    let flow = maps.flow(&A::tuple(protocol, source, destination)?).ok()??;
     // A moment later the number may be another backend's.
     let backend = maps.backends.at(flow.backend).ok()?;
     let is_its = flow.flags & Flow::<A>::FLAG_TUNNEL != 0 && backend.node == flow.destination;
