@@ -1,11 +1,15 @@
 //! What all proxies have behind them: it answers every GET with bytes that were made once.
 
-use std::{io, sync::LazyLock};
+use std::{io, net::Ipv4Addr, sync::LazyLock};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
 };
+
+/// Connections that wait to be taken: 512 streams of HTTP/2 open as many at once, and a client whose connection finds no
+/// room asks again a second later.
+const BACKLOG: u32 = 4_096;
 
 /// A request head that is longer is none of the bench's.
 const MAX_HEAD_BYTES: usize = 4_096;
@@ -29,6 +33,13 @@ fn response(body: Body) -> Vec<u8> {
     let mut bytes = head.into_bytes();
     bytes.resize(bytes.len() + length, b'w');
     bytes
+}
+
+/// Listens on a free port; call it inside the runtime that will serve.
+pub(crate) fn bind(address: Ipv4Addr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((address, 0).into())?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves on the caller's runtime, for as long as that runs.

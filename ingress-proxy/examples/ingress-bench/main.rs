@@ -39,7 +39,6 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::net::TcpListener;
 use weir_tests::Row;
 
 use certificate::Certificate;
@@ -143,16 +142,18 @@ fn measure_proxies(parts: &[Part]) -> Result<Vec<Row>> {
     // Whatever is started from here on, threads and processes, is beside the load.
     process::pin(cores.load)?;
     let directory = tempfile::tempdir().context("making a directory for files of proxies")?;
-    let listener = std::net::TcpListener::bind((BACKEND, 0)).context("binding the backend")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let listener = {
+        let _inside = runtime.enter();
+        backend::bind(BACKEND).context("binding the backend")?
+    };
     let backend = listener.local_addr()?;
     let certificate = Certificate::make(directory.path())?;
     let cluster = Cluster::start(&directory.path().join("cluster"), backend, &certificate)?;
     let bench = Bench { weir, directory: directory.path().to_owned(), cores, backend, certificate, cluster };
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        listener.set_nonblocking(true)?;
-        tokio::spawn(backend::serve(TcpListener::from_std(listener)?));
+        tokio::spawn(backend::serve(listener));
         let mut rows = Vec::new();
         let loads =
             parts.iter().filter_map(|part| if let Part::Rounds(loads) = part { Some(*loads) } else { None });
