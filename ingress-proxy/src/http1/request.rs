@@ -205,7 +205,8 @@ impl Connection<'_> {
             let draining = &self.draining.token;
             let result = exchange.run(&mut self.deadline, || draining.is_cancelled()).await;
             (request.bytes_in, request.bytes_out) = (exchange.request.bytes(), exchange.response.bytes);
-            let (status, can_repeat) = (exchange.response.status, exchange.can_repeat());
+            let (status, has_begun) = (exchange.response.status, !exchange.response.is_unheard());
+            let can_repeat = exchange.can_repeat();
             let trouble = match result {
                 Ok(End { keep_client, keep_endpoint }) => {
                     if keep_endpoint {
@@ -234,7 +235,7 @@ impl Connection<'_> {
                 }
             }
             // A response that has begun cannot be taken back; the client sees it break off.
-            if status != 0 {
+            if status != 0 && has_begun {
                 request.reason = trouble.answer(request.target.as_deref()).map(|answer| answer.text);
                 return Ok((status, Next::Close));
             }
