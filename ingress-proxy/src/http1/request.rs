@@ -89,19 +89,21 @@ impl Connection<'_> {
     /// Serves the request whose head is the first `length` bytes of `input`.
     pub(super) async fn request(&mut self, length: usize) -> Next {
         let (mut request, verdict) = self.judge(length);
-        if let Verdict::HandOver = verdict {
-            return Next::HandOver;
-        }
-        self.input.consume(length);
-        let next = match verdict {
+        let judged = match verdict {
             Verdict::HandOver => return Next::HandOver,
             Verdict::Answer(answer) => Err(answer),
-            Verdict::Forward(decision) => match self.settle(&mut request, decision).await {
-                Ok(pool) => self.forward(&mut request, &pool).await,
-                Err(answer) => Err(answer),
-            },
+            Verdict::Forward(decision) => Ok(decision),
         };
-        let (status, next) = match next {
+        self.input.consume(length);
+        let settled = match judged {
+            Ok(decision) => self.settle(&mut request, decision).await,
+            Err(answer) => Err(answer),
+        };
+        let served = match settled {
+            Ok(pool) => self.forward(&mut request, &pool).await,
+            Err(answer) => Err(answer),
+        };
+        let (status, next) = match served {
             Ok(served) => served,
             Err(answer) => self.answer(&mut request, answer).await,
         };

@@ -1,41 +1,24 @@
-//! Heads of requests and responses, read in place.
-//!
-//! What two readers of one byte stream could read differently is how requests are smuggled. So a head is read once, by
-//! one strict reader, and what it does not understand gets 400 and a closed connection; what goes on to the endpoint is
-//! written anew from what was understood.
-
-use std::mem::MaybeUninit;
+//! Requests: where their heads end, and what they say.
 
 use httparse::Header;
 
-use super::exchange::Version;
-use super::framing::Body;
+use super::{Connection, Known, Space, read_length, tokens};
+use crate::http1::exchange::Version;
+use crate::http1::framing::Body;
 use crate::policy;
 use crate::proxy::Fault;
 use crate::table::{HostError, PathError};
 
-/// Fields of one head.
-const MAX_FIELDS: usize = 128;
-
-/// Where the fields of a head are noted while it is read: on the stack, and not cleared first.
-pub(super) struct Space<'b>([MaybeUninit<Header<'b>>; MAX_FIELDS]);
-
-impl Space<'_> {
-    pub(super) const fn new() -> Self {
-        Self([const { MaybeUninit::uninit() }; MAX_FIELDS])
-    }
-}
-
 /// Finds the end of a request's head while it arrives, and looks at no byte twice.
 #[derive(Debug, Default)]
-pub(super) struct HeadEnd {
+pub(in crate::http1) struct HeadEnd {
     seen: usize,
     line: usize,
 }
 
 impl HeadEnd {
     /// The length of the head, or nothing while it is incomplete. Empty lines in front of it count as part of it.
-    pub(super) fn find(&mut self, bytes: &[u8]) -> Result<Option<usize>, Fault> {
+    pub(in crate::http1) fn find(&mut self, bytes: &[u8]) -> Result<Option<usize>, Fault> {
         for found in memchr::memchr_iter(b'\n', &bytes[self.seen..]) {
             let at = self.seen + found;
             if at == 0 || bytes[at - 1] != b'\r' {
@@ -53,136 +36,30 @@ impl HeadEnd {
     }
 }
 
-/// Fields that mean something to a proxy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Known {
-    Connection,
-    ContentLength,
-    Expect,
-    Forwarded,
-    ForwardedFor,
-    ForwardedHost,
-    ForwardedPort,
-    ForwardedProto,
-    Host,
-    KeepAlive,
-    ProxyConnection,
-    RealIp,
-    RequestId,
-    Te,
-    TransferEncoding,
-    Upgrade,
-    UserAgent,
-    Other,
-}
-
-impl Known {
-    /// By a field's name in any case. Cost: a jump by length and at most three comparisons.
-    pub(super) fn of(name: &str) -> Self {
-        let candidates: &[(&str, Self)] = match name.len() {
-            2 => &[("te", Self::Te)],
-            4 => &[("host", Self::Host)],
-            6 => &[("expect", Self::Expect)],
-            7 => &[("upgrade", Self::Upgrade)],
-            9 => &[("x-real-ip", Self::RealIp), ("forwarded", Self::Forwarded)],
-            10 => &[
-                ("connection", Self::Connection),
-                ("user-agent", Self::UserAgent),
-                ("keep-alive", Self::KeepAlive),
-            ],
-            12 => &[("x-request-id", Self::RequestId)],
-            14 => &[("content-length", Self::ContentLength)],
-            15 => &[("x-forwarded-for", Self::ForwardedFor)],
-            16 => &[
-                ("x-forwarded-host", Self::ForwardedHost),
-                ("x-forwarded-port", Self::ForwardedPort),
-                ("proxy-connection", Self::ProxyConnection),
-            ],
-            17 => {
-                &[("transfer-encoding", Self::TransferEncoding), ("x-forwarded-proto", Self::ForwardedProto)]
-            }
-            _ => &[],
-        };
-        let found = candidates.iter().find(|(known, _)| name.eq_ignore_ascii_case(known));
-        found.map_or(Self::Other, |(_, known)| *known)
-    }
-
-    /// Whether it concerns one connection only (RFC 9110 §7.6.1).
-    pub(super) fn is_hop_by_hop(self) -> bool {
-        matches!(self, Self::Connection | Self::KeepAlive | Self::ProxyConnection | Self::Te | Self::Upgrade)
-    }
-}
-
-/// What `Connection` says.
-#[expect(clippy::struct_excessive_bools, reason = "each is a token of one field")]
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Connection {
-    pub(super) close: bool,
-    pub(super) keep_alive: bool,
-    pub(super) upgrade: bool,
-    /// Other fields that concern this connection only.
-    pub(super) nominates: bool,
-}
-
-impl Connection {
-    fn read(&mut self, value: &[u8]) {
-        for token in tokens(value) {
-            match token {
-                _ if token.eq_ignore_ascii_case(b"close") => self.close = true,
-                _ if token.eq_ignore_ascii_case(b"keep-alive") => self.keep_alive = true,
-                _ if token.eq_ignore_ascii_case(b"upgrade") => self.upgrade = true,
-                _ => self.nominates = true,
-            }
-        }
-    }
-}
-
-fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
-}
-
-/// Whether one of these protocols carries more requests, which would go past routing and policies to whichever endpoint
-/// took the first: `h2c` and its like. It is not asked for, and the request is served as it is (RFC 9110 §7.8).
-fn speaks_http(protocols: &[u8]) -> bool {
-    tokens(protocols).any(|protocol| {
-        let name = protocol.split(|&byte| byte == b'/').next().unwrap_or_default();
-        [b"h2c".as_slice(), b"h2", b"http", b"tls"].iter().any(|carrier| name.eq_ignore_ascii_case(carrier))
-    })
-}
-
-/// Whether a field named `Connection` names this one. Framing and routing cannot be talked away so.
-pub(super) fn is_nominated(fields: &[Header<'_>], name: &str, known: Known) -> bool {
-    !matches!(known, Known::Host | Known::ContentLength | Known::TransferEncoding)
-        && fields
-            .iter()
-            .filter(|field| Known::of(field.name) == Known::Connection)
-            .any(|field| tokens(field.value).any(|token| token.eq_ignore_ascii_case(name.as_bytes())))
-}
-
 /// A request's head.
 #[derive(Debug)]
-pub(super) struct RequestHead<'h, 'b> {
-    pub(super) method: &'b str,
+pub(in crate::http1) struct RequestHead<'h, 'b> {
+    pub(in crate::http1) method: &'b str,
     /// As it came, to be brought into normal form.
-    pub(super) path: &'b str,
-    pub(super) query: Option<&'b str>,
+    pub(in crate::http1) path: &'b str,
+    pub(in crate::http1) query: Option<&'b str>,
     /// The whole target as it came.
-    pub(super) target: &'b str,
-    pub(super) version: Version,
-    pub(super) fields: &'h [Header<'b>],
+    pub(in crate::http1) target: &'b str,
+    pub(in crate::http1) version: Version,
+    pub(in crate::http1) fields: &'h [Header<'b>],
     /// The host as the client wrote it; empty for none.
-    pub(super) host: &'b str,
-    pub(super) body: Body,
-    pub(super) connection: Connection,
+    pub(in crate::http1) host: &'b str,
+    pub(in crate::http1) body: Body,
+    pub(in crate::http1) connection: Connection,
     /// The protocol to change to, if the client asks for that in earnest.
-    pub(super) upgrade: Option<&'b [u8]>,
-    pub(super) expects: bool,
-    pub(super) user_agent: &'b [u8],
+    pub(in crate::http1) upgrade: Option<&'b [u8]>,
+    pub(in crate::http1) expects: bool,
+    pub(in crate::http1) user_agent: &'b [u8],
 }
 
 impl<'h, 'b> RequestHead<'h, 'b> {
     /// Reads a whole head. Cost: one pass for the syntax, one over the fields; no allocation.
-    pub(super) fn read(bytes: &'b [u8], space: &'h mut Space<'b>) -> Result<Self, Fault> {
+    pub(in crate::http1) fn read(bytes: &'b [u8], space: &'h mut Space<'b>) -> Result<Self, Fault> {
         let mut request = httparse::Request::new(&mut []);
         match request.parse_with_uninit_headers(bytes, &mut space.0) {
             Ok(httparse::Status::Complete(_)) => {}
@@ -264,16 +141,25 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     }
 
     /// Whether the client means to use the connection again.
-    pub(super) fn keeps_alive(&self) -> bool {
+    pub(in crate::http1) fn keeps_alive(&self) -> bool {
         !self.connection.close && (self.version == Version::New || self.connection.keep_alive)
     }
 }
 
+/// Whether one of these protocols carries more requests, which would go past routing and policies to whichever endpoint
+/// took the first: `h2c` and its like. It is not asked for, and the request is served as it is (RFC 9110 §7.8).
+fn speaks_http(protocols: &[u8]) -> bool {
+    tokens(protocols).any(|protocol| {
+        let name = protocol.split(|&byte| byte == b'/').next().unwrap_or_default();
+        [b"h2c".as_slice(), b"h2", b"http", b"tls"].iter().any(|carrier| name.eq_ignore_ascii_case(carrier))
+    })
+}
+
 /// A request as policies see it: with host and path in normal form.
-pub(super) struct Normal<'a> {
-    pub(super) head: &'a RequestHead<'a, 'a>,
-    pub(super) host: &'a str,
-    pub(super) path: &'a str,
+pub(in crate::http1) struct Normal<'a> {
+    pub(in crate::http1) head: &'a RequestHead<'a, 'a>,
+    pub(in crate::http1) host: &'a str,
+    pub(in crate::http1) path: &'a str,
 }
 
 impl policy::RequestHead for Normal<'_> {
@@ -330,92 +216,10 @@ fn split_target(target: &str) -> Result<(Option<&str>, &str, Option<&str>), Faul
     Ok((authority, if path.is_empty() && authority.is_some() { "/" } else { path }, query))
 }
 
-/// Digits and nothing else.
-fn read_length(value: &[u8]) -> Option<u64> {
-    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(value).ok()?.parse().ok()
-}
-
-/// A response that is not HTTP/1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the endpoint's response is malformed")]
-pub(super) struct BadResponse;
-
-/// A response's head.
-#[derive(Debug)]
-pub(super) struct ResponseHead<'h, 'b> {
-    pub(super) status: u16,
-    pub(super) reason: &'b str,
-    pub(super) fields: &'h [Header<'b>],
-    pub(super) body: Body,
-    pub(super) connection: Connection,
-    /// Bytes that the head has.
-    pub(super) length: usize,
-    /// Whether the endpoint means to use the connection again.
-    pub(super) keeps_alive: bool,
-}
-
-impl<'h, 'b> ResponseHead<'h, 'b> {
-    /// Reads a head if all of it is there. `is_to_head`: it answers HEAD, and so has no body.
-    pub(super) fn read(
-        bytes: &'b [u8],
-        space: &'h mut Space<'b>,
-        is_to_head: bool,
-    ) -> Result<Option<Self>, BadResponse> {
-        let mut response = httparse::Response::new(&mut []);
-        let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
-            &mut response,
-            bytes,
-            &mut space.0,
-        );
-        let length = match parsed {
-            Ok(httparse::Status::Complete(length)) => length,
-            Ok(httparse::Status::Partial) => return Ok(None),
-            Err(_) => return Err(BadResponse),
-        };
-        let (Some(status @ 100..), Some(minor)) = (response.code, response.version) else {
-            return Err(BadResponse);
-        };
-        let fields: &'h [Header<'b>] = response.headers;
-        let mut connection = Connection::default();
-        let (mut said, mut chunked) = (None, false);
-        for field in fields {
-            match Known::of(field.name) {
-                Known::Connection => connection.read(field.value),
-                Known::ContentLength => {
-                    let length = read_length(field.value).ok_or(BadResponse)?;
-                    if said.is_some_and(|said| said != length) {
-                        return Err(BadResponse);
-                    }
-                    said = Some(length);
-                }
-                Known::TransferEncoding if chunked || !field.value.eq_ignore_ascii_case(b"chunked") => {
-                    return Err(BadResponse);
-                }
-                Known::TransferEncoding => chunked = true,
-                _ => {}
-            }
-        }
-        let body = match (status, said, chunked) {
-            (_, Some(_), true) => return Err(BadResponse),
-            (101, ..) => Body::Tunnel,
-            (..200 | 204 | 304, ..) => Body::Done,
-            _ if is_to_head => Body::Done,
-            (_, None, true) => Body::CHUNKED,
-            (_, Some(length), false) => Body::of(length),
-            (_, None, false) => Body::UntilClose,
-        };
-        let keeps_alive = !connection.close && (minor == 1 || connection.keep_alive);
-        let reason = response.reason.unwrap_or_default();
-        Ok(Some(Self { status, reason, fields, body, connection, length, keeps_alive }))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http1::head::{MAX_FIELDS, is_nominated};
 
     fn fault(head: &str) -> Fault {
         RequestHead::read(head.as_bytes(), &mut Space::new()).unwrap_err()
@@ -439,22 +243,6 @@ mod tests {
             ["\n", "GET / HTTP/1.1\n", "GET / HTTP/1.1\r\nHost: a\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n\n"]
         {
             assert_eq!(HeadEnd::default().find(head.as_bytes()), Err(Fault::BareLineFeed), "{head:?}");
-        }
-    }
-
-    #[test]
-    fn names_are_known_in_any_case() {
-        for (name, known) in [
-            ("HOST", Known::Host),
-            ("te", Known::Te),
-            ("Keep-Alive", Known::KeepAlive),
-            ("X-Forwarded-For", Known::ForwardedFor),
-            ("x-forwarded-proto", Known::ForwardedProto),
-            ("X-Forwarded-Fox", Known::Other),
-            ("accept", Known::Other),
-            ("", Known::Other),
-        ] {
-            assert_eq!(Known::of(name), known, "{name}");
         }
     }
 
@@ -529,31 +317,5 @@ mod tests {
         assert_eq!(fault("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), Fault::TransferEncoding);
         let many = "x: y\r\n".repeat(MAX_FIELDS);
         assert_eq!(with(many.trim_end()), Fault::TooManyFields);
-    }
-
-    #[test]
-    fn responses_say_how_long_they_are() {
-        let body = |head: &str, is_to_head| {
-            let mut space = Space::new();
-            ResponseHead::read(head.as_bytes(), &mut space, is_to_head).map(|head| head.map(|head| head.body))
-        };
-        for (fields, expected) in [
-            ("200 OK\r\nContent-Length: 3", Ok(Some(Body::Length(3)))),
-            ("200 OK\r\nContent-Length: 3\r\nContent-Length: 3", Ok(Some(Body::Length(3)))),
-            ("200 OK\r\nContent-Length: 3\r\nContent-Length: 4", Err(BadResponse)),
-            ("200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked", Err(BadResponse)),
-            ("200 OK\r\nTransfer-Encoding: chunked", Ok(Some(Body::CHUNKED))),
-            ("200 OK\r\nTransfer-Encoding: gzip", Err(BadResponse)),
-            ("200\r\nA: b", Ok(Some(Body::UntilClose))),
-            ("204 No Content\r\nA: b", Ok(Some(Body::Done))),
-            ("304 Not Modified\r\nContent-Length: 3", Ok(Some(Body::Done))),
-            ("100 Continue\r\nA: b", Ok(Some(Body::Done))),
-            ("101 Switching Protocols\r\nUpgrade: websocket", Ok(Some(Body::Tunnel))),
-        ] {
-            assert_eq!(body(&format!("HTTP/1.1 {fields}\r\n\r\n"), false), expected, "{fields}");
-        }
-        assert_eq!(body("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", true), Ok(Some(Body::Done)));
-        assert_eq!(body("HTTP/1.1 200 OK\r\nContent-Le", false), Ok(None));
-        assert_eq!(body("SSH-2.0\r\n\r\n", false), Err(BadResponse));
     }
 }
