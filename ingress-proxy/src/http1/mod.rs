@@ -8,8 +8,8 @@
 //!
 //! pingora serves HTTP/2, and goes on with a connection whose request is for an endpoint that speaks HTTP/2
 //! ([`HandOver`]). Everything else is served here, since here a request costs what its system calls cost: nothing is
-//! copied but heads, a request without a body takes four calls, three allocations at most, and no timer, task or channel
-//! of its own.
+//! copied but heads, and one without a body takes four calls, and no timer, task, channel or allocation of its own. (The
+//! access log and policies have theirs.)
 
 mod buffer;
 mod deadline;
