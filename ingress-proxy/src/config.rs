@@ -201,7 +201,7 @@ impl TryFrom<String> for Network {
 #[error("{0:?} is no duration: write a whole number and ms, s, m or h, such as 30s")]
 pub struct DurationError(String);
 
-fn parse_duration(text: &str) -> Result<Duration, DurationError> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, DurationError> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let scale_ms = match unit {

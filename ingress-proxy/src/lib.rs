@@ -1,25 +1,34 @@
 //! Kubernetes Ingress as a reverse proxy that talks straight to pod addresses.
 //!
 //! ```text
-//! apiserver ─▶ watch ─▶ compile (pure) ─▶ live: table, pools, certificates ─▶ proxy (pingora's phases)
-//!                          │                                                   ▲
-//!                          └▶ Events, status                     serve: listeners, TLS, drain
+//! apiserver ─▶ watch ─▶ compile (pure) ─▶ live: table, pools, certificates ◀─ proxy: what becomes of a request
+//!                          │                                                   ▲            ▲
+//!                          └▶ Events, status                                 http1   pingora (HTTP/2)
+//!                                                                              ▲            ▲
+//!                                                                      serve: listeners, TLS, drain
 //! ```
 //!
 //! - [`table`] knows hosts and paths, and nothing of Kubernetes;
 //! - [`compile`] turns facts about objects into a table, and into problems;
 //! - `watch` keeps the facts, and is the only writer of what is live;
-//! - `serve` owns sockets and connections, `proxy` owns requests; both only read what is live.
+//! - `policy` decides about requests, and knows neither protocols nor connections;
+//! - `serve` owns sockets, `http1` and pingora own connections, `proxy` says what becomes of a request; all only read what
+//!   is live.
 //!
 //! The crate speaks the Kubernetes API and nothing else: it cannot tell whose apiserver it talks to.
 
 mod access_log;
+mod check;
 pub mod compile;
 mod config;
+mod http1;
+mod idle;
 mod live;
 mod metrics;
+mod policy;
 mod proxy;
 mod serve;
+mod stream;
 pub mod table;
 mod tls;
 mod upstream;
@@ -36,6 +45,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+pub use check::{CheckError, Checked, check};
 pub use config::{Config, DurationError, Network, NetworkError, Timeouts};
 pub use serve::BindError;
 
@@ -173,6 +183,7 @@ impl Ingress {
         }
         server.track(http, false, runtime.handle());
         server.track(https, true, runtime.handle());
+        runtime.handle().spawn(Arc::clone(&server).sweep());
         let _ = ready.send(());
         tracing::info!(http = %config.http_address, https = %config.https_address, workers, "ingress serves");
 

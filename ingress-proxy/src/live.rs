@@ -10,6 +10,7 @@ use rustls::sign::CertifiedKey;
 use crate::compile::{BackendKey, Compiled, ObjectKey, SecretFact, Snapshot, endpoints};
 use crate::config::Timeouts;
 use crate::metrics::{MAX_LABELLED_TARGETS, Metrics, Sizes, TargetLabels, TargetMetrics};
+use crate::policy::Policy;
 use crate::table::{RouteTable, TargetId};
 use crate::tls::Certificates;
 use crate::upstream::Pool;
@@ -26,6 +27,17 @@ impl Live {
     pub(crate) fn route(&self, host: &str, path: &str) -> Option<&Arc<Target>> {
         self.table.lookup(host, path).map(|TargetId(id)| &self.targets[id as usize])
     }
+
+    /// Closes connections to endpoints that waited too long. Returns how many are left.
+    pub(crate) fn sweep(&self) -> usize {
+        let pools: BTreeMap<_, _> = self
+            .targets
+            .iter()
+            .filter_map(|target| target.backend.as_ref().ok())
+            .map(|pool| (Arc::as_ptr(pool), pool))
+            .collect();
+        pools.into_values().map(|pool| pool.sweep()).sum()
+    }
 }
 
 /// Where a rule sends its requests.
@@ -37,7 +49,20 @@ pub(crate) struct Target {
     pub(crate) service: Box<str>,
     /// Its endpoints, or why there can be none.
     pub(crate) backend: Result<Arc<Pool>, Box<str>>,
+    /// What becomes of requests before and after.
+    pub(crate) policy: Option<Arc<Policy>>,
+    /// Where the policy's canary sends requests.
+    pub(crate) canary: Option<Arc<Target>>,
+    /// Who answers when there are no endpoints, and with error pages.
+    pub(crate) fallback: Option<Arc<Target>>,
     pub(crate) metrics: Arc<TargetMetrics>,
+}
+
+impl Target {
+    /// Whether a request can be sent there.
+    pub(crate) fn has_endpoints(&self) -> bool {
+        self.backend.as_ref().is_ok_and(|pool| !pool.is_empty())
+    }
 }
 
 /// Puts compiled tables into service. Owned by the watching task: there is one writer.
@@ -77,7 +102,7 @@ impl Installer {
     pub(crate) fn install(&mut self, snapshot: &Snapshot, compiled: Compiled, since: Instant) {
         let mut pools = BTreeMap::new();
         let mut series = HashMap::new();
-        let mut targets = Vec::with_capacity(compiled.targets.len());
+        let mut targets: Vec<Arc<Target>> = Vec::with_capacity(compiled.targets.len());
         for spec in compiled.targets {
             let labels = TargetLabels { ingress: spec.owner.to_string(), service: spec.service.clone() };
             let backend = match spec.backend {
@@ -87,10 +112,15 @@ impl Installer {
                 }
                 Err(why) => Err(why.into_boxed_str()),
             };
+            let earlier = |id: Option<TargetId>| id.map(|TargetId(id)| Arc::clone(&targets[id as usize]));
+            let (canary, fallback) = (earlier(spec.canary), earlier(spec.fallback));
             targets.push(Arc::new(Target {
                 ingress: labels.ingress.clone().into_boxed_str(),
                 service: spec.service.into_boxed_str(),
                 backend,
+                policy: spec.policy,
+                canary,
+                fallback,
                 metrics: self.series(&mut series, labels),
             }));
         }
@@ -116,7 +146,7 @@ impl Installer {
     /// Brings the pools of these Services up to date; no rule changed.
     pub(crate) fn refresh(&self, snapshot: &Snapshot, services: &BTreeSet<ObjectKey>) {
         for service in services {
-            let first = BackendKey { service: service.clone(), port: String::new() };
+            let first = BackendKey { service: service.clone(), port: String::new(), h2c: false };
             for (key, pool) in self.pools.range(first..).take_while(|(key, _)| key.service == *service) {
                 pool.update(&endpoints(snapshot, key), &self.timeouts);
             }

@@ -15,6 +15,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
+use crate::policy::By;
+
 /// Pairs of Ingress and Service with series of their own; those beyond share the pair `other`.
 pub(crate) const MAX_LABELLED_TARGETS: usize = 1_000;
 
@@ -74,9 +76,56 @@ struct RefusalLabels {
     reason: Refusal,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PolicyLabels {
+    policy: By,
+}
+
+/// What policies count.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PolicyMetrics {
+    answers: Family<PolicyLabels, Counter>,
+    /// Clients whose rate was forgotten before its time, at the bound on clients.
+    pub(crate) clients_forgotten: Counter,
+    /// Clients whose requests in flight are being counted.
+    pub(crate) clients_counted: Gauge,
+    /// Requests in flight that were not counted, at the bound on clients.
+    pub(crate) clients_uncounted: Counter,
+}
+
+impl PolicyMetrics {
+    fn register(r: &mut Registry) -> Self {
+        Self {
+            answers: registered(r, "policy_answers", "Requests answered by a policy, not by an endpoint"),
+            clients_forgotten: registered(
+                r,
+                "limit_clients_forgotten",
+                "Clients whose rate was forgotten too early, at the bound on clients",
+            ),
+            clients_counted: registered(
+                r,
+                "limit_clients_in_flight",
+                "Clients whose requests in flight are counted",
+            ),
+            clients_uncounted: registered(
+                r,
+                "limit_requests_uncounted",
+                "Requests in flight that were not counted, at the bound on clients",
+            ),
+        }
+    }
+
+    /// Counts an answer.
+    pub(crate) fn answered(&self, policy: By) {
+        self.answers.get_or_create(&PolicyLabels { policy }).inc();
+    }
+}
+
 /// All metrics of the role.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
+    /// Of policies.
+    pub(crate) policies: PolicyMetrics,
     responses: Family<ResponseLabels, Counter>,
     latency: Family<TargetLabels, Histogram, fn() -> Histogram>,
     failures: Family<FailureLabels, Counter>,
@@ -87,13 +136,15 @@ pub(crate) struct Metrics {
     pub(crate) in_flight: Gauge,
     /// Open client connections.
     pub(crate) connections: Gauge,
+    /// Connections to endpoints that wait for a request, at the last look.
+    pub(crate) idle: Gauge,
     /// Access log lines that were dropped because the writer did not keep up.
     pub(crate) log_dropped: Counter,
     /// Events that were not written because too many waited.
     pub(crate) events_dropped: Counter,
-    /// TLS secrets that are being watched.
+    /// Secrets that are being watched.
     pub(crate) secret_watches: Gauge,
-    /// TLS secrets beyond the bound, which are not watched.
+    /// Secrets beyond the bound, which are not watched.
     pub(crate) secrets_refused: Gauge,
     hosts: Gauge,
     paths: Gauge,
@@ -137,6 +188,7 @@ impl Metrics {
         let help = "When the table was last replaced";
         r.register_with_unit("last_reload_timestamp", help, Unit::Seconds, last_reload.clone());
         Self {
+            policies: PolicyMetrics::register(r),
             responses: registered(r, "requests", "Requests answered, by status class"),
             latency,
             failures: registered(r, "upstream_failures", "Failed attempts to get an answer from an endpoint"),
@@ -144,10 +196,11 @@ impl Metrics {
             retries: registered(r, "retries", "Requests tried again on another endpoint or connection"),
             in_flight: registered(r, "in_flight", "Requests being served"),
             connections: registered(r, "connections", "Open client connections"),
+            idle: registered(r, "upstream_idle", "Connections to endpoints that wait for a request"),
             log_dropped: registered(r, "access_log_dropped", "Access log lines dropped at the queue's bound"),
             events_dropped: registered(r, "events_dropped", "Events dropped at the queue's bound"),
-            secret_watches: registered(r, "secret_watches", "TLS secrets being watched"),
-            secrets_refused: registered(r, "secrets_refused", "TLS secrets beyond the bound on watches"),
+            secret_watches: registered(r, "secret_watches", "Secrets being watched"),
+            secrets_refused: registered(r, "secrets_refused", "Secrets beyond the bound on watches"),
             hosts: registered(r, "hosts", "Hosts in the route table"),
             paths: registered(r, "paths", "Path rules in the route table"),
             endpoints: registered(r, "endpoints", "Endpoints of all backends in the route table"),

@@ -15,6 +15,7 @@ use pingora::upstreams::peer::HttpPeer;
 
 use crate::compile::Endpoints;
 use crate::config::Timeouts;
+use crate::idle::Idle;
 
 /// How long an endpoint that refused a connection is passed over while there are others. Long enough to spare
 /// the next requests the detour, short enough that a restarted pod is back before anyone looks.
@@ -28,8 +29,10 @@ const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     address: SocketAddr,
-    /// Built once, cloned per request.
+    /// Built once, cloned per request that goes by pingora.
     peer: HttpPeer,
+    /// Connections of requests that went past pingora.
+    idle: Idle,
     in_flight: AtomicU32,
     /// Milliseconds on [`clock`] until which it is passed over.
     avoid_until_ms: AtomicU64,
@@ -50,7 +53,13 @@ impl Endpoint {
             options.max_h2_streams = MAX_H2_STREAMS;
             options.h2_ping_interval = Some(H2_PING_INTERVAL);
         }
-        Self { address, peer, in_flight: AtomicU32::new(0), avoid_until_ms: AtomicU64::new(0) }
+        Self {
+            address,
+            peer,
+            idle: Idle::new(timeouts.upstream_idle),
+            in_flight: AtomicU32::new(0),
+            avoid_until_ms: AtomicU64::new(0),
+        }
     }
 
     /// Where it listens.
@@ -61,6 +70,11 @@ impl Endpoint {
     /// What pingora connects to.
     pub(crate) fn peer(&self) -> Box<HttpPeer> {
         Box::new(self.peer.clone())
+    }
+
+    /// Its connections that wait for a request.
+    pub(crate) fn idle(&self) -> &Idle {
+        &self.idle
     }
 
     /// Passes it over for a while: it refused a connection.
@@ -129,6 +143,16 @@ impl Pool {
         true
     }
 
+    /// Whether its endpoints speak HTTP/2 in cleartext.
+    pub(crate) fn is_h2c(&self) -> bool {
+        self.list.load().h2c
+    }
+
+    /// Closes connections that waited too long. Returns how many are left.
+    pub(crate) fn sweep(&self) -> usize {
+        self.list.load().endpoints.iter().map(|endpoint| endpoint.idle.sweep()).sum()
+    }
+
     /// Whether no endpoint is there.
     pub(crate) fn is_empty(&self) -> bool {
         self.list.load().endpoints.is_empty()
@@ -175,6 +199,34 @@ impl Pool {
             .or_else(|| from_start().find(|endpoint| !failed.contains(&endpoint.address)))
             .map(Chosen::new)
     }
+
+    /// Chooses by rank for a key, if there is one, else by load.
+    pub(crate) fn choose_by(&self, rank_by: Option<u64>, failed: &[SocketAddr]) -> Option<Chosen> {
+        match rank_by {
+            Some(key) => self.choose_ranked(key, failed),
+            None => self.choose(failed),
+        }
+    }
+
+    /// Chooses the endpoint that ranks highest for `key` and is not in `failed` (rendezvous hashing): the same key
+    /// finds the same endpoint, and when endpoints come or go only those keys move that have to. One hash per
+    /// endpoint.
+    pub(crate) fn choose_ranked(&self, key: u64, failed: &[SocketAddr]) -> Option<Chosen> {
+        let list = self.list.load();
+        let now = clock();
+        let left = || list.endpoints.iter().filter(|endpoint| !failed.contains(&endpoint.address));
+        let answering = left().filter(|endpoint| endpoint.avoid_until_ms.load(Ordering::Relaxed) <= now);
+        let highest = answering.max_by_key(|endpoint| rank(key, endpoint));
+        highest.or_else(|| left().max_by_key(|endpoint| rank(key, endpoint))).map(Chosen::new)
+    }
+}
+
+/// How high an endpoint ranks for a key; the same on every replica.
+fn rank(key: u64, endpoint: &Endpoint) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new(); // the same in every process of one build
+    (key, endpoint.address).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Milliseconds since the first call.
@@ -254,6 +306,24 @@ mod tests {
         }
         assert_eq!(pool.choose(&failed).unwrap().address().to_string(), "10.0.0.2:80");
         assert!(pool.choose(&["10.0.0.1:80".parse().unwrap(), "10.0.0.2:80".parse().unwrap()]).is_none());
+    }
+
+    #[test]
+    fn a_key_keeps_its_endpoint_while_others_come_and_go() {
+        let addresses: Vec<String> = (1..=8).map(|n| format!("10.0.0.{n}:80")).collect();
+        let all: Vec<&str> = addresses.iter().map(String::as_str).collect();
+        let (seven, eight) = (pool(&all[..7]), pool(&all));
+        let of = |pool: &Pool, key| pool.choose_ranked(key, &[]).unwrap().address();
+        let moved: Vec<u64> = (0..800).filter(|key| of(&seven, *key) != of(&eight, *key)).collect();
+        assert!(moved.iter().all(|key| of(&eight, *key).to_string() == "10.0.0.8:80"));
+        assert!((50..150).contains(&moved.len()), "an eighth of the keys, not {}", moved.len());
+
+        let first = of(&eight, 1);
+        let second = eight.choose_ranked(1, &[first]).unwrap();
+        assert_ne!(second.address(), first);
+        eight.choose_ranked(1, &[]).unwrap().avoid();
+        assert_eq!(of(&eight, 1), second.address());
+        assert!(pool(&[]).choose_ranked(1, &[]).is_none());
     }
 
     #[test]

@@ -22,7 +22,9 @@ pub fn get(address: SocketAddr, host: &str, path: &str, deadline: Duration) -> R
     let mut stream = TcpStream::connect_timeout(&address, deadline).context("connecting")?;
     stream.set_read_timeout(Some(deadline))?;
     stream.set_write_timeout(Some(deadline))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").context("sending")?;
+    // In one piece: a server that answers the first may have closed before the second.
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).context("sending")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).context("reading")?;
     let text = String::from_utf8_lossy(&answer);

@@ -204,7 +204,7 @@ stringData:
 ---
 apiVersion: networking.k8s.io/v1
 kind: Ingress
-metadata: {{name: broken}}
+metadata: {{name: broken, annotations: {{weir.dev/ssl-redirect: 'false'}}}}
 spec:
   ingressClassName: weir
   tls:

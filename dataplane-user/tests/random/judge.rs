@@ -386,7 +386,12 @@ impl<'a> Judge<'a> {
             self.firsts.get(&before.fragments()).ok_or("its first fragment has not come")?;
         let ips = |to: &Tuple| (to.0.ip(), to.1.ip());
         let known = self.seen.get(&(*protocol, *from)).ok_or("its first fragment was not served")?;
-        ensure(known.iter().any(|to| ips(to) == after.ips()), "it follows its first fragment")
+        // What was dropped may have begun another flow of the same tuple, whose translation nobody has seen.
+        let is_unseen = self.dropped.contains(&(*protocol, *from));
+        ensure(
+            is_unseen || known.iter().any(|to| ips(to) == after.ips()),
+            &format!("it follows its first fragment, {protocol} {from:?}, which went to one of {known:?}"),
+        )
     }
 
     /// A packet with another tuple, or a pod's packet on its last hop.

@@ -85,6 +85,8 @@ fn objects(backend: SocketAddr, certificate: &Certificate) -> [(&'static str, Va
         json!({"tls.crt": STANDARD.encode(&certificate.chain), "tls.key": STANDARD.encode(&certificate.key)});
     let mut first = ingress(HOST);
     first["spec"]["tls"] = json!([{"hosts": [HOST], "secretName": "pair"}]);
+    // It is asked both ways.
+    first["metadata"]["annotations"] = json!({"nginx.ingress.kubernetes.io/ssl-redirect": "false"});
     [
         ("ingressclasses//weir", json!({"spec": {"controller": weir_ingress::compile::CONTROLLER}})),
         ("secrets/default/pair", json!({"type": "kubernetes.io/tls", "data": pair})),

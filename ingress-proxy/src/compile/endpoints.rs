@@ -10,7 +10,7 @@ use super::{BackendKey, Snapshot};
 pub struct Endpoints {
     /// In address order, without duplicates.
     pub addresses: Vec<SocketAddr>,
-    /// They speak HTTP/2 in cleartext (`appProtocol: kubernetes.io/h2c`).
+    /// They speak HTTP/2 in cleartext (`appProtocol: kubernetes.io/h2c`, or annotation `backend-protocol: GRPC`).
     pub h2c: bool,
 }
 
@@ -24,7 +24,7 @@ pub fn endpoints(snapshot: &Snapshot, backend: &BackendKey) -> Endpoints {
         .is_some_and(|port| port.h2c);
     let mut ready = BTreeSet::new();
     let mut draining = BTreeSet::new();
-    let mut h2c = service_h2c;
+    let mut h2c = service_h2c || backend.h2c;
     for slice in snapshot.slices.get(&backend.service).into_iter().flat_map(|slices| slices.values()) {
         for port in slice.ports.iter().filter(|port| port.name == backend.port) {
             h2c |= port.h2c;

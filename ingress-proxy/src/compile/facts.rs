@@ -14,6 +14,8 @@ use k8s_openapi::api::networking::v1::{Ingress, IngressClass, IngressSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rustls::sign::CertifiedKey;
 
+use super::annotations::is_ours;
+
 const DEFAULT_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -57,7 +59,7 @@ pub struct Snapshot {
     pub services: BTreeMap<ObjectKey, ServiceFact>,
     /// `EndpointSlices` by Service, then by their own name.
     pub slices: BTreeMap<ObjectKey, BTreeMap<String, SliceFact>>,
-    /// TLS secrets that some Ingress names and that were read.
+    /// Secrets that some Ingress names and that were read.
     pub secrets: BTreeMap<ObjectKey, SecretFact>,
 }
 
@@ -91,6 +93,8 @@ pub struct IngressFact {
     pub created: i64,
     /// The class annotation that came before `spec.ingressClassName`.
     pub class_annotation: Option<String>,
+    /// Annotations that ask for policies, by their full names.
+    pub annotations: BTreeMap<String, String>,
     /// The specification as served.
     pub spec: IngressSpec,
     /// Addresses in `status.loadBalancer`.
@@ -102,14 +106,13 @@ impl From<Ingress> for IngressFact {
         let key = ObjectKey::of(&ingress.metadata);
         let status = ingress.status.and_then(|status| status.load_balancer);
         let published = status.and_then(|balancer| balancer.ingress).unwrap_or_default();
+        let mut annotations = ingress.metadata.annotations.unwrap_or_default();
         Self {
             key,
             uid: ingress.metadata.uid.unwrap_or_default(),
             created: ingress.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
-            class_annotation: ingress
-                .metadata
-                .annotations
-                .and_then(|mut annotations| annotations.remove(CLASS_ANNOTATION)),
+            class_annotation: annotations.remove(CLASS_ANNOTATION),
+            annotations: annotations.into_iter().filter(|(key, _)| is_ours(key)).collect(),
             spec: ingress.spec.unwrap_or_default(),
             published: published.into_iter().filter_map(|entry| entry.ip.or(entry.hostname)).collect(),
         }
@@ -233,8 +236,8 @@ impl SliceFact {
     }
 }
 
-/// A TLS secret that was looked for.
-#[derive(Debug, Clone)]
+/// A secret that was looked for: certificate and key of a host, or users and their password hashes.
+#[derive(Clone)]
 pub enum SecretFact {
     /// There is none of that name.
     Missing,
@@ -242,4 +245,18 @@ pub enum SecretFact {
     Broken(String),
     /// Certificate chain and key.
     Usable(Arc<CertifiedKey>),
+    /// Neither of these two is in it, but other keys.
+    Opaque(Arc<BTreeMap<String, Vec<u8>>>),
+}
+
+/// Says what is there, and nothing of what is in it.
+impl fmt::Debug for SecretFact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("Missing"),
+            Self::Broken(why) => f.debug_tuple("Broken").field(why).finish(),
+            Self::Usable(_) => f.write_str("Usable"),
+            Self::Opaque(data) => f.debug_tuple("Opaque").field(&data.keys()).finish(),
+        }
+    }
 }

@@ -32,8 +32,16 @@ pub enum Reason {
     InvalidHost,
     /// A path cannot be brought into normal form.
     InvalidPath,
-    /// An older Ingress has the same host and path.
+    /// Somebody else has the same host and path.
     Conflict,
+    /// An annotation cannot be read.
+    BadAnnotation,
+    /// An annotation is known, but is not served.
+    UnservedAnnotation,
+    /// An annotation is refused for good.
+    RefusedAnnotation,
+    /// An annotation below our prefixes that does not exist.
+    UnknownAnnotation,
 }
 
 impl Reason {
@@ -48,6 +56,10 @@ impl Reason {
             Self::InvalidHost => "InvalidHost",
             Self::InvalidPath => "InvalidPath",
             Self::Conflict => "Conflict",
+            Self::BadAnnotation => "BadAnnotation",
+            Self::UnservedAnnotation => "UnservedAnnotation",
+            Self::RefusedAnnotation => "RefusedAnnotation",
+            Self::UnknownAnnotation => "UnknownAnnotation",
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Rules of the compiler, on values written as the manifests that users write.
 
+mod policies;
+
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
@@ -281,7 +283,7 @@ endpoints: [{{addresses: [{address}], conditions: {conditions}}}]
 "
         )
     };
-    let key = BackendKey { service: ObjectKey::new("n", "a"), port: "web".into() };
+    let key = BackendKey { service: ObjectKey::new("n", "a"), port: "web".into(), h2c: false };
     let addresses = |slices: &str| -> Vec<String> {
         let snapshot = snapshot(&format!("{BASE}{slices}"));
         endpoints(&snapshot, &key).addresses.iter().map(ToString::to_string).collect()
@@ -306,8 +308,9 @@ metadata: {name: g, namespace: n}
 spec: {ports: [{name: grpc, port: 80, appProtocol: kubernetes.io/h2c}, {name: web, port: 81}]}
 ",
     );
-    let h2c = |port: &str| {
-        endpoints(&snapshot, &BackendKey { service: ObjectKey::new("n", "g"), port: port.into() }).h2c
+    let h2c = |port: &str, h2c| {
+        endpoints(&snapshot, &BackendKey { service: ObjectKey::new("n", "g"), port: port.into(), h2c }).h2c
     };
-    assert!(h2c("grpc") && !h2c("web"));
+    assert!(h2c("grpc", false) && !h2c("web", false));
+    assert!(h2c("web", true), "an annotation says so");
 }

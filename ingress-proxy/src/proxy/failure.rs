@@ -5,19 +5,117 @@ use std::borrow::Cow;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType};
 
-use super::{Answer, Context};
+use super::Answer;
+use super::context::{Context, ErrorPage};
+use crate::live::Target;
 use crate::metrics::{Metrics, UpstreamFailure};
-use crate::serve::MAX_ATTEMPTS;
+use crate::policy::{By, Reply, Retry};
+
+/// How often a request is sent at most, unless its rule says otherwise; what may be sent again is decided for each failure.
+pub(crate) const MAX_ATTEMPTS: u8 = 3;
+
+/// Why an exchange did not come to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// The last endpoint went away.
+    NoneLeft,
+    /// Every endpoint was tried.
+    AllTried,
+    /// With the endpoint.
+    Endpoint(UpstreamFailure),
+    /// The client did not send its body in time.
+    SlowClient,
+    /// The client closed the connection, or takes nothing.
+    ClientGone,
+    /// The client's body is malformed.
+    BadRequest,
+    /// It is larger than the rule allows.
+    BodyTooLarge,
+    /// A status that pingora gives.
+    Status(u16),
+    /// Neither side's fault.
+    Internal,
+}
+
+impl Trouble {
+    /// What the client is told; `None` when it is gone.
+    pub(crate) fn answer(self, target: Option<&Target>) -> Option<Answer> {
+        let service = target.map_or("", |target| &target.service);
+        let of_service =
+            |status, what: &str| Answer::new(status, Cow::Owned(format!("Service {service:?}: {what}")));
+        Some(match self {
+            Self::NoneLeft => of_service(503, "its last endpoint went away"),
+            Self::AllTried => of_service(502, "no endpoint could be reached"),
+            Self::Endpoint(failure) => {
+                let (status, what) = said_of(failure);
+                of_service(status, what)
+            }
+            Self::SlowClient => Answer::new(408, Cow::Borrowed("the request body did not arrive in time")),
+            Self::ClientGone => return None,
+            Self::BadRequest => Answer::new(400, Cow::Borrowed("the request is malformed")),
+            Self::BodyTooLarge => {
+                Answer::new(413, Cow::Borrowed("the request body is larger than the rule allows"))
+            }
+            Self::Status(code) => Answer::new(code, Cow::Borrowed("the request cannot be served")),
+            Self::Internal => Answer::new(500, Cow::Borrowed("internal error")),
+        })
+    }
+}
+
+fn said_of(failure: UpstreamFailure) -> (u16, &'static str) {
+    match failure {
+        UpstreamFailure::ConnectTimeout => (504, "the endpoint did not accept a connection in time"),
+        UpstreamFailure::ReadTimeout | UpstreamFailure::WriteTimeout => {
+            (504, "the endpoint did not answer in time")
+        }
+        UpstreamFailure::ConnectRefused => (502, "the endpoint refused the connection"),
+        UpstreamFailure::ConnectOther => (502, "the endpoint could not be reached"),
+        UpstreamFailure::InvalidResponse => (502, "the endpoint's response is malformed"),
+        UpstreamFailure::Closed | UpstreamFailure::Other => {
+            (502, "the endpoint closed the connection without a full response")
+        }
+    }
+}
+
+impl From<&Error> for Trouble {
+    fn from(error: &Error) -> Self {
+        match (error.etype(), error.esource()) {
+            (ErrorType::HTTPStatus(503), _) => Self::NoneLeft,
+            (ErrorType::HTTPStatus(502), _) => Self::AllTried,
+            (ErrorType::HTTPStatus(code), _) => Self::Status(*code),
+            (ErrorType::ReadTimedout, ErrorSource::Downstream) => Self::SlowClient,
+            (
+                ErrorType::WriteError
+                | ErrorType::WriteTimedout
+                | ErrorType::ReadError
+                | ErrorType::ConnectionClosed
+                | ErrorType::H2Error,
+                ErrorSource::Downstream,
+            ) => Self::ClientGone,
+            (
+                ErrorType::ConnectTimedout
+                | ErrorType::ConnectRefused
+                | ErrorType::ConnectNoRoute
+                | ErrorType::ConnectError
+                | ErrorType::SocketError,
+                _,
+            )
+            | (_, ErrorSource::Upstream) => Self::Endpoint(failure(error.etype())),
+            (_, ErrorSource::Downstream) => Self::BadRequest,
+            _ => Self::Internal,
+        }
+    }
+}
 
 /// No connection came about, so nothing was sent: any request may be tried elsewhere.
 #[expect(clippy::unnecessary_box_returns, reason = "pingora hands the box over and wants it back")]
 pub(super) fn connecting(metrics: &Metrics, ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
-    metrics.upstream_failure(reason(error.etype()));
+    metrics.upstream_failure(failure(error.etype()));
     if let Some(chosen) = &ctx.chosen {
         chosen.avoid();
         ctx.failed.push(chosen.address());
     }
-    error.set_retry(ctx.attempts < MAX_ATTEMPTS && another_is_left(ctx));
+    error.set_retry(may_go_on(ctx, |retry| retry.error) && another_is_left(ctx));
     error
 }
 
@@ -34,25 +132,84 @@ pub(super) fn exchanging(
     mut error: Box<Error>,
     reused: bool,
 ) -> Box<Error> {
-    if *error.esource() == ErrorSource::Downstream {
+    // With a status it is the answer of a policy.
+    if *error.esource() == ErrorSource::Downstream || matches!(error.etype(), ErrorType::HTTPStatus(_)) {
         error.set_retry(false);
         return error;
     }
-    metrics.upstream_failure(reason(error.etype()));
+    if *error.etype() == UNWANTED_RESPONSE {
+        error.set_retry(true); // it was decided when the response came
+        return error;
+    }
+    metrics.upstream_failure(failure(error.etype()));
     let broke = matches!(
         error.etype(),
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error
     );
-    let harmless = session.req_header().method.is_idempotent()
-        && session.response_written().is_none()
-        && !session.retry_buffer_truncated();
     if broke && !reused {
         ctx.failed.extend(ctx.chosen.as_ref().map(|chosen| chosen.address()));
     }
-    let retry = broke && harmless && ctx.attempts < MAX_ATTEMPTS && another_is_left(ctx);
+    let covered = |retry: &Retry| match error.etype() {
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => retry.timeout,
+        ErrorType::InvalidHTTPHeader => retry.invalid_header,
+        _ => broke && retry.error,
+    };
+    let harmless = session.response_written().is_none() && is_repeatable(session, ctx);
+    let retry = harmless && may_go_on(ctx, covered) && another_is_left(ctx);
     // Decided either way: pingora panics on an error whose retry was left open.
     error.set_retry(retry);
     error
+}
+
+/// A response that another endpoint, or an error page, is to be asked instead of.
+pub(super) const UNWANTED_RESPONSE: ErrorType = ErrorType::Custom("unwanted response");
+
+/// Looks at the head of a response before the client sees it: whether the rule has it replaced by an error page, or
+/// has another endpoint tried.
+pub(super) fn judge_response(
+    metrics: &Metrics,
+    session: &Session,
+    ctx: &mut Context,
+    status: u16,
+) -> Result<(), Box<Error>> {
+    let Some(passage) = ctx.passage.as_ref().filter(|_| ctx.error_page.is_none()) else { return Ok(()) };
+    let replaced = passage.replaces(status);
+    let unwanted = |what| Err(Error::explain(UNWANTED_RESPONSE, what));
+    if may_go_on(ctx, |retry| retry.statuses.contains(&status)) && is_repeatable(session, ctx) {
+        let before = ctx.failed.len();
+        ctx.failed.extend(ctx.chosen.as_ref().map(|chosen| chosen.address()));
+        if another_is_left(ctx) {
+            return unwanted("proxy-next-upstream names its status");
+        }
+        ctx.failed.truncate(before);
+    }
+    if replaced {
+        metrics.policies.answered(By::ErrorPage);
+        let target = ctx.target.as_ref();
+        let fallback = target.and_then(|target| target.fallback.clone()).filter(|f| f.has_endpoints());
+        let text = format!("the endpoint answered with status {status}");
+        ctx.refusal = Some(Reply::new(status, By::ErrorPage, text).into());
+        if let Some(fallback) = fallback.filter(|_| !session.retry_buffer_truncated()) {
+            ctx.fall_back(fallback, ErrorPage { status, instead_of_response: true });
+            return unwanted("custom-http-errors names its status");
+        }
+        return Err(Error::explain(ErrorType::HTTPStatus(status), "custom-http-errors names its status"));
+    }
+    Ok(())
+}
+
+/// Whether the request can be sent again: all of it is at hand, and twice is the same as once.
+fn is_repeatable(session: &Session, ctx: &Context) -> bool {
+    let retry = ctx.passage.as_ref().map(|passage| &passage.upstream().retry);
+    let wanted = session.req_header().method.is_idempotent() || retry.is_some_and(|r| r.non_idempotent);
+    wanted && !session.retry_buffer_truncated()
+}
+
+/// Whether another attempt may follow, if the rule's policy covers what happened.
+fn may_go_on(ctx: &Context, covered: impl FnOnce(&Retry) -> bool) -> bool {
+    let usual = Retry::default();
+    let retry = ctx.passage.as_ref().map_or(&usual, |passage| &passage.upstream().retry);
+    covered(retry) && retry.may_go_on(ctx.attempts, MAX_ATTEMPTS, ctx.started.elapsed())
 }
 
 fn another_is_left(ctx: &Context) -> bool {
@@ -60,46 +217,7 @@ fn another_is_left(ctx: &Context) -> bool {
     pool.is_some_and(|pool| pool.choose(&ctx.failed).is_some())
 }
 
-/// What the client is told; `None` when it is gone.
-pub(super) fn answer(error: &Error, ctx: &Context) -> Option<Answer> {
-    let service = ctx.target.as_ref().map_or("", |target| &target.service);
-    let say =
-        |status, what: &str| Some(Answer::new(status, Cow::Owned(format!("Service {service:?}: {what}"))));
-    match (error.etype(), error.esource()) {
-        (ErrorType::HTTPStatus(503), _) => say(503, "its last endpoint went away"),
-        (ErrorType::HTTPStatus(502), _) => say(502, "no endpoint could be reached"),
-        (ErrorType::HTTPStatus(code), _) => {
-            Some(Answer::new(*code, Cow::Borrowed("the request cannot be served")))
-        }
-        (ErrorType::ConnectTimedout, _) => say(504, "the endpoint did not accept a connection in time"),
-        (ErrorType::ReadTimedout | ErrorType::WriteTimedout, ErrorSource::Upstream) => {
-            say(504, "the endpoint did not answer in time")
-        }
-        (ErrorType::ConnectRefused, _) => say(502, "the endpoint refused the connection"),
-        (ErrorType::ConnectNoRoute | ErrorType::ConnectError | ErrorType::SocketError, _) => {
-            say(502, "the endpoint could not be reached")
-        }
-        (ErrorType::InvalidHTTPHeader, ErrorSource::Upstream) => {
-            say(502, "the endpoint's response is malformed")
-        }
-        (_, ErrorSource::Upstream) => say(502, "the endpoint closed the connection without a full response"),
-        (ErrorType::ReadTimedout, ErrorSource::Downstream) => {
-            Some(Answer::new(408, Cow::Borrowed("the request body did not arrive in time")))
-        }
-        (
-            ErrorType::WriteError
-            | ErrorType::WriteTimedout
-            | ErrorType::ReadError
-            | ErrorType::ConnectionClosed
-            | ErrorType::H2Error,
-            ErrorSource::Downstream,
-        ) => None,
-        (_, ErrorSource::Downstream) => Some(Answer::new(400, Cow::Borrowed("the request is malformed"))),
-        _ => Some(Answer::new(500, Cow::Borrowed("internal error"))),
-    }
-}
-
-fn reason(error: &ErrorType) -> UpstreamFailure {
+fn failure(error: &ErrorType) -> UpstreamFailure {
     match error {
         ErrorType::ConnectRefused => UpstreamFailure::ConnectRefused,
         ErrorType::ConnectTimedout => UpstreamFailure::ConnectTimeout,

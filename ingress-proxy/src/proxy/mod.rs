@@ -1,51 +1,46 @@
-//! The phases of a request, as pingora calls them.
+//! What becomes of a request, whichever protocol it came by.
 //!
-//! Refuse what is ambiguous, look the route up, choose an endpoint, tell it who asks, and account for what
-//! happened. The table is read once per request; a reload in between changes nothing for it.
+//! Refuse what is ambiguous, look the route up, choose an endpoint, tell it who asks, and account for what happened.
+//! HTTP/1.1 goes through [`crate::http1`]; HTTP/2, and whatever goes on to an endpoint by HTTP/2, through pingora, which
+//! calls [`Phases`]. Both ask [`Proxy`]. The table is read once per request; a reload in between changes nothing for it.
 
 mod context;
 mod failure;
 mod headers;
+mod phases;
+mod policies;
 mod respond;
 mod strict;
 
-use std::borrow::Cow;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use async_trait::async_trait;
-use http::{HeaderValue, header};
-use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::modules::http::HttpModules;
-use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
-use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType};
 
 use crate::access_log::{AccessLog, Line};
 use crate::config::{Network, Timeouts};
 use crate::live::{Live, Target};
 use crate::metrics::{Metrics, TargetLabels, TargetMetrics};
-use crate::serve::Guard;
-use crate::table::{normalize_host, normalize_path};
-pub(crate) use context::Context;
-use respond::Answer;
-use strict::Fault;
+use crate::policy::Memory;
+use crate::upstream::Pool;
+pub(crate) use failure::{MAX_ATTEMPTS, Trouble};
+pub(crate) use headers::{Peer, RequestId, forwarding};
+pub(crate) use phases::Phases;
+pub(crate) use respond::Answer;
+pub(crate) use strict::Fault;
 
-/// When the answer is the proxy's own, what is left of the request's body is read this long, so that the
-/// connection can be used again.
-const BODY_DRAIN: Duration = Duration::from_secs(2);
-
-/// The request handler. One for all connections.
+/// What all requests share.
 pub(crate) struct Proxy {
     live: Arc<ArcSwap<Live>>,
-    metrics: Metrics,
+    pub(crate) metrics: Metrics,
     /// Counters for requests that no rule matched.
     unmatched: Arc<TargetMetrics>,
     log: AccessLog,
-    trusted: Box<[Network]>,
-    timeouts: Timeouts,
+    pub(crate) trusted: Box<[Network]>,
+    /// What policies remember between requests.
+    pub(crate) memory: Memory,
+    pub(crate) timeouts: Timeouts,
     ports: Ports,
 }
 
@@ -66,224 +61,53 @@ impl Proxy {
         ports: Ports,
     ) -> Self {
         let unmatched = metrics.target(&TargetLabels::none());
-        Self { live, metrics, unmatched, log, trusted: trusted.into(), timeouts, ports }
+        let memory = Memory::new(&metrics.policies);
+        Self { live, metrics, unmatched, log, trusted: trusted.into(), memory, timeouts, ports }
     }
 
-    pub(crate) fn metrics(&self) -> &Metrics {
-        &self.metrics
+    /// What is known of a connection's other end.
+    pub(crate) fn peer(&self, address: SocketAddr, tls: bool) -> Peer {
+        let address = address.ip().to_canonical();
+        let port = if tls { self.ports.tls } else { self.ports.plain };
+        let trusted = headers::is_trusted(&self.trusted, address);
+        Peer { address, text: address.to_string(), trusted, tls, port: port.to_string() }
     }
 
-    /// Refuses, or brings host and path into normal form and finds the target.
-    fn admit(&self, session: &mut Session, ctx: &mut Context) -> Result<Arc<Target>, Answer> {
-        let request = session.req_header();
-        if session.as_http1().is_some() {
-            strict::check_raw_head(&session.to_h1_raw(), request)?;
-        }
-        strict::check_request(request)?;
-        let host = normalize_host(strict::written_host(request)?).map_err(Fault::from)?;
-        let path = normalize_path(request.uri.path()).map_err(Fault::from)?;
+    /// The target of a request whose host and path are in normal form.
+    pub(crate) fn route(&self, host: &str, path: &str) -> Result<Arc<Target>, Answer> {
         let live = self.live.load();
-        ctx.host.push_str(&host);
-        let Some(target) = live.route(&host, &path).map(Arc::clone) else {
-            return Err(Answer::no_rule(&host, &path));
-        };
-        // One form is routed on and forwarded; also `GET http://host/path` becomes `GET /path`.
-        if matches!(path, Cow::Owned(_)) || !request.raw_path().starts_with(b"/") {
-            let mut origin_form = path.into_owned();
-            if let Some(query) = request.uri.query() {
-                origin_form.push('?');
-                origin_form.push_str(query);
-            }
-            rewrite(session.req_header_mut(), &origin_form).map_err(|_| Answer::from(Fault::Rewrite))?;
-        }
-        ctx.target = Some(Arc::clone(&target));
-        match &target.backend {
-            Err(why) => Err(Answer::unavailable(why)),
-            Ok(pool) if pool.is_empty() => Err(Answer::no_endpoints(&target)),
-            Ok(_) => Ok(target),
-        }
-    }
-}
-
-/// Replaces the request's target. HTTP/2's authority lives in the target, so it moves to `Host` first.
-fn rewrite(request: &mut RequestHeader, origin_form: &str) -> pingora::Result<()> {
-    if !request.headers.contains_key(header::HOST)
-        && let Some(authority) = request.uri.authority().cloned()
-    {
-        request.insert_header(header::HOST, authority.as_str())?;
-    }
-    request.set_raw_path(origin_form.as_bytes())
-}
-
-fn peer_address(session: &Session) -> IpAddr {
-    let address = session.client_addr().and_then(|address| address.as_inet());
-    address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip().to_canonical())
-}
-
-#[async_trait]
-impl ProxyHttp for Proxy {
-    type CTX = Context;
-
-    fn new_ctx(&self) -> Context {
-        Context::new(&self.metrics)
+        live.route(host, path).map(Arc::clone).ok_or_else(|| Answer::no_rule(host, path))
     }
 
-    /// None: pingora's only default module is compression, which costs time even when it is off.
-    fn init_downstream_modules(&self, _: &mut HttpModules) {}
-
-    async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> pingora::Result<bool> {
-        if let Some(guard) = session.stream().and_then(Guard::of) {
-            guard.head_is_complete();
-        }
-        session.set_read_timeout(Some(self.timeouts.client));
-        session.set_write_timeout(Some(self.timeouts.client));
-        session.set_total_drain_timeout(Some(BODY_DRAIN));
-        ctx.peer = peer_address(session);
-        ctx.trusted = headers::is_trusted(&self.trusted, ctx.peer);
-        ctx.tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
-        ctx.id = headers::request_id(&session.req_header().headers, ctx.trusted);
-        match self.admit(session, ctx) {
-            Ok(_) => Ok(false),
-            Err(refusal) => {
-                respond::send(session, ctx, refusal).await?;
-                Ok(true)
-            }
-        }
+    /// Closes connections to endpoints that waited too long.
+    pub(crate) fn sweep(&self) {
+        self.metrics.idle.set(self.live.load().sweep() as i64);
     }
 
-    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Context) -> pingora::Result<Box<HttpPeer>> {
-        if ctx.attempts > 0 {
-            self.metrics.retries.inc();
-        }
-        ctx.attempts += 1;
-        ctx.chosen = None; // no longer in flight there
-        let pool = ctx.target.as_ref().and_then(|target| target.backend.as_ref().ok());
-        let Some(chosen) = pool.and_then(|pool| pool.choose(&ctx.failed)) else {
-            // The last endpoint went away, or every one was tried.
-            let code = if ctx.failed.is_empty() { 503 } else { 502 };
-            return Err(Error::explain(ErrorType::HTTPStatus(code), "no endpoint left to try"));
-        };
-        let peer = chosen.peer();
-        ctx.chosen = Some(chosen);
-        Ok(peer)
-    }
-
-    async fn upstream_request_filter(
-        &self,
-        session: &mut Session,
-        upstream_request: &mut RequestHeader,
-        ctx: &mut Context,
-    ) -> pingora::Result<()> {
-        let given = upstream_request.headers.get(header::HOST).cloned();
-        let host = given.or_else(|| {
-            let authority = session.req_header().uri.authority()?;
-            HeaderValue::from_str(authority.as_str()).ok()
-        });
-        let origin = headers::Origin {
-            peer: ctx.peer,
-            tls: ctx.tls,
-            port: if ctx.tls { self.ports.tls } else { self.ports.plain },
-            host: &host.unwrap_or_else(|| HeaderValue::from_static("")),
-            id: &ctx.id,
-            trusted: ctx.trusted,
-        };
-        headers::forward(upstream_request, &origin, &self.trusted)
-    }
-
-    async fn upstream_response_filter(
-        &self,
-        _: &mut Session,
-        upstream_response: &mut ResponseHeader,
-        _: &mut Context,
-    ) -> pingora::Result<()> {
-        headers::strip_hop_by_hop(upstream_response);
-        Ok(())
-    }
-
-    fn fail_to_connect(
-        &self,
-        _: &mut Session,
-        _: &HttpPeer,
-        ctx: &mut Context,
-        error: Box<Error>,
-    ) -> Box<Error> {
-        failure::connecting(&self.metrics, ctx, error)
-    }
-
-    fn error_while_proxy(
-        &self,
-        _: &HttpPeer,
-        session: &mut Session,
-        error: Box<Error>,
-        ctx: &mut Context,
-        client_reused: bool,
-    ) -> Box<Error> {
-        failure::exchanging(&self.metrics, session, ctx, error, client_reused)
-    }
-
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
-        let answer = failure::answer(error, ctx);
-        let error_code = answer.as_ref().map_or(0, |answer| answer.status);
-        if let Some(answer) = answer {
-            // A response that has begun cannot be taken back; the client sees it break off.
-            let begun = session.response_written().is_some_and(|sent| !sent.status.is_informational());
-            if begun {
-                ctx.reason.get_or_insert(answer.text);
-            } else {
-                let _ = respond::send(session, ctx, answer.closing()).await;
-            }
-        } else {
-            ctx.reason.get_or_insert(Cow::Borrowed("the client closed the connection"));
-        }
-        FailToProxy { error_code, can_reuse_downstream: false }
-    }
-
-    /// The access log has it, and the metrics; pingora's own line would be a third.
-    fn suppress_error_log(&self, _: &Session, _: &Context, _: &Error) -> bool {
-        true
-    }
-
-    fn suppress_proxy_warn_log(&self, _: &Session, _: &Context, _: &Error, _: ProxyWarnLogContext) -> bool {
-        true
-    }
-
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
-        let took = ctx.started.elapsed();
-        let status = session.response_written().map_or(0, |sent| sent.status.as_u16());
-        let target = ctx.target.as_deref();
+    /// Counts a request that is over; `status` is 0 when the client got no answer.
+    pub(crate) fn count(&self, target: Option<&Target>, status: u16, took: Duration) {
         target.map_or(&self.unmatched, |target| &target.metrics).finished(status, took);
-        if !self.log.is_on() {
-            return;
+    }
+
+    /// Whether anybody reads what is said about requests.
+    pub(crate) fn is_logging(&self) -> bool {
+        self.log.is_on()
+    }
+
+    /// Says what became of a request. `line.time_ms` is filled in here.
+    pub(crate) fn log(&self, took: Duration, line: Line<'_>) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.log.write(&Line { time_ms: now.saturating_sub(took).as_millis(), ..line });
+    }
+}
+
+impl Target {
+    /// The endpoints that may serve a request, or why there are none.
+    pub(crate) fn endpoints(&self) -> Result<&Arc<Pool>, Answer> {
+        match &self.backend {
+            Err(why) => Err(Answer::unavailable(why)),
+            Ok(pool) if pool.is_empty() => Err(Answer::no_endpoints(self)),
+            Ok(pool) => Ok(pool),
         }
-        let request = session.req_header();
-        let peer = ctx.peer.to_string();
-        let cause = error.map(ToString::to_string);
-        let text = |name| request.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        self.log.write(&Line {
-            time_ms: now.saturating_sub(took).as_millis(),
-            id: ctx.id.to_str().unwrap_or_default(),
-            client: &peer,
-            proto: match request.version {
-                http::Version::HTTP_2 => "HTTP/2",
-                http::Version::HTTP_10 => "HTTP/1.0",
-                _ => "HTTP/1.1",
-            },
-            tls: ctx.tls,
-            method: request.method.as_str(),
-            host: &ctx.host,
-            path: request.uri.path_and_query().map_or("", http::uri::PathAndQuery::as_str),
-            status,
-            bytes_in: session.body_bytes_read(),
-            bytes_out: session.body_bytes_sent(),
-            duration_us: took.as_micros(),
-            ingress: target.map_or("", |target| &target.ingress),
-            service: target.map_or("", |target| &target.service),
-            endpoint: ctx.chosen.as_ref().map(|chosen| chosen.address()),
-            attempts: ctx.attempts,
-            reason: ctx.reason.as_deref(),
-            cause: cause.as_deref(),
-            user_agent: text(header::USER_AGENT).unwrap_or_default(),
-        });
     }
 }

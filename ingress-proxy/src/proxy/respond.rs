@@ -1,47 +1,53 @@
 //! The proxy's own answers: a status and one line of text that says why.
 
 use std::borrow::Cow;
+use std::io::Write as _;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
-use super::{Context, strict::Fault};
+use super::{RequestId, context::Context, strict::Fault};
 use crate::live::Target;
+use crate::policy::{By, Reply};
 
 /// Host and path are repeated to the client up to this many bytes each.
 const MAX_ECHO: usize = 200;
+/// What is served, for who asked for something else.
+const ALLOW: (&str, &str) = ("allow", "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS");
 
 /// An answer that no endpoint gave.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) text: Cow<'static, str>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) text: Cow<'static, str>,
+    /// Fields besides those that every answer has.
+    pub(crate) more: Box<HeaderMap>,
     /// The connection cannot be trusted, or used, any further.
-    close: bool,
+    pub(crate) close: bool,
 }
 
 impl Answer {
-    pub(super) fn new(status: u16, text: Cow<'static, str>) -> Self {
-        Self { status, text, close: false }
+    pub(crate) fn new(status: u16, text: Cow<'static, str>) -> Self {
+        Self { status, text, more: Box::default(), close: false }
     }
 
-    pub(super) fn closing(mut self) -> Self {
+    pub(crate) fn closing(mut self) -> Self {
         self.close = true;
         self
     }
 
-    pub(super) fn no_rule(host: &str, path: &str) -> Self {
+    pub(crate) fn no_rule(host: &str, path: &str) -> Self {
         let (host, path) = (short(host), short(path));
         Self::new(404, Cow::Owned(format!("no Ingress rule matches host {host:?} path {path:?}")))
     }
 
-    pub(super) fn unavailable(why: &str) -> Self {
+    pub(crate) fn unavailable(why: &str) -> Self {
         Self::new(503, Cow::Owned(why.to_owned()))
     }
 
-    pub(super) fn no_endpoints(target: &Target) -> Self {
+    pub(crate) fn no_endpoints(target: &Target) -> Self {
         let text =
             format!("Service {:?} of Ingress {} has no ready endpoints", target.service, target.ingress);
         Self::new(503, Cow::Owned(text))
@@ -55,32 +61,83 @@ impl From<Fault> for Answer {
     }
 }
 
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        // What is left of a body that is too large is not worth reading.
+        Self { status: reply.status, text: reply.text, more: reply.fields, close: reply.by == By::BodySize }
+    }
+}
+
 fn short(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_ECHO)]
 }
 
-/// Sends the answer as plain text.
-pub(super) async fn send(session: &mut Session, ctx: &mut Context, answer: Answer) -> pingora::Result<()> {
-    let body = Bytes::from(format!("{}: {}\n", answer.status, answer.text));
+impl Answer {
+    /// A line of text, but for the status that has none.
+    fn body(&self) -> Option<String> {
+        (self.status != StatusCode::NO_CONTENT.as_u16()).then(|| format!("{}: {}\n", self.status, self.text))
+    }
+
+    /// Every field but those that concern the connection.
+    fn fields<'a>(&'a self, body: Option<&'a str>, id: &'a str) -> Vec<(&'a str, Cow<'a, [u8]>)> {
+        let mut fields: Vec<(&str, Cow<'_, [u8]>)> = Vec::with_capacity(8);
+        if let Some(body) = body {
+            fields.extend([
+                ("content-type", Cow::Borrowed(b"text/plain; charset=utf-8".as_slice())),
+                ("x-content-type-options", Cow::Borrowed(b"nosniff".as_slice())),
+                ("cache-control", Cow::Borrowed(b"no-store".as_slice())),
+                ("content-length", Cow::Owned(body.len().to_string().into_bytes())),
+            ]);
+        }
+        fields.push(("x-request-id", Cow::Borrowed(id.as_bytes())));
+        if self.status == 405 {
+            fields.push((ALLOW.0, Cow::Borrowed(ALLOW.1.as_bytes())));
+        }
+        fields.extend(self.more.iter().map(|(name, value)| (name.as_str(), Cow::Borrowed(value.as_bytes()))));
+        fields
+    }
+
+    /// Writes the answer as HTTP/1.1. `close` adds that the connection will not be used again. Returns the length of the
+    /// body, which an answer to HEAD only tells of.
+    pub(crate) fn write(&self, out: &mut Vec<u8>, id: &RequestId, is_to_head: bool, close: bool) -> usize {
+        let body = self.body();
+        let reason = StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason());
+        // Writing into memory does not fail.
+        let _ = write!(out, "HTTP/1.1 {} {}\r\n", self.status, reason.unwrap_or_default());
+        for (name, value) in self.fields(body.as_deref(), id.as_str()) {
+            out.extend([name.as_bytes(), b": ", &value, b"\r\n"].concat());
+        }
+        out.extend_from_slice(if close { b"connection: close\r\n\r\n" } else { b"\r\n" });
+        let body = body.filter(|_| !is_to_head).unwrap_or_default();
+        out.extend_from_slice(body.as_bytes());
+        body.len()
+    }
+}
+
+/// Sends the answer by pingora.
+pub(super) async fn send(
+    session: &mut Session,
+    ctx: &mut Context,
+    mut answer: Answer,
+) -> pingora::Result<()> {
+    if let Some(passage) = &ctx.passage {
+        passage.after(&mut *answer.more);
+    }
+    let body = answer.body();
     let mut response = ResponseHeader::build(answer.status, Some(8))?;
-    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
-    response.insert_header(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))?;
-    response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
-    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
-    response.insert_header("x-request-id", ctx.id.clone())?;
-    if answer.status == 405 {
-        let methods = HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS");
-        response.insert_header(header::ALLOW, methods)?;
+    let id = ctx.id.as_ref().map_or("", RequestId::as_str);
+    for (name, value) in answer.fields(body.as_deref(), id) {
+        response.append_header(name.to_owned(), &*value)?;
     }
     ctx.reason = Some(answer.text);
     // A client that waits for "100 Continue" will not send the body now.
     if answer.close || session.req_header().headers.contains_key(header::EXPECT) {
         session.set_keepalive(None);
     }
-    let head_only = session.req_header().method == Method::HEAD;
-    session.write_response_header(Box::new(response), head_only).await?;
-    if !head_only {
-        session.write_response_body(Some(body), true).await?;
+    let body = body.filter(|_| session.req_header().method != Method::HEAD);
+    session.write_response_header(Box::new(response), body.is_none()).await?;
+    if let Some(body) = body {
+        session.write_response_body(Some(Bytes::from(body)), true).await?;
     }
     Ok(())
 }

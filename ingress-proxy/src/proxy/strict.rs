@@ -15,16 +15,28 @@ use crate::table::{HostError, PathError};
 pub(crate) enum Fault {
     #[error("the request head is larger than {MAX_HEAD_BYTES} bytes")]
     TooLarge,
+    #[error("the request head has too many fields")]
+    TooManyFields,
+    #[error("the request head is malformed")]
+    Malformed,
     #[error("a line of the request head ends in a bare line feed")]
     BareLineFeed,
     #[error("the request has both Content-Length and Transfer-Encoding")]
     TwoLengths,
+    #[error("the Content-Length is not exactly one number")]
+    Length,
     #[error("the Transfer-Encoding is not exactly one \"chunked\"")]
     TransferEncoding,
     #[error("the request has no Host")]
     NoHost,
+    #[error("the request has more than one Host")]
+    TwoHosts,
+    #[error("the request's target and its Host differ")]
+    HostsDiffer,
     #[error("the method TRACE is not served")]
     Trace,
+    #[error("the method CONNECT is not served")]
+    Connect,
     #[error("the request target cannot be brought into normal form")]
     Rewrite,
     #[error("{0}")]
@@ -36,8 +48,8 @@ pub(crate) enum Fault {
 impl Fault {
     pub(crate) fn status(self) -> u16 {
         match self {
-            Self::TooLarge => 431,
-            Self::Trace => 405,
+            Self::TooLarge | Self::TooManyFields => 431,
+            Self::Trace | Self::Connect => 405,
             _ => 400,
         }
     }

@@ -6,6 +6,8 @@
 //! the parser would only hang up. While a body or a response flows it only passes bytes through.
 
 use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -20,10 +22,11 @@ use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream,
     TimingDigest, UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::metrics::{Metrics, Refusal};
+use crate::stream::ClientStream;
 
 /// A request head, from request line to empty line.
 pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
@@ -52,7 +55,9 @@ const PASS: u8 = 2;
 /// A client's stream with a bound on its request heads.
 #[derive(Debug)]
 pub(crate) struct Guard {
-    inner: Stream,
+    inner: ClientStream,
+    /// Whose address pingora need not ask the kernel for.
+    socket: Arc<SocketDigest>,
     /// Bytes that were read to tell the protocol, to be read again.
     replay: Bytes,
     /// HTTP/2 in cleartext was recognised.
@@ -77,15 +82,19 @@ struct Refusing {
 impl Guard {
     /// Wraps a fresh connection whose first head must be complete at `deadline`.
     pub(crate) fn new(
-        inner: Stream,
+        inner: ClientStream,
+        peer: SocketAddr,
         replay: Bytes,
         h2c: bool,
         deadline: Instant,
         header_timeout: Duration,
         metrics: Metrics,
     ) -> Self {
+        let socket = SocketDigest::from_raw_fd(inner.tcp().as_raw_fd());
+        let _ = socket.peer_addr.set(Some(peer.into()));
         Self {
             inner,
+            socket: Arc::new(socket),
             replay,
             h2c,
             phase: AtomicU8::new(HEAD),
@@ -113,7 +122,7 @@ impl Guard {
     }
 
     fn is_h2(&self) -> bool {
-        self.h2c || matches!(self.inner.selected_alpn_proto(), Some(ALPN::H2))
+        self.h2c || self.inner.is_h2()
     }
 
     fn refuse(&mut self, reason: Refusal) {
@@ -253,41 +262,42 @@ impl AsyncWrite for Guard {
 #[async_trait]
 impl Shutdown for Guard {
     async fn shutdown(&mut self) {
-        self.inner.shutdown().await;
+        let _ = self.inner.shutdown().await;
     }
 }
 
 impl UniqueID for Guard {
     fn id(&self) -> UniqueIDType {
-        self.inner.id()
+        self.inner.tcp().as_raw_fd()
     }
 }
 
 impl Ssl for Guard {
+    /// Tells only that there is TLS: nothing here asks for more.
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner.get_ssl_digest()
+        self.inner.is_tls().then(|| Arc::new(SslDigest::new("", "", None, None, Vec::new())))
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        if self.h2c { Some(ALPN::H2) } else { self.inner.selected_alpn_proto() }
+        self.is_h2().then_some(ALPN::H2)
     }
 }
 
 impl GetTimingDigest for Guard {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.get_timing_digest()
+        Vec::new()
     }
 }
 
 impl GetProxyDigest for Guard {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.inner.get_proxy_digest()
+        None
     }
 }
 
 impl GetSocketDigest for Guard {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.get_socket_digest()
+        Some(Arc::clone(&self.socket))
     }
 }
 

@@ -2,49 +2,53 @@
 //!
 //! pingora's own server refuses connections the moment it is told to stop, sleeps a whole grace period, and
 //! survives a failed bind as a process that serves nothing. So its accept loop is not used: this module binds,
-//! accepts, does the TLS handshake, and hands each connection to pingora's request loop. That gives bind errors
-//! that name the address, readiness that means bound, and a drain that ends when nothing is in flight.
+//! accepts, does the TLS handshake, and hands each connection to who speaks its protocol: [`http1`], or pingora's request
+//! loop for HTTP/2. That gives bind errors that name the address, readiness that means bound, and a drain that ends when
+//! nothing is in flight.
 
 mod guard;
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
-use pingora::listeners::tls::Acceptor;
+use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::default_h2_options;
-use pingora::protocols::l4::stream::Stream as TcpConnection;
-use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use rustls::ServerConfig;
-use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use guard::{Guard, MAX_HEAD_BYTES};
 
 use crate::config::Timeouts;
+use crate::http1::{self, Buffer, HandOver};
 use crate::metrics::{Metrics, Refusal};
-use crate::proxy::Proxy;
+use crate::policy::MAX_TRIES;
+use crate::proxy::{Phases, Proxy};
+use crate::stream::ClientStream;
 
 /// Open client connections. Beyond, new ones are closed at once and counted: memory per connection is bounded,
 /// so this bounds the whole.
 const MAX_CONNECTIONS: usize = 16_384;
 /// Connections that the kernel holds for us while we are busy.
 const BACKLOG: u32 = 4_096;
-/// Unused connections to endpoints, over all threads (pingora's default of 128 makes a busy proxy reconnect).
+/// Unused connections of pingora's to endpoints, over all threads (its default of 128 makes a busy proxy reconnect).
 const UPSTREAM_POOL: usize = 1_024;
-/// How often a request may be sent at most; what may be sent again is the proxy's decision per error.
-pub(crate) const MAX_ATTEMPTS: u8 = 3;
+/// Where pingora reads the authorities that endpoints' certificates are verified by: none, since endpoints are not spoken
+/// TLS to. By default it reads all that the machine knows, twice, which was half of a start.
+const NO_AUTHORITIES: &str = "/dev/null";
+/// How often connections to endpoints that wait for a request are looked through.
+const SWEEP: Duration = Duration::from_secs(5);
 /// Streams that a client may have open on one HTTP/2 connection.
 const MAX_H2_STREAMS: u32 = 128;
 /// Streams that a client may reset before they were looked at, per HTTP/2 connection: the bound on rapid reset
@@ -56,8 +60,6 @@ const MAX_H2_LOCAL_ERROR_RESETS: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What an HTTP/2 client says first.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Read at once to tell HTTP/1 from HTTP/2: a typical request head, so that it costs no extra call.
-const SNIFF_BYTES: usize = 1_024;
 
 /// A listener could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -90,28 +92,32 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 
 /// Everything a connection needs.
 pub(crate) struct Server {
-    app: Arc<HttpProxy<Proxy>>,
-    tls: Acceptor,
+    proxy: Arc<Proxy>,
+    /// Serves HTTP/2, and what goes to endpoints by HTTP/2.
+    app: Arc<HttpProxy<Phases>>,
+    tls: TlsAcceptor,
     timeouts: Timeouts,
     metrics: Metrics,
     slots: Arc<Semaphore>,
     connections: TaskTracker,
-    /// Turns true when connections should finish what they do and close.
+    /// Ends the accept loops; connections finish what they do and close.
+    draining: CancellationToken,
+    /// The same for pingora.
     stopping: watch::Sender<bool>,
-    /// Ends the accept loops.
-    accepting: CancellationToken,
 }
 
 impl Server {
     pub(crate) fn new(proxy: Proxy, tls: ServerConfig, timeouts: Timeouts, workers: usize) -> Self {
-        let metrics = proxy.metrics().clone();
+        let (metrics, proxy) = (proxy.metrics.clone(), Arc::new(proxy));
         let conf = ServerConf {
             threads: workers,
+            ca_file: Some(NO_AUTHORITIES.to_owned()),
             upstream_keepalive_pool_size: UPSTREAM_POOL.div_ceil(workers),
-            max_retries: usize::from(MAX_ATTEMPTS),
+            // A backstop: attempts are counted per rule, and an error page is one more.
+            max_retries: usize::from(MAX_TRIES) + 1,
             ..ServerConf::default()
         };
-        let mut app = HttpProxy::new(proxy, Arc::new(conf));
+        let mut app = HttpProxy::new(Phases(Arc::clone(&proxy)), Arc::new(conf));
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(timeouts.keepalive);
         app.server_options = Some(options);
@@ -123,14 +129,15 @@ impl Server {
         app.h2_options = Some(h2);
         app.handle_init_modules();
         Self {
+            proxy,
             app: Arc::new(app),
-            tls: Acceptor::from_server_config(Arc::new(tls)),
+            tls: TlsAcceptor::from(Arc::new(tls)),
             timeouts,
             metrics,
             slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             connections: TaskTracker::new(),
+            draining: CancellationToken::new(),
             stopping: watch::Sender::new(false),
-            accepting: CancellationToken::new(),
         }
     }
 
@@ -140,7 +147,7 @@ impl Server {
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = self.accepting.cancelled() => break,
+                () = self.draining.cancelled() => break,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -165,7 +172,7 @@ impl Server {
     /// Stops accepting, lets what is in flight end, and returns when nothing is left or `longest` has passed.
     /// Returns how many connections were cut.
     pub(crate) async fn drain(&self, longest: Duration) -> usize {
-        self.accepting.cancel();
+        self.draining.cancel();
         self.stopping.send_replace(true);
         self.app.http_cleanup().await; // connections that wait for a next request close now
         self.connections.close();
@@ -181,6 +188,13 @@ impl Server {
         runtime: &tokio::runtime::Handle,
     ) {
         self.connections.spawn_on(Arc::clone(self).accept(listener, tls), runtime);
+    }
+
+    /// Closes connections to endpoints that waited too long, until the proxy drains.
+    pub(crate) async fn sweep(self: Arc<Self>) {
+        while tokio::time::timeout(SWEEP, self.draining.cancelled()).await.is_err() {
+            self.proxy.sweep();
+        }
     }
 
     fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, tls: bool) {
@@ -202,11 +216,10 @@ impl Server {
         if stream.set_nodelay(true).is_err() {
             return;
         }
-        let guard = if tls {
-            let stream = tcp_connection(stream, peer);
-            let handshake = timeout_at(deadline, self.tls.tls_handshake(stream)).await;
-            match handshake {
-                Ok(Ok(stream)) => self.guard(Box::new(stream), Bytes::new(), false, deadline),
+        let mut input = Buffer::default();
+        let (stream, h2c) = if tls {
+            match timeout_at(deadline, self.tls.accept(stream)).await {
+                Ok(Ok(stream)) => (ClientStream::Tls(Box::new(stream)), false),
                 Ok(Err(error)) => {
                     self.metrics.refused(Refusal::HandshakeFailed);
                     tracing::debug!(%peer, %error, "TLS handshake failed");
@@ -216,23 +229,38 @@ impl Server {
             }
         } else {
             let mut stream = stream;
-            match timeout_at(deadline, sniff(&mut stream)).await {
-                Ok(Ok((head, _))) if head.is_empty() => return,
-                Ok(Ok((head, h2c))) => {
-                    self.guard(Box::new(tcp_connection(stream, peer)), head, h2c, deadline)
-                }
+            match timeout_at(deadline, sniff(&mut stream, &mut input)).await {
+                Ok(Ok(_)) if input.is_empty() => return,
+                Ok(Ok(h2c)) => (ClientStream::Plain(stream), h2c),
                 Ok(Err(_)) => return,
                 Err(_) => return self.metrics.refused(Refusal::HeaderTimeout),
             }
         };
-        self.requests(Box::new(guard)).await;
+        if h2c || stream.is_h2() {
+            let read = Bytes::copy_from_slice(input.filled());
+            return self.requests(Box::new(self.guard(stream, peer, read, h2c, deadline))).await;
+        }
+        let draining = self.draining.clone();
+        if let Some(HandOver(stream, read)) =
+            http1::serve(&self.proxy, stream, input, peer, deadline, draining).await
+        {
+            let deadline = Instant::now() + self.timeouts.header;
+            self.requests(Box::new(self.guard(stream, peer, read, false, deadline))).await;
+        }
     }
 
-    fn guard(&self, stream: Stream, head: Bytes, h2c: bool, deadline: Instant) -> Guard {
-        Guard::new(stream, head, h2c, deadline, self.timeouts.header, self.metrics.clone())
+    fn guard(
+        &self,
+        stream: ClientStream,
+        peer: SocketAddr,
+        read: Bytes,
+        h2c: bool,
+        deadline: Instant,
+    ) -> Guard {
+        Guard::new(stream, peer, read, h2c, deadline, self.timeouts.header, self.metrics.clone())
     }
 
-    /// Requests on one connection, until either side has enough.
+    /// Requests on one connection of pingora's, until either side has enough.
     async fn requests(&self, stream: Stream) {
         let stopping = self.stopping.subscribe();
         if matches!(stream.selected_alpn_proto(), Some(pingora::protocols::ALPN::H2)) {
@@ -258,28 +286,18 @@ impl Server {
     }
 }
 
-/// Reads until it is clear whether this is HTTP/2 with prior knowledge; what was read is returned, to be read
-/// again. pingora waits for 24 bytes without a deadline, which a shorter HTTP/1 request never sends; here the
-/// first byte that differs decides, and the caller has a deadline.
-async fn sniff(stream: &mut TcpStream) -> io::Result<(Bytes, bool)> {
-    let mut head = Vec::with_capacity(SNIFF_BYTES);
+/// Reads until it is clear whether this is HTTP/2 with prior knowledge. pingora waits for 24 bytes without a deadline,
+/// which a shorter HTTP/1 request never sends; here the first byte that differs decides, and the caller has a deadline.
+async fn sniff(stream: &mut TcpStream, input: &mut Buffer) -> io::Result<bool> {
     loop {
-        let read = stream.read_buf(&mut head).await?;
+        let read = std::future::poll_fn(|cx| input.poll_fill(stream, cx)).await?;
+        let head = input.filled();
         let compared = head.len().min(H2_PREFACE.len());
         let alike = head[..compared] == H2_PREFACE[..compared];
         if !alike || compared == H2_PREFACE.len() || read == 0 {
-            return Ok((head.into(), alike && compared == H2_PREFACE.len()));
+            return Ok(alike && compared == H2_PREFACE.len());
         }
     }
-}
-
-/// pingora's stream, told the peer's address so that it need not ask the kernel.
-fn tcp_connection(stream: TcpStream, peer: SocketAddr) -> TcpConnection {
-    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
-    let _ = digest.peer_addr.set(Some(peer.into()));
-    let mut stream = TcpConnection::from(stream);
-    stream.set_socket_digest(digest);
-    stream
 }
 
 fn is_exhaustion(error: &io::Error) -> bool {

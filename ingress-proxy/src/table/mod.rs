@@ -8,17 +8,23 @@
 //! **Cost of a lookup.** At most three host hashes (exact, wildcard, any) and, for each, one hash per path
 //! segment down to the deepest rule of that host: it grows with neither the number of hosts nor the number of
 //! rules. Hashing is the standard library's keyed one, because the people who write rules on a shared cluster
-//! are not trusted to leave each other's lookups alone.
+//! are not trusted to leave each other's lookups alone. Hosts whose paths are patterns are the exception: there the
+//! patterns are tried one after the other, at most [`MAX_PATTERNS`] of them; other hosts pay one branch for that.
 
 mod host;
 mod path;
+mod pattern;
 mod trie;
 
 use std::collections::HashMap;
 
 pub use host::{HostError, HostPattern, normalize_host};
 pub use path::{PathError, normalize_path};
+pub use pattern::{Captures, Pattern, PatternError};
 use trie::PathTrie;
+
+/// Patterns of one host.
+pub const MAX_PATTERNS: usize = 512;
 
 /// The number of a target in the list that was compiled with the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,10 +48,32 @@ pub struct RouteTable {
     paths: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct HostRules {
     paths: PathTrie,
+    /// The longest first. Asked after `paths`.
+    patterns: Vec<(Pattern, TargetId)>,
     default: Option<TargetId>,
+}
+
+impl HostRules {
+    fn lookup(&self, path: &str) -> Option<TargetId> {
+        let found = self.paths.lookup(path);
+        if self.patterns.is_empty() || found.is_some() {
+            return found;
+        }
+        let mut patterns = self.patterns.iter();
+        patterns.find(|(pattern, _)| pattern.matches(path.as_bytes())).map(|(_, target)| *target)
+    }
+}
+
+/// Why a rule was not added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// Host and path belong to this target.
+    By(TargetId),
+    /// The host has as many patterns as it may have.
+    Full,
 }
 
 impl RouteTable {
@@ -56,15 +84,15 @@ impl RouteTable {
     /// path wins. Default targets are asked only after every rule, in the same order.
     pub fn lookup(&self, host: &str, path: &str) -> Option<TargetId> {
         let exact = self.exact.get(host);
-        if let Some(found) = exact.and_then(|rules| rules.paths.lookup(path)) {
+        if let Some(found) = exact.and_then(|rules| rules.lookup(path)) {
             return Some(found);
         }
         // `*.foo.com` stands for exactly one label, so only the part after the first dot can be a key.
         let wildcard = host.split_once('.').and_then(|(_, parent)| self.wildcard.get(parent));
         let default = |rules: Option<&HostRules>| rules.and_then(|rules| rules.default);
         wildcard
-            .and_then(|rules| rules.paths.lookup(path))
-            .or_else(|| self.any.paths.lookup(path))
+            .and_then(|rules| rules.lookup(path))
+            .or_else(|| self.any.lookup(path))
             .or_else(|| default(exact))
             .or_else(|| default(wildcard))
             .or(self.any.default)
@@ -75,7 +103,7 @@ impl RouteTable {
         self.exact.len() + self.wildcard.len()
     }
 
-    /// Path rules over all hosts.
+    /// Path rules over all hosts, patterns included, aliases not.
     pub fn paths(&self) -> usize {
         self.paths
     }
@@ -103,6 +131,54 @@ impl Builder {
         Ok(())
     }
 
+    /// Adds a pattern, unless the host has the same one already. Where patterns are, they are the host's rules: what
+    /// [`Builder::rule`] adds beside them is asked first.
+    pub fn pattern(&mut self, host: &HostPattern, pattern: Pattern, target: TargetId) -> Result<(), Taken> {
+        let patterns = &mut self.host(host).patterns;
+        // ingress-nginx's order, which is the one that manifests were written for: the longest first, then the last.
+        let new = pattern.as_str();
+        let place = |(known, _): &(Pattern, TargetId)| {
+            let known = known.as_str();
+            new.len().cmp(&known.len()).then_with(|| new.cmp(known))
+        };
+        match patterns.binary_search_by(place) {
+            Ok(at) => Err(Taken::By(patterns[at].1)),
+            Err(_) if patterns.len() >= MAX_PATTERNS => Err(Taken::Full),
+            Err(at) => {
+                patterns.insert(at, (pattern, target));
+                self.table.paths += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// The slot of a rule that was added: its target can be replaced.
+    pub fn rule_mut(&mut self, host: &HostPattern, kind: PathKind, path: &str) -> Option<&mut TargetId> {
+        self.known(host)?.paths.slot(kind, path)
+    }
+
+    /// The slot of a pattern that was added.
+    pub fn pattern_mut(&mut self, host: &HostPattern, pattern: &str) -> Option<&mut TargetId> {
+        let mut patterns = self.known(host)?.patterns.iter_mut();
+        patterns.find(|(known, _)| known.as_str() == pattern).map(|(_, target)| target)
+    }
+
+    /// Whether the host has rules or a default of its own.
+    pub fn has(&self, host: &HostPattern) -> bool {
+        match host {
+            HostPattern::Any => true,
+            HostPattern::Exact(name) => self.table.exact.contains_key(name.as_str()),
+            HostPattern::Wildcard(parent) => self.table.wildcard.contains_key(parent.as_str()),
+        }
+    }
+
+    /// Gives `alias` the rules that `host` has now. The caller made sure that `alias` has none.
+    pub fn alias(&mut self, alias: &HostPattern, host: &HostPattern) {
+        if let Some(rules) = self.known(host).cloned() {
+            *self.host(alias) = rules;
+        }
+    }
+
     /// Sets the target for a host's requests that no rule matches, unless it is taken: then the holder is
     /// returned.
     pub fn default_target(&mut self, host: &HostPattern, target: TargetId) -> Result<(), TargetId> {
@@ -117,6 +193,14 @@ impl Builder {
     /// The finished table.
     pub fn build(self) -> RouteTable {
         self.table
+    }
+
+    fn known(&mut self, host: &HostPattern) -> Option<&mut HostRules> {
+        match host {
+            HostPattern::Any => Some(&mut self.table.any),
+            HostPattern::Exact(name) => self.table.exact.get_mut(name.as_str()),
+            HostPattern::Wildcard(parent) => self.table.wildcard.get_mut(parent.as_str()),
+        }
     }
 
     fn host(&mut self, host: &HostPattern) -> &mut HostRules {

@@ -241,3 +241,60 @@ proptest! {
         }
     }
 }
+
+/// The two examples of ingress-nginx's documentation of path matching.
+#[test]
+fn patterns_are_tried_longest_first() {
+    let lookup = |patterns: &[&str], path: &str| {
+        let mut builder = Builder::default();
+        for (id, text) in patterns.iter().enumerate() {
+            builder.pattern(&HostPattern::Any, Pattern::path(text).unwrap(), TargetId(id as u32)).unwrap();
+        }
+        builder.build().lookup("h", path).map(|id| id.0)
+    };
+    let first = ["/foo/bar", "/foo/bar/", "/foo/bar/(.+)"];
+    for (path, expected) in [
+        ("/foo/bar/1", Some(2)),
+        ("/foo/bar/", Some(1)),
+        ("/foo/bar", Some(0)),
+        ("/Foo/Bar", Some(0)),
+        ("/foo/barbecue", Some(0)),
+        ("/foo", None),
+    ] {
+        assert_eq!(lookup(&first, path), expected, "{path}");
+    }
+    assert_eq!(lookup(&["/foo/bar/bar", "/foo/bar/[A-Z0-9]{3}"], "/foo/bar/bar"), Some(1));
+}
+
+#[test]
+fn patterns_are_one_hosts_own_and_bounded() {
+    let host = HostPattern::parse("a.com").unwrap();
+    let mut builder = Builder::default();
+    builder.pattern(&host, Pattern::path("/x.*").unwrap(), TargetId(0)).unwrap();
+    builder.rule(&host, PathKind::Exact, "/", TargetId(1)).unwrap();
+    builder.rule(&HostPattern::Any, PathKind::Prefix, "/x", TargetId(2)).unwrap();
+    assert_eq!(
+        builder.pattern(&host, Pattern::path("/x.*").unwrap(), TargetId(9)),
+        Err(Taken::By(TargetId(0)))
+    );
+    *builder.pattern_mut(&host, "/x.*").unwrap() = TargetId(3);
+    *builder.rule_mut(&HostPattern::Any, PathKind::Prefix, "/x/").unwrap() = TargetId(4);
+    assert_eq!(builder.rule_mut(&HostPattern::Any, PathKind::Exact, "/x"), None);
+    builder.alias(&HostPattern::parse("b.com").unwrap(), &host);
+    for number in 1..MAX_PATTERNS {
+        let pattern = Pattern::path(&format!("/{number}")).unwrap();
+        builder.pattern(&host, pattern, TargetId(0)).unwrap();
+    }
+    assert_eq!(builder.pattern(&host, Pattern::path("/y").unwrap(), TargetId(0)), Err(Taken::Full));
+    let table = builder.build();
+    for (host, path, expected) in [
+        ("a.com", "/X1", Some(3)),
+        ("a.com", "/", Some(1)),
+        ("b.com", "/X1", Some(3)),
+        ("b.com", "/", Some(1)),
+        ("c.com", "/x", Some(4)),
+        ("c.com", "/X1", None),
+    ] {
+        assert_eq!(table.lookup(host, path).map(|id| id.0), expected, "{host}{path}");
+    }
+}

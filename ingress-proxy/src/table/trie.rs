@@ -9,16 +9,35 @@ use std::collections::HashMap;
 use super::{PathKind, TargetId};
 
 /// Nodes are kept in one vector and point at each other by index; the root is node 0.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct PathTrie {
     nodes: Vec<Node>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Node {
     children: HashMap<Box<str>, u32>,
     exact: Option<TargetId>,
     prefix: Option<TargetId>,
+}
+
+impl Node {
+    fn slot(&mut self, kind: PathKind) -> &mut Option<TargetId> {
+        match kind {
+            PathKind::Exact => &mut self.exact,
+            PathKind::Prefix => &mut self.prefix,
+        }
+    }
+}
+
+impl PathKind {
+    /// The part of a rule's path that its place in the trie is found by.
+    fn key(self, path: &str) -> &str {
+        match self {
+            Self::Exact => path,
+            Self::Prefix => path.trim_end_matches('/'),
+        }
+    }
 }
 
 impl Default for PathTrie {
@@ -30,24 +49,25 @@ impl Default for PathTrie {
 impl PathTrie {
     /// Adds a rule, or returns the target that holds the same path already.
     pub(super) fn insert(&mut self, kind: PathKind, path: &str, target: TargetId) -> Result<(), TargetId> {
-        let path = match kind {
-            PathKind::Exact => path,
-            PathKind::Prefix => path.trim_end_matches('/'),
-        };
         let mut at = 0;
-        for element in elements(path) {
+        for element in elements(kind.key(path)) {
             at = self.child(at, element);
         }
-        let node = &mut self.nodes[at as usize];
-        let slot = match kind {
-            PathKind::Exact => &mut node.exact,
-            PathKind::Prefix => &mut node.prefix,
-        };
+        let slot = self.nodes[at as usize].slot(kind);
         if let Some(holder) = *slot {
             return Err(holder);
         }
         *slot = Some(target);
         Ok(())
+    }
+
+    /// The target of a rule that was inserted.
+    pub(super) fn slot(&mut self, kind: PathKind, path: &str) -> Option<&mut TargetId> {
+        let mut at = 0;
+        for element in elements(kind.key(path)) {
+            at = *self.nodes[at as usize].children.get(element)?;
+        }
+        self.nodes[at as usize].slot(kind).as_mut()
     }
 
     /// The longest matching rule; Exact before Prefix where both end at the same element.

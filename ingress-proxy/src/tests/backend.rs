@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -25,8 +24,13 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    /// Answers with a JSON document of what it got, and its `name`.
+    /// Answers with a JSON document of what it got, and its `name`; a request for `/status/404` gets that status.
     pub(super) async fn start(name: &'static str) -> Self {
+        Self::answering(name, 200).await
+    }
+
+    /// The same with another status for all that do not ask for one.
+    pub(super) async fn answering(name: &'static str, status: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
@@ -43,7 +47,7 @@ impl Backend {
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
                         counter.fetch_add(1, Ordering::SeqCst);
-                        answer(name, release.clone(), request)
+                        answer(name, status, release.clone(), request)
                     });
                     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                     let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -64,13 +68,11 @@ impl Backend {
 
 async fn answer(
     name: &'static str,
+    status: u16,
     release: CancellationToken,
     mut request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     if request.headers().get("upgrade").is_some_and(|value| value == "websocket") {
-        // pingora 0.9.1 ends the session when the answer to an upgrade overtakes the request's own end in its queue,
-        // which only a backend without any distance can do.
-        tokio::time::sleep(Duration::from_millis(50)).await;
         tokio::spawn(async move {
             let mut stream = TokioIo::new(hyper::upgrade::on(&mut request).await.unwrap());
             let mut buf = [0; 1024];
@@ -103,5 +105,7 @@ async fn answer(
         "headers": headers,
         "body": String::from_utf8_lossy(&body),
     });
-    Ok(Response::new(Full::new(text.to_string().into())))
+    let wanted = parts.uri.path().strip_prefix("/status/").and_then(|status| status.parse().ok());
+    let response = Response::builder().status(wanted.unwrap_or(status));
+    Ok(response.body(Full::new(text.to_string().into())).unwrap())
 }

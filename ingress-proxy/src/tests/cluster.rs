@@ -17,7 +17,7 @@ use crate::compile::{
     ClassFact, EndpointFact, IngressFact, ObjectKey, PortFact, SecretFact, ServiceFact, SliceFact, Snapshot,
     compile,
 };
-use crate::config::Timeouts;
+use crate::config::{Network, Timeouts};
 use crate::live::{Installer, Live};
 use crate::metrics::Metrics;
 use crate::proxy::{Ports, Proxy};
@@ -53,6 +53,11 @@ impl Cluster {
     }
 
     pub(super) fn with(timeouts: Timeouts, access_log: &Path) -> Self {
+        Self::trusting(&[], timeouts, access_log)
+    }
+
+    /// With proxies in front whose word counts.
+    pub(super) fn trusting(trusted: &[Network], timeouts: Timeouts, access_log: &Path) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut registry = prometheus_client::registry::Registry::default();
         let metrics = Metrics::register(&mut registry);
@@ -67,7 +72,7 @@ impl Cluster {
             Arc::clone(&live),
             metrics.clone(),
             log,
-            &[],
+            trusted,
             timeouts.clone(),
             Ports { plain: ports.0.port(), tls: ports.1.port() },
         );
@@ -98,11 +103,23 @@ impl Cluster {
             uid: name.to_owned(),
             created: 0,
             class_annotation: None,
+            annotations: std::collections::BTreeMap::new(),
             spec,
             published: vec![],
         };
         self.change(|snapshot| {
             snapshot.ingresses.insert(key, fact);
+        });
+    }
+
+    /// Other annotations for an Ingress that is there, below ingress-nginx's prefix.
+    pub(super) fn annotate(&self, name: &str, annotations: &[(&str, &str)]) {
+        let full = |(name, value): &(&str, &str)| {
+            (format!("nginx.ingress.kubernetes.io/{name}"), (*value).to_owned())
+        };
+        self.change(|snapshot| {
+            let ingress = snapshot.ingresses.get_mut(&ObjectKey::new("n", name)).unwrap();
+            ingress.annotations = annotations.iter().map(full).collect();
         });
     }
 
@@ -172,8 +189,13 @@ impl Cluster {
 
     /// One request on a connection of its own; status and body.
     pub(super) async fn get(&self, host: &str, path: &str) -> (u16, String) {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-        split(&self.raw(request.as_bytes()).await)
+        split(&self.ask(host, path, "").await)
+    }
+
+    /// The whole response to a GET with these fields, each `Name: value\r\n`.
+    pub(super) async fn ask(&self, host: &str, path: &str, fields: &str) -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{fields}\r\n");
+        self.raw(request.as_bytes()).await
     }
 
     /// The backend's own account of a request.
@@ -205,6 +227,13 @@ pub(super) async fn read_all(stream: &mut (impl AsyncRead + Unpin)) -> String {
     // A reset is an end too.
     let _ = in_time("the stream has no end", stream.read_to_end(&mut bytes)).await;
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A field of a response's head; empty if it is not there.
+pub(super) fn field<'a>(response: &'a str, name: &str) -> &'a str {
+    let head = response.split("\r\n\r\n").next().unwrap_or_default();
+    let mut fields = head.lines().filter_map(|line| line.split_once(": "));
+    fields.find(|(found, _)| found.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value)
 }
 
 /// Status and de-chunked body of a response.

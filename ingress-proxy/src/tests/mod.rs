@@ -5,7 +5,9 @@
 
 mod backend;
 mod cluster;
+mod exchange;
 mod malformed;
+mod policies;
 mod protocols;
 mod role;
 mod routing;

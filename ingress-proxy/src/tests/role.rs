@@ -104,12 +104,21 @@ fn meta(name: &str) -> Value {
     json!({"name": name, "namespace": "n", "uid": name, "resourceVersion": "1"})
 }
 
+/// Asked over plain HTTP, although it has TLS; and for what nobody gets.
+fn with_annotations(mut meta: Value) -> Value {
+    meta["annotations"] = json!({
+        "nginx.ingress.kubernetes.io/ssl-redirect": "false",
+        "nginx.ingress.kubernetes.io/server-snippet": "return 418;",
+    });
+    meta
+}
+
 fn ingress(name: &str, host: &str, service: &str) -> Value {
     let backend = json!({"service": {"name": service, "port": {"name": "web"}}});
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "Ingress",
-        "metadata": meta(name),
+        "metadata": with_annotations(meta(name)),
         "spec": {
             "ingressClassName": "weir",
             "tls": [{"hosts": [host], "secretName": "pair"}],
@@ -192,10 +201,12 @@ async fn the_role_serves_what_the_apiserver_lists_and_follows_what_it_watches() 
     // What is wrong is said on the Ingress, and where it can be reached is published.
     let events = "/api/v1/namespaces/n/events";
     let status = "/apis/networking.k8s.io/v1/namespaces/n/ingresses/second/status";
-    let told = async || api.written(events).len() >= 2 && !api.written(status).is_empty();
+    let told = async || api.written(events).len() >= 4 && !api.written(status).is_empty();
     eventually("Events and a status are written", told).await;
-    let event = &api.written(events)[0];
-    assert_eq!(event["reason"], "BadSecret");
+    let written = api.written(events);
+    let event = |reason| written.iter().find(|event| event["reason"] == reason).expect(reason);
+    assert!(event("RefusedAnnotation")["message"].as_str().unwrap().contains("server-snippet is refused"));
+    let event = event("BadSecret");
     assert_eq!(event["involvedObject"]["kind"], "Ingress");
     assert!(event["message"].as_str().unwrap().contains("tls.crt holds no PEM certificate"), "{event}");
     assert_eq!(api.written(status)[0]["status"]["loadBalancer"]["ingress"], json!([{"ip": "192.0.2.1"}]));

@@ -57,15 +57,24 @@ impl ServerCertVerifier for Anything {
     }
 }
 
-async fn connect(cluster: &Cluster, name: &str, alpn: &[&[u8]]) -> TlsStream<TcpStream> {
+pub(super) async fn connect(cluster: &Cluster, name: &str, alpn: &[&[u8]]) -> TlsStream<TcpStream> {
+    connect_as(&client(alpn), cluster, name).await
+}
+
+/// What a client remembers between connections.
+fn client(alpn: &[&[u8]]) -> Arc<ClientConfig> {
     let mut config = ClientConfig::builder()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anything))
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Arc::new(config)
+}
+
+async fn connect_as(client: &Arc<ClientConfig>, cluster: &Cluster, name: &str) -> TlsStream<TcpStream> {
     let stream = TcpStream::connect(cluster.https).await.unwrap();
     let name = ServerName::try_from(name.to_owned()).unwrap();
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+    TlsConnector::from(Arc::clone(client)).connect(name, stream).await.unwrap()
 }
 
 fn pair(name: &str) -> Arc<CertifiedKey> {
@@ -79,7 +88,7 @@ async fn certificate(cluster: &Cluster, name: &str) -> CertificateDer<'static> {
     stream.get_ref().1.peer_certificates().unwrap()[0].clone()
 }
 
-fn tls_spec(host: &str, secret: &str) -> serde_json::Value {
+pub(super) fn tls_spec(host: &str, secret: &str) -> serde_json::Value {
     let backend = serde_json::json!({"service": {"name": "a", "port": {"number": 80}}});
     serde_json::json!({
         "tls": [{"hosts": [host], "secretName": secret}],
@@ -117,6 +126,21 @@ async fn sni_chooses_and_rotation_closes_nothing() {
     open.read_to_string(&mut response).await.unwrap();
     assert!(response.starts_with("HTTP/1.1 200"), "{response}");
     assert!(response.contains("\"x-forwarded-proto\":\"https\""), "{response}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_comes_back_is_known() {
+    let cluster = Cluster::start();
+    let client = client(&[b"http/1.1"]);
+    let mut kinds = Vec::new();
+    for _ in 0..2 {
+        let mut stream = connect_as(&client, &cluster, "x.com").await;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x.com\r\nConnection: close\r\n\r\n").await.unwrap();
+        // The ticket comes behind the handshake.
+        stream.read_to_end(&mut Vec::new()).await.unwrap();
+        kinds.push(stream.get_ref().1.handshake_kind().unwrap());
+    }
+    assert_eq!(kinds, [rustls::HandshakeKind::Full, rustls::HandshakeKind::Resumed]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

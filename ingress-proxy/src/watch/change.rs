@@ -301,6 +301,7 @@ mod tests {
                 uid: String::new(),
                 created: 0,
                 class_annotation: None,
+                annotations: BTreeMap::new(),
                 spec: IngressSpec::default(),
                 published: published.iter().map(ToString::to_string).collect(),
             };

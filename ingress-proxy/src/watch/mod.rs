@@ -27,6 +27,7 @@ use crate::compile::{ObjectKey, Snapshot, compile};
 use crate::live::Installer;
 use crate::metrics::Metrics;
 use change::{Change, Effect, Kind, Relists};
+pub(crate) use secrets::read as read_secret;
 
 /// At least this long between two compilations: a burst of changes is compiled a few hundred times a second at
 /// most, and a lone change still goes live at once.

@@ -1,4 +1,4 @@
-//! TLS secrets: watched one by one, by name.
+//! Secrets of certificates and passwords: watched one by one, by name.
 //!
 //! A watch over all secrets would be one stream instead of many, and would need the right to read every secret
 //! of the cluster: whoever takes over the proxy would own the cluster. A watch with a field selector on
@@ -61,7 +61,7 @@ impl Watches {
             }
             if self.running.len() >= MAX_WATCHES {
                 refused += 1;
-                let why = format!("more than {MAX_WATCHES} TLS secrets are in use");
+                let why = format!("more than {MAX_WATCHES} secrets are in use");
                 self.tell_later(key, SecretFact::Broken(why), snapshot);
                 continue;
             }
@@ -141,7 +141,15 @@ async fn follow(client: Client, key: ObjectKey, changes: mpsc::Sender<(ObjectKey
     }
 }
 
-fn read(secret: &Secret) -> SecretFact {
+/// What a secret is good for.
+pub(crate) fn read(secret: &Secret) -> SecretFact {
+    let has_pair = |name| secret.data.as_ref().is_some_and(|data| data.contains_key(name));
+    if !has_pair("tls.crt") && !has_pair("tls.key") {
+        let data = secret.data.iter().flatten();
+        return SecretFact::Opaque(Arc::new(
+            data.map(|(key, bytes)| (key.clone(), bytes.0.clone())).collect(),
+        ));
+    }
     let part = |name: &'static str| {
         let found = secret.data.as_ref().and_then(|data| data.get(name));
         found.map(|bytes| bytes.0.as_slice()).ok_or(PairError::Missing(name))

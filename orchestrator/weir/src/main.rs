@@ -7,6 +7,7 @@ mod admin;
 mod role;
 mod up;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -35,8 +36,8 @@ enum Command {
     Kubelet(role::ClientFlags<weir_kubelet::Config>),
     /// Serve Services in the kernel; with a subcommand, look at the live maps.
     Dataplane(DataplaneFlags),
-    /// Serve Ingresses over HTTP and HTTPS.
-    Ingress(role::ClientFlags<weir_ingress::Config>),
+    /// Serve Ingresses over HTTP and HTTPS; with a subcommand, look at manifests.
+    Ingress(IngressFlags),
     /// Act as the CNI plugin: called by container runtimes, not by people.
     Cni,
     /// Import, list and remove container images.
@@ -57,6 +58,24 @@ struct DataplaneFlags {
     output: Output,
     #[command(subcommand)]
     action: Option<DataplaneAction>,
+}
+
+#[derive(clap::Args)]
+struct IngressFlags {
+    #[command(flatten)]
+    role: role::ClientFlags<weir_ingress::Config>,
+    #[command(subcommand)]
+    action: Option<IngressAction>,
+}
+
+#[derive(Subcommand)]
+enum IngressAction {
+    /// Say what would be reported about the Ingresses of a manifest, without a cluster. Fails if there is anything.
+    Check {
+        /// YAML or JSON documents; `-` is standard input.
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -87,7 +106,16 @@ fn main() -> ExitCode {
         Command::Dataplane(DataplaneFlags { role, action: Some(DataplaneAction::Monitor(args)), output }) => {
             role::monitor(role, &args, output)
         }
-        Command::Ingress(flags) => role::ingress(flags),
+        Command::Ingress(IngressFlags { role, action: None }) => role::ingress(role),
+        Command::Ingress(IngressFlags { role, action: Some(IngressAction::Check { file }) }) => {
+            match weir_ingress::check(&file, &role.config.ingress_class) {
+                Ok(checked) => {
+                    print!("{}", checked.text());
+                    return if checked.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+                }
+                Err(error) => Err(error.into()),
+            }
+        }
         Command::Explain(args) => print(cli::explain(&args)),
         Command::Image(args) => args.run(&mut std::io::stdout()).map_err(Into::into),
         Command::Cni => {

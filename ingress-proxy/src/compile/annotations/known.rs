@@ -1,0 +1,233 @@
+//! Every annotation there is: those of ingress-nginx, and Weir's own.
+//!
+//! What is not served is on the list too, so that a manifest that asks for it is told so instead of being served as
+//! if it had not asked.
+
+/// How an annotation is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// It does what it does in ingress-nginx, or what its documentation here says.
+    Served,
+    /// It is about something that does not exist here; the text says what.
+    Idle(&'static str),
+    /// It is not served yet: requests are served without it.
+    NotYet,
+    /// It is not served yet, and requests that it would have kept out must not get in without it.
+    NotYetClosed,
+    /// It never will be; the text says why.
+    Refused(&'static str),
+}
+
+const STREAMED: Known = Known::Idle("bodies are passed on as they come and are never buffered");
+const CODE: Known = Known::Refused(
+    "it is configuration in nginx's language, which is code: use the annotations that \
+                                    do what it does",
+);
+
+/// By name, without prefix.
+pub(crate) fn known(name: &str) -> Option<Known> {
+    let found = KNOWN.binary_search_by_key(&name, |(known, _)| known).ok()?;
+    Some(KNOWN[found].1)
+}
+
+/// The name that a misspelt one was most likely to be.
+pub(super) fn nearest(name: &str) -> Option<&'static str> {
+    /// Letters that may be wrong.
+    const MOST: usize = 2;
+    let distance = |known: &str| strsim::osa_distance(known, name);
+    let nearest = KNOWN.iter().map(|(known, _)| *known).min_by_key(|known| distance(known));
+    nearest.filter(|known| distance(known) <= MOST)
+}
+
+/// Sorted by name.
+pub(crate) const KNOWN: &[(&str, Known)] = &[
+    ("affinity", Known::Served),
+    ("affinity-canary-behavior", Known::Served),
+    ("affinity-mode", Known::Served),
+    ("allowlist-source-range", Known::Served),
+    ("app-root", Known::Served),
+    ("auth-always-set-cookie", Known::NotYet),
+    ("auth-cache-duration", Known::NotYet),
+    ("auth-cache-key", Known::NotYet),
+    ("auth-keepalive", Known::NotYet),
+    ("auth-keepalive-requests", Known::NotYet),
+    ("auth-keepalive-share-vars", Known::NotYet),
+    ("auth-keepalive-timeout", Known::NotYet),
+    ("auth-method", Known::NotYet),
+    ("auth-proxy-set-headers", Known::NotYet),
+    ("auth-realm", Known::Served),
+    ("auth-request-redirect", Known::NotYet),
+    ("auth-response-headers", Known::NotYet),
+    ("auth-secret", Known::Served),
+    ("auth-secret-type", Known::Served),
+    ("auth-signin", Known::NotYet),
+    ("auth-signin-redirect-param", Known::NotYet),
+    ("auth-snippet", CODE),
+    ("auth-tls-error-page", Known::NotYet),
+    ("auth-tls-match-cn", Known::NotYetClosed),
+    ("auth-tls-pass-certificate-to-upstream", Known::NotYet),
+    ("auth-tls-secret", Known::NotYetClosed),
+    ("auth-tls-verify-client", Known::NotYet),
+    ("auth-tls-verify-depth", Known::NotYet),
+    ("auth-type", Known::Served),
+    ("auth-url", Known::NotYetClosed),
+    ("backend-protocol", Known::Served),
+    ("canary", Known::Served),
+    ("canary-by-cookie", Known::Served),
+    ("canary-by-header", Known::Served),
+    ("canary-by-header-pattern", Known::Served),
+    ("canary-by-header-value", Known::Served),
+    ("canary-weight", Known::Served),
+    ("canary-weight-total", Known::Served),
+    ("client-body-buffer-size", STREAMED),
+    ("configuration-snippet", CODE),
+    ("connection-proxy-header", Known::NotYet),
+    ("cors-allow-credentials", Known::Served),
+    ("cors-allow-headers", Known::Served),
+    ("cors-allow-methods", Known::Served),
+    ("cors-allow-origin", Known::Served),
+    ("cors-expose-headers", Known::Served),
+    ("cors-max-age", Known::Served),
+    ("custom-headers", Known::NotYet),
+    ("custom-http-errors", Known::Served),
+    ("default-backend", Known::Served),
+    ("denylist-source-range", Known::Served),
+    ("disable-proxy-intercept-errors", Known::NotYet),
+    ("enable-access-log", Known::NotYet),
+    ("enable-cors", Known::Served),
+    ("enable-global-auth", Known::Idle("there is no authentication for all Ingresses")),
+    ("enable-influxdb", Known::NotYet),
+    ("enable-modsecurity", Known::NotYet),
+    ("enable-opentelemetry", Known::NotYet),
+    ("enable-opentracing", Known::NotYet),
+    ("enable-owasp-core-rules", Known::NotYet),
+    ("enable-rewrite-log", Known::Idle("there is no log of rewrites")),
+    ("force-ssl-redirect", Known::Served),
+    ("from-to-www-redirect", Known::Served),
+    ("global-rate-limit", Known::NotYet),
+    ("global-rate-limit-ignored-cidrs", Known::NotYet),
+    ("global-rate-limit-key", Known::NotYet),
+    ("global-rate-limit-window", Known::NotYet),
+    ("hsts", Known::Served),
+    ("hsts-include-subdomains", Known::Served),
+    ("hsts-max-age", Known::Served),
+    ("hsts-preload", Known::Served),
+    ("http2-push-preload", Known::Idle("no browser takes pushed responses any more")),
+    ("limit-allowlist", Known::Served),
+    ("limit-burst-multiplier", Known::Served),
+    ("limit-connections", Known::Served),
+    ("limit-rate", Known::NotYet),
+    ("limit-rate-after", Known::NotYet),
+    ("limit-rpm", Known::Served),
+    ("limit-rps", Known::Served),
+    ("limit-whitelist", Known::Served),
+    ("load-balance", Known::NotYet),
+    ("mirror-host", Known::NotYet),
+    ("mirror-request-body", Known::NotYet),
+    ("mirror-target", Known::NotYet),
+    ("modsecurity-snippet", CODE),
+    ("modsecurity-transaction-id", Known::NotYet),
+    ("opentelemetry-operation-name", Known::NotYet),
+    ("opentelemetry-trust-incoming-span", Known::NotYet),
+    ("opentracing-trust-incoming-span", Known::NotYet),
+    ("permanent-redirect", Known::Served),
+    ("permanent-redirect-code", Known::Served),
+    ("preserve-trailing-slash", Known::Idle("redirects keep the path as it is")),
+    ("proxy-body-size", Known::Served),
+    ("proxy-buffer-size", STREAMED),
+    ("proxy-buffering", STREAMED),
+    ("proxy-buffers-number", STREAMED),
+    ("proxy-busy-buffers-size", STREAMED),
+    ("proxy-connect-timeout", Known::Served),
+    ("proxy-cookie-domain", Known::NotYet),
+    ("proxy-cookie-path", Known::NotYet),
+    (
+        "proxy-http-version",
+        Known::Idle("HTTP/1.1 is spoken with endpoints, HTTP/2 with those of backend-protocol GRPC"),
+    ),
+    ("proxy-max-temp-file-size", STREAMED),
+    ("proxy-next-upstream", Known::Served),
+    ("proxy-next-upstream-timeout", Known::Served),
+    ("proxy-next-upstream-tries", Known::Served),
+    ("proxy-read-timeout", Known::Served),
+    ("proxy-redirect-from", Known::NotYet),
+    ("proxy-redirect-to", Known::NotYet),
+    ("proxy-request-buffering", STREAMED),
+    ("proxy-send-timeout", Known::Served),
+    ("proxy-ssl-ciphers", Known::NotYet),
+    ("proxy-ssl-name", Known::NotYet),
+    ("proxy-ssl-protocols", Known::NotYet),
+    ("proxy-ssl-secret", Known::NotYet),
+    ("proxy-ssl-server-name", Known::NotYet),
+    ("proxy-ssl-verify", Known::NotYet),
+    ("proxy-ssl-verify-depth", Known::NotYet),
+    ("relative-redirects", Known::NotYet),
+    ("rewrite-target", Known::Served),
+    ("satisfy", Known::NotYet),
+    ("server-alias", Known::Served),
+    ("server-snippet", CODE),
+    ("service-upstream", Known::NotYet),
+    ("session-cookie-change-on-failure", Known::NotYet),
+    ("session-cookie-conditional-samesite-none", Known::NotYet),
+    ("session-cookie-domain", Known::Served),
+    ("session-cookie-expires", Known::Served),
+    ("session-cookie-max-age", Known::Served),
+    ("session-cookie-name", Known::Served),
+    ("session-cookie-path", Known::Served),
+    ("session-cookie-samesite", Known::Served),
+    ("session-cookie-secure", Known::Served),
+    ("ssl-ciphers", Known::NotYet),
+    ("ssl-passthrough", Known::NotYetClosed),
+    ("ssl-prefer-server-ciphers", Known::NotYet),
+    ("ssl-redirect", Known::Served),
+    ("stream-snippet", CODE),
+    ("temporal-redirect", Known::Served),
+    ("temporal-redirect-code", Known::Served),
+    ("upstream-hash-by", Known::Served),
+    ("upstream-hash-by-subset", Known::NotYet),
+    ("upstream-hash-by-subset-size", Known::NotYet),
+    ("upstream-vhost", Known::Served),
+    ("use-regex", Known::Served),
+    ("whitelist-source-range", Known::Served),
+    ("x-forwarded-prefix", Known::Served),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_sorted_and_told_apart() {
+        assert!(KNOWN.is_sorted_by(|(a, _), (b, _)| a < b));
+        assert_eq!(known("ssl-redirect"), Some(Known::Served));
+        assert_eq!(known("ssl-redirects"), None);
+    }
+
+    #[test]
+    fn a_misspelt_name_is_recognised() {
+        assert_eq!(nearest("proxy-body-sise"), Some("proxy-body-size"));
+        assert_eq!(nearest("ssl-redirekts"), Some("ssl-redirect"));
+        assert_eq!(nearest("something-else"), None);
+    }
+
+    /// The list for users says the same as this one.
+    #[test]
+    fn the_documentation_has_every_name_in_its_section() {
+        let text = include_str!("../../../ANNOTATIONS.md");
+        let section = |title: &str| {
+            let rest = text.split_once(&format!("\n## {title}\n")).expect(title).1;
+            rest.split("\n## ").next().unwrap_or_default()
+        };
+        let (closing, told) = section("Not served yet").split_once("Told, and").unwrap();
+        for (name, known) in KNOWN {
+            let section = match known {
+                Known::Served => section("Served"),
+                Known::Idle(_) => section("Without anything to act on"),
+                Known::Refused(_) => section("Refused"),
+                Known::NotYetClosed => closing,
+                Known::NotYet => told,
+            };
+            assert!(section.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+}

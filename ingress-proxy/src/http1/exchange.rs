@@ -1,0 +1,173 @@
+//! One request to one endpoint, and its response back, both at once.
+//!
+//! Bytes go on as soon as they were read, in either direction and in either order: an endpoint may answer before it has
+//! the whole body, and a client may wait for `100 Continue`. A side that takes nothing stops the reading of the other, so
+//! that an exchange never holds more than one buffer of each.
+//!
+//! **Cost** of a request without a body whose response fits a buffer: one `send` and one `recv` at the endpoint, one
+//! `send` at the client, no allocation.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::buffer::Buffer;
+use super::deadline::Deadline;
+use super::framing::Body;
+use super::to_client::ToClient;
+use super::to_endpoint::ToEndpoint;
+use crate::config::Timeouts;
+use crate::metrics::UpstreamFailure;
+use crate::policy::Passage;
+use crate::proxy::Trouble;
+use crate::stream::ClientStream;
+
+/// The versions of HTTP/1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Version {
+    /// 1.0: no chunks, no interim responses, and connections are kept only if both sides say so.
+    Old,
+    /// 1.1.
+    New,
+}
+
+/// What an exchange must know of the request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) version: Version,
+    pub(super) body: Body,
+    pub(super) is_head: bool,
+    pub(super) upgrades: bool,
+    /// Whether the client's connection may be used again.
+    pub(super) keep: bool,
+}
+
+impl Asked {
+    pub(super) fn is_old(self) -> bool {
+        self.version == Version::Old
+    }
+}
+
+/// What becomes of the connections when an exchange has ended well.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End {
+    /// Whether the client's can be used again.
+    pub(super) keep_client: bool,
+    /// Whether the endpoint's can.
+    pub(super) keep_endpoint: bool,
+}
+
+/// Both directions of one exchange.
+pub(super) struct Exchange<'c> {
+    client: &'c mut ClientStream,
+    endpoint: &'c mut TcpStream,
+    timeouts: &'c Timeouts,
+    pub(super) request: ToEndpoint<'c>,
+    pub(super) response: ToClient<'c>,
+    /// Both sides have changed to another protocol.
+    is_tunnel: bool,
+}
+
+impl<'c> Exchange<'c> {
+    /// Of a request with this head, whose body begins in `input`. `reply` lends its memory to the response's head, `passage`
+    /// says what the rule's policies ask for.
+    pub(super) fn new(
+        client: &'c mut ClientStream,
+        endpoint: &'c mut TcpStream,
+        input: &'c mut Buffer,
+        (head, reply): (&'c [u8], &'c mut Vec<u8>),
+        asked: Asked,
+        passage: Option<&'c Passage>,
+        timeouts: &'c Timeouts,
+    ) -> Self {
+        let request = ToEndpoint::new(head, input, asked.body, passage.and_then(Passage::body_limit));
+        let response = ToClient::new(reply, asked, passage);
+        Self { client, endpoint, timeouts, request, response, is_tunnel: false }
+    }
+
+    /// Whether the same request can be sent once more: nothing reached the client, and all of the body is at hand.
+    pub(super) fn can_repeat(&self) -> bool {
+        self.response.is_unheard() && self.request.is_at_hand()
+    }
+
+    /// To the end of the response. `draining` decides whether the client is told that its connection closes.
+    pub(super) async fn run(
+        &mut self,
+        deadline: &mut Deadline,
+        draining: impl Fn() -> bool,
+    ) -> Result<End, Trouble> {
+        deadline.set(Instant::now(), self.patience().0);
+        std::future::poll_fn(|cx| self.poll(deadline, &draining, cx)).await?;
+        let (end, is_read) = (self.response.end(), self.request.is_read());
+        let end = End {
+            keep_client: end.keep_client && is_read,
+            keep_endpoint: end.keep_endpoint && self.request.is_sent(),
+        };
+        self.request.finish();
+        Ok(end)
+    }
+
+    fn poll(
+        &mut self,
+        deadline: &mut Deadline,
+        draining: &impl Fn() -> bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Trouble>> {
+        let Self { client, endpoint, request, response, is_tunnel, .. } = self;
+        let before = request.moves + response.moves;
+        loop {
+            let _ = request.poll(client, endpoint, response.has_begun(), cx)?;
+            let keep_client = || request.is_read() && !draining();
+            if response.poll(client, endpoint, &keep_client, cx)?.is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            if *is_tunnel || !response.is_tunnel() {
+                break;
+            }
+            // The change was just agreed on: it opens the other direction again.
+            *is_tunnel = true;
+            request.open_tunnel();
+        }
+        if request.moves + response.moves != before {
+            deadline.set(Instant::now(), self.patience().0);
+        }
+        if deadline.has_passed(cx) {
+            return Poll::Ready(Err(self.patience().1));
+        }
+        Poll::Pending
+    }
+
+    /// How long is waited for what is missing now, and what it is if it does not come.
+    fn patience(&self) -> (Duration, Trouble) {
+        let timeouts = self.timeouts;
+        if self.response.waits_for_client() {
+            (timeouts.client, Trouble::ClientGone)
+        } else if self.request.waits_for_endpoint() {
+            (timeouts.write, Trouble::Endpoint(UpstreamFailure::WriteTimeout))
+        } else if self.request.waits_for_client() {
+            (timeouts.client, Trouble::SlowClient)
+        } else {
+            (timeouts.read, Trouble::Endpoint(UpstreamFailure::ReadTimeout))
+        }
+    }
+}
+
+/// One call for what is there of both.
+pub(super) fn write(
+    stream: &mut (impl AsyncWrite + Unpin),
+    first: &[u8],
+    second: &[u8],
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    let stream = Pin::new(stream);
+    match (first.is_empty(), second.is_empty()) {
+        (_, true) => stream.poll_write(cx, first),
+        (true, false) => stream.poll_write(cx, second),
+        (false, false) => stream.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)]),
+    }
+}

@@ -1,0 +1,227 @@
+//! HTTP/1.1 connections, from their first request to their last.
+//!
+//! ```text
+//! client ─▶ buffer ─▶ head: read in place, strictly ─▶ Proxy::route ─▶ forward: the head made anew ─▶ endpoint
+//!    ▲                                                                                                    │
+//!    └──────────────────── exchange: both directions at once, bytes as they come ◀────────────────────────┘
+//! ```
+//!
+//! pingora serves HTTP/2, and goes on with a connection whose request is for an endpoint that speaks HTTP/2
+//! ([`HandOver`]). Everything else is served here, since here a request costs what its system calls cost: nothing is
+//! copied but heads, and one without a body takes four calls, and no timer, task, channel or allocation of its own. (The
+//! access log and policies have theirs.)
+
+mod buffer;
+mod deadline;
+mod exchange;
+mod forward;
+mod framing;
+mod head;
+mod request;
+mod to_client;
+mod to_endpoint;
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+pub(crate) use buffer::Buffer;
+use deadline::Deadline;
+use head::HeadEnd;
+use request::Next;
+
+use crate::metrics::Refusal;
+use crate::proxy::{Answer, Fault, Peer, Proxy, RequestId};
+use crate::serve::MAX_HEAD_BYTES;
+use crate::stream::ClientStream;
+
+/// Before a connection is closed, this much more is read and thrown away: closing with unread bytes would make the kernel
+/// reset the connection, and the client would see that instead of the answer.
+const LINGER_BYTES: usize = 1024 * 1024;
+/// And this long.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// A connection that pingora goes on with, and what was read of it.
+pub(crate) struct HandOver(pub(crate) ClientStream, pub(crate) Bytes);
+
+/// One client's connection.
+struct Connection<'p> {
+    proxy: &'p Proxy,
+    stream: ClientStream,
+    peer: Peer,
+    input: Buffer,
+    /// The head for the endpoint.
+    head: Vec<u8>,
+    /// The head for the client, or an answer of the proxy's own.
+    reply: Vec<u8>,
+    deadline: Deadline,
+    draining: Draining,
+}
+
+/// Why there is no next request.
+enum Missing {
+    /// The client has closed the connection, or the proxy drains and the client is not saying anything.
+    Closed,
+    Late,
+    Fault(Fault),
+}
+
+/// Serves a connection of which `input` was read. Its first head must be complete at `deadline`.
+pub(crate) async fn serve(
+    proxy: &Proxy,
+    stream: ClientStream,
+    input: Buffer,
+    address: SocketAddr,
+    deadline: Instant,
+    draining: CancellationToken,
+) -> Option<HandOver> {
+    let mut connection = Connection {
+        proxy,
+        peer: proxy.peer(address, stream.is_tls()),
+        stream,
+        input,
+        head: Vec::new(),
+        reply: Vec::new(),
+        deadline: Deadline::new(deadline),
+        draining: Draining::new(draining),
+    };
+    let mut is_first = true;
+    loop {
+        let length = match connection.head_arrives(is_first).await {
+            Ok(length) => length,
+            Err(missing) => {
+                connection.give_up(missing).await;
+                return None;
+            }
+        };
+        is_first = false;
+        match connection.request(length).await {
+            Next::Request => {}
+            Next::HandOver => {
+                let read = Bytes::copy_from_slice(connection.input.filled());
+                return Some(HandOver(connection.stream, read));
+            }
+            Next::Close => {
+                connection.close().await;
+                return None;
+            }
+        }
+    }
+}
+
+impl Connection<'_> {
+    /// The length of the next head, when all of it is in `input`.
+    async fn head_arrives(&mut self, is_first: bool) -> Result<usize, Missing> {
+        let timeouts = &self.proxy.timeouts;
+        if !is_first {
+            let wait = if self.input.is_empty() { timeouts.keepalive } else { timeouts.header };
+            self.deadline.set(Instant::now(), wait);
+        }
+        let mut end = HeadEnd::default();
+        std::future::poll_fn(|cx| {
+            loop {
+                match end.find(self.input.filled()) {
+                    Ok(None) => {}
+                    Ok(Some(length)) if length <= MAX_HEAD_BYTES => return Poll::Ready(Ok(length)),
+                    Ok(Some(_)) => return Poll::Ready(Err(Missing::Fault(Fault::TooLarge))),
+                    Err(fault) => return Poll::Ready(Err(Missing::Fault(fault))),
+                }
+                if self.input.len() >= MAX_HEAD_BYTES {
+                    return Poll::Ready(Err(Missing::Fault(Fault::TooLarge)));
+                }
+                if self.input.is_full() {
+                    self.input.grow();
+                }
+                let was_silent = self.input.is_empty();
+                match self.input.poll_fill(&mut self.stream, cx) {
+                    Poll::Ready(Ok(1..)) if was_silent && !is_first => {
+                        self.deadline.set(Instant::now(), timeouts.header);
+                    }
+                    Poll::Ready(Ok(1..)) => {}
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Missing::Closed)),
+                    Poll::Pending if self.deadline.has_passed(cx) => return Poll::Ready(Err(Missing::Late)),
+                    // A connection that was never used has its first request still on the way.
+                    Poll::Pending if !is_first && was_silent && self.draining.has_begun(cx) => {
+                        return Poll::Ready(Err(Missing::Closed));
+                    }
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await
+    }
+
+    /// Says why there will be no more, if there is anything to say.
+    async fn give_up(&mut self, missing: Missing) {
+        let answer = match missing {
+            Missing::Closed => return,
+            Missing::Late if self.input.is_empty() => return,
+            Missing::Late => {
+                self.proxy.metrics.refused(Refusal::HeaderTimeout);
+                Answer::new(408, "the request head did not arrive fast enough".into())
+            }
+            Missing::Fault(fault) => {
+                if fault == Fault::TooLarge {
+                    self.proxy.metrics.refused(Refusal::HeaderTooLarge);
+                }
+                fault.into()
+            }
+        };
+        self.proxy.count(None, answer.status, Duration::ZERO);
+        self.reply.clear();
+        answer.write(&mut self.reply, &RequestId::of(None, false), false, true);
+        if self.send_reply().await.is_ok() {
+            self.close().await;
+        }
+    }
+
+    /// Sends what is in `reply`.
+    async fn send_reply(&mut self) -> io::Result<()> {
+        let sending = async {
+            self.stream.write_all(&self.reply).await?;
+            self.stream.flush().await
+        };
+        timeout(self.proxy.timeouts.client, sending)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Ends the connection so that the client gets to read what it was sent last.
+    async fn close(&mut self) {
+        self.input = Buffer::default();
+        let lingering = async {
+            self.stream.shutdown().await?;
+            let mut rest = (&mut self.stream).take(LINGER_BYTES as u64);
+            tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+        };
+        let _ = timeout(LINGER, lingering).await;
+    }
+}
+
+/// Whether the proxy drains. The task is woken when that begins.
+struct Draining {
+    token: CancellationToken,
+    begins: Pin<Box<WaitForCancellationFutureOwned>>,
+    registered: bool,
+}
+
+impl Draining {
+    fn new(token: CancellationToken) -> Self {
+        Self { begins: Box::pin(token.clone().cancelled_owned()), token, registered: false }
+    }
+
+    /// Cost: a load, but for the first time on a connection.
+    fn has_begun(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.registered {
+            self.registered = self.begins.as_mut().poll(cx).is_pending();
+        }
+        self.token.is_cancelled()
+    }
+}
