@@ -12,7 +12,8 @@
 //!
 //! CPU time is the proxies' own, as the kernel counts it for each process: what the load and the backend cost on their core
 //! is not in it, nor does it matter there whether that core is the narrow place. Where it is, rates say so in a note.
-//! A response that is not a 200 of the right length ends the bench.
+//! Figures are compared within a round, and a ratio is the median of the rounds' ratios: it may say otherwise than the two
+//! medians do where the machine was not quiet. A response that is not a 200 of the right length ends the bench.
 
 mod backend;
 mod bare;

@@ -76,7 +76,7 @@ impl Proxy {
             let (http, https) = (bench.backend, bench.backend);
             return Ok(Self { kind, http, https, pids: Vec::new(), start: Duration::ZERO, child: None });
         }
-        let ports = Ports { http: free_port()?, https: free_port()? };
+        let ports = Ports::choose()?;
         let mut command = command(kind, bench, &ports)?;
         command.stdin(Stdio::null()).stdout(Stdio::null());
         process::pin(bench.cores.proxy)?;
@@ -134,12 +134,18 @@ impl Drop for Proxy {
 struct Ports {
     http: SocketAddr,
     https: SocketAddr,
+    /// Of Weir, for its metrics.
+    admin: SocketAddr,
 }
 
-/// Of the loopback address, and free now: nobody else is in this namespace.
-fn free_port() -> Result<SocketAddr> {
-    let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
-    Ok(probe.local_addr()?)
+impl Ports {
+    /// Of the loopback address, and free: nobody else is in this namespace.
+    fn choose() -> Result<Self> {
+        // Held until all are chosen: a port that is let go may come again at once.
+        let probe = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port");
+        let (http, https, admin) = (probe()?, probe()?, probe()?);
+        Ok(Self { http: http.local_addr()?, https: https.local_addr()?, admin: admin.local_addr()? })
+    }
 }
 
 fn command(kind: Kind, bench: &Bench, ports: &Ports) -> Result<Command> {
@@ -157,12 +163,12 @@ fn command(kind: Kind, bench: &Bench, ports: &Ports) -> Result<Command> {
         }
         Kind::Direct => bail!("the backend is there already"),
     };
-    let Ports { http, https } = ports;
+    let Ports { http, https, admin } = ports;
     match kind {
         Kind::Weir => {
             command.arg("ingress").arg("--kubeconfig").arg(bench.cluster.kubeconfig());
             command.args(["--http-address", &http.to_string(), "--https-address", &https.to_string()]);
-            command.args(["--metrics-address", &free_port()?.to_string()]);
+            command.args(["--metrics-address", &admin.to_string()]);
             command.args(["--workers", "1", "--access-log", "off", "--log", "warn"]);
         }
         Kind::Nginx => {
@@ -185,7 +191,7 @@ fn command(kind: Kind, bench: &Bench, ports: &Ports) -> Result<Command> {
     Ok(command)
 }
 
-fn nginx(bench: &Bench, Ports { http, https }: &Ports) -> String {
+fn nginx(bench: &Bench, Ports { http, https, .. }: &Ports) -> String {
     let Bench { backend, directory, certificate, .. } = bench;
     let directory = directory.display();
     let (chain, key) = (certificate.chain_file.display(), certificate.key_file.display());
@@ -227,7 +233,7 @@ http {{
     )
 }
 
-fn haproxy(bench: &Bench, Ports { http, https }: &Ports) -> String {
+fn haproxy(bench: &Bench, Ports { http, https, .. }: &Ports) -> String {
     let Bench { backend, certificate, .. } = bench;
     let pair = certificate.pair_file.display();
     format!(
