@@ -10,7 +10,7 @@ use rustls::sign::CertifiedKey;
 use crate::compile::{BackendKey, Compiled, ObjectKey, SecretFact, Snapshot, endpoints};
 use crate::config::Timeouts;
 use crate::metrics::{MAX_LABELLED_TARGETS, Metrics, Sizes, TargetLabels, TargetMetrics};
-use crate::policy::Policy;
+use crate::policy::{Passage, Policy};
 use crate::table::{RouteTable, TargetId};
 use crate::tls::Certificates;
 use crate::upstream::Pool;
@@ -59,6 +59,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// The canary, if the policies send a request there and it can be.
+    pub(crate) fn canary_for(&self, passage: &Passage) -> Option<&Arc<Self>> {
+        self.canary.as_ref().filter(|canary| passage.to_canary() && canary.has_endpoints())
+    }
+
     /// Whether a request can be sent there.
     pub(crate) fn has_endpoints(&self) -> bool {
         self.backend.as_ref().is_ok_and(|pool| !pool.is_empty())

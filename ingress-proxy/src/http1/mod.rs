@@ -39,14 +39,8 @@ use request::Next;
 
 use crate::metrics::Refusal;
 use crate::proxy::{Answer, Fault, Peer, Proxy, RequestId};
-use crate::serve::MAX_HEAD_BYTES;
+use crate::serve::{LINGER, LINGER_BYTES, MAX_HEAD_BYTES};
 use crate::stream::ClientStream;
-
-/// Before a connection is closed, this much more is read and thrown away: closing with unread bytes would make the kernel
-/// reset the connection, and the client would see that instead of the answer.
-const LINGER_BYTES: usize = 1024 * 1024;
-/// And this long.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// A connection that pingora goes on with, and what was read of it.
 pub(crate) struct HandOver(pub(crate) ClientStream, pub(crate) Bytes);

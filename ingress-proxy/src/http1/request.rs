@@ -148,9 +148,9 @@ impl Connection<'_> {
                 self.proxy.metrics.policies.answered(reply.by);
                 Answer::from(reply)
             })?;
-            let canary = request.target.as_ref().and_then(|target| target.canary.as_ref());
-            if let Some(canary) = canary.filter(|canary| passage.to_canary() && canary.has_endpoints()) {
-                request.target = Some(Arc::clone(canary));
+            let canary = request.target.as_ref().and_then(|target| target.canary_for(&passage));
+            if let Some(canary) = canary.cloned() {
+                request.target = Some(canary);
             }
             request.passage = Some(passage);
         }

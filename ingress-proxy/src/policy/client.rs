@@ -52,7 +52,7 @@ pub(crate) fn behind(peer: IpAddr, hops: impl Iterator<Item = IpAddr>, trusted: 
 }
 
 /// Whether one of the networks holds the address. Linear: lists are bounded where they are read.
-pub(super) fn is_in(networks: &[Network], address: IpAddr) -> bool {
+pub(crate) fn is_in(networks: &[Network], address: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(address))
 }
 

@@ -41,7 +41,7 @@ pub(crate) use access::{MAX_NETWORKS, Sources};
 pub(crate) use affinity::Affinity;
 pub(crate) use auth::{BasicAuth, Users};
 pub(crate) use canary::{Canary, HeaderRule};
-pub(crate) use client::{Client, behind};
+pub(crate) use client::{Client, behind, is_in};
 pub(crate) use cors::{Cors, MAX_ORIGINS, Origin, Origins};
 pub(crate) use head::{RequestHead, ResponseHead};
 pub(crate) use limits::{Limits, Per, Rate};

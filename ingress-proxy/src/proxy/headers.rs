@@ -71,11 +71,6 @@ pub(crate) struct Peer {
     pub(crate) port: String,
 }
 
-/// Whether the peer is one of ours.
-pub(crate) fn is_trusted(networks: &[Network], peer: IpAddr) -> bool {
-    networks.iter().any(|network| network.contains(peer))
-}
-
 /// Sets every forwarding field that the endpoint gets, by name and value. What a trusted peer wrote of protocol, host and
 /// port is kept and so not set. `host` is the host as the client wrote it, `given` the values that the request has.
 ///
@@ -169,7 +164,7 @@ mod tests {
     fn forwarded(peer: &str, trusted: &[&str], given: &[(&'static str, &str)]) -> RequestHeader {
         let networks: Vec<Network> = trusted.iter().map(|text| text.parse().unwrap()).collect();
         let address: IpAddr = peer.parse().unwrap();
-        let trusted = is_trusted(&networks, address);
+        let trusted = policy::is_in(&networks, address);
         let peer = Peer { address, text: peer.to_owned(), trusted, tls: true, port: "443".to_owned() };
         let mut request = RequestHeader::build("GET", b"/", None).unwrap();
         for (name, value) in given {

@@ -22,7 +22,7 @@ use crate::access_log::{AccessLog, Line};
 use crate::config::{Network, Timeouts};
 use crate::live::{Live, Target};
 use crate::metrics::{Metrics, TargetLabels, TargetMetrics};
-use crate::policy::Memory;
+use crate::policy::{self, Memory};
 use crate::upstream::Pool;
 pub(crate) use failure::{MAX_ATTEMPTS, Trouble};
 pub(crate) use headers::{Peer, RequestId, forwarding};
@@ -69,7 +69,7 @@ impl Proxy {
     pub(crate) fn peer(&self, address: SocketAddr, tls: bool) -> Peer {
         let address = address.ip().to_canonical();
         let port = if tls { self.ports.tls } else { self.ports.plain };
-        let trusted = headers::is_trusted(&self.trusted, address);
+        let trusted = policy::is_in(&self.trusted, address);
         Peer { address, text: address.to_string(), trusted, tls, port: port.to_string() }
     }
 

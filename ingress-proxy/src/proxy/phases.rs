@@ -61,10 +61,7 @@ impl Phases {
     /// Makes sure that the target has endpoints, or another one takes its place.
     fn find_endpoints(ctx: &mut Context) -> Result<(), Answer> {
         let Some(target) = ctx.target.clone() else { return Ok(()) };
-        if let Some(canary) = &target.canary
-            && ctx.passage.as_ref().is_some_and(|passage| passage.to_canary())
-            && canary.has_endpoints()
-        {
+        if let Some(canary) = ctx.passage.as_ref().and_then(|passage| target.canary_for(passage)) {
             ctx.target = Some(Arc::clone(canary));
             return Ok(());
         }

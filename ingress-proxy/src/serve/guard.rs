@@ -34,9 +34,9 @@ pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
 const H2_PREFACE_BYTES: usize = 24;
 /// After a refusal, this much more is read and thrown away: closing with unread bytes would make the kernel
 /// reset the connection, and the client would see that instead of the answer.
-const LINGER_BYTES: usize = 1024 * 1024;
+pub(crate) const LINGER_BYTES: usize = 1024 * 1024;
 /// And this long.
-const LINGER: Duration = Duration::from_secs(2);
+pub(crate) const LINGER: Duration = Duration::from_secs(2);
 
 const TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n\
     content-type: text/plain\r\ncontent-length: 42\r\nconnection: close\r\n\r\n\

@@ -28,7 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use guard::{Guard, MAX_HEAD_BYTES};
+pub(crate) use guard::{Guard, LINGER, LINGER_BYTES, MAX_HEAD_BYTES};
 
 use crate::config::Timeouts;
 use crate::http1::{self, Buffer, HandOver};
