@@ -296,13 +296,13 @@ fn a_load_balancer_is_answered_on_the_port_that_the_api_chose() {
         api.merge("endpointslices/default/web-1", json!({"endpoints": []})).await;
         eventually("none", async || status().await.filter(|text| text.starts_with("HTTP/1.1 503"))).await;
 
-        // From the band that the API chooses from last: no other port here can be this one.
-        let _process = TcpListener::bind("192.0.2.1:30050").await.unwrap();
+        // From the sixteen that the API server of tests, with its hundred ports, chooses from last.
+        let _process = TcpListener::bind("192.0.2.1:30007").await.unwrap();
         let spec = json!({
-            "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30_050, "ports": [{"port": 80}],
+            "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30_007, "ports": [{"port": 80}],
         });
         serve(api, "other", spec, B).await;
-        expect_event(api, "Service", "other", "spec.healthCheckNodePort: cannot listen on 192.0.2.1:30050")
+        expect_event(api, "Service", "other", "spec.healthCheckNodePort: cannot listen on 192.0.2.1:30007")
             .await;
     });
 }
