@@ -9,7 +9,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::{Child, ChildStdout, Command, ExitCode, Stdio},
     time::Duration,
 };
 
@@ -62,6 +62,10 @@ fn main() -> ExitCode {
         Trial::test("a_refused_address_leaves_nothing", test(refused)),
         Trial::test("cleanup_leaves_nothing", || {
             run(leaves_nothing);
+            Ok(())
+        }),
+        Trial::test("cleanup_takes_containers_that_are_starting", || {
+            run(takes_what_starts);
             Ok(())
         }),
     ];
@@ -314,25 +318,51 @@ async fn client(directory: &Path, cgroup_root: PathBuf, script: String) -> ExitC
         log_path: directory.join("logs/main/0.log"),
         ..Default::default()
     };
-    let id = start(&runtime, &pod.id, &spec).await;
+    let id = runtime.create_container(&pod.id, &spec).await.expect("a container");
     println!("{id}");
+    runtime.start_container(&id).await.expect("its start");
+    println!("started");
     std::future::pending().await
+}
+
+/// A kubelet in a process of its own, which can be killed at any moment.
+struct Client {
+    process: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl Client {
+    fn start(node: &Node, script: &str) -> Self {
+        let mut process = Command::new(std::env::current_exe().expect("this program"))
+            .arg("client")
+            .args([node.path(""), node.config().cgroup_root.expect("a cgroup root")])
+            .arg(script)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a client");
+        let said = BufReader::new(process.stdout.take().expect("its output"));
+        Self { process, said }
+    }
+
+    /// Its next line.
+    fn hear(&mut self) -> String {
+        let mut line = String::new();
+        self.said.read_line(&mut line).expect("a line");
+        line.trim().to_owned()
+    }
+
+    fn kill(mut self) {
+        self.process.kill().expect("a kill");
+        self.process.wait().expect("its end");
+    }
 }
 
 async fn outliving(node: Node) {
     let script = "echo before; while [ ! -e /proc/1/root/go ]; do sleep 0.05; done; echo after; exit 6";
-    let mut child = Command::new(std::env::current_exe().expect("this program"))
-        .arg("client")
-        .args([node.path(""), node.config().cgroup_root.expect("a cgroup root")])
-        .arg(script)
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("a client");
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().expect("its output")).read_line(&mut line).expect("an id");
-    let id = weir_kubelet::runtime::ContainerId(line.trim().to_owned());
-    kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL).expect("a kill");
-    child.wait().expect("its end");
+    let mut client = Client::start(&node, script);
+    let id = weir_kubelet::runtime::ContainerId(client.hear());
+    assert_eq!(client.hear(), "started");
+    client.kill();
     let runtime = node.runtime().await;
     let mut events = runtime.events();
     let found = status(&runtime, &id).await;
@@ -422,6 +452,22 @@ async fn leaves_nothing() {
     assert!(!node.path("run/containers").exists() && !node.path("data/containers").exists());
     assert!(node.plugin_calls().contains("DEL"));
     assert!(node.runtime().await.image_status(IMAGE).await.expect("the store").is_some(), "images stay");
+    drop(node);
+    assert_eq!(footprint(), before);
+}
+
+/// A kubelet can be ended at any moment between a shim's first instruction and its container's.
+async fn takes_what_starts() {
+    let before = footprint();
+    let node = Node::new();
+    for milliseconds in (0..60).step_by(3) {
+        let mut client = Client::start(&node, "sleep 1000");
+        client.hear();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        client.kill();
+        let cleaned = cleanup(&node.config()).await;
+        cleaned.unwrap_or_else(|error| panic!("a clean-up after {milliseconds} ms: {error}"));
+    }
     drop(node);
     assert_eq!(footprint(), before);
 }

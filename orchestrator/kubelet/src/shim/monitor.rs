@@ -103,6 +103,9 @@ impl Monitor {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let listener = UnixListener::bind(directory.join(record::SOCKET_FILE))?;
         listener.set_nonblocking(true)?;
+        if directory.join(record::ENDING_FILE).exists() {
+            return Err(io::Error::other("the runtime is being removed"));
+        }
         let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
         control.set_nonblocking(true)?;
         let mut log = Log::new(config.log_path, config.log_max_size_bytes, config.log_max_files);

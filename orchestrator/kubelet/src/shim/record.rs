@@ -16,6 +16,8 @@ pub(crate) const RUNNING_FILE: &str = "running.json";
 pub(crate) const EXIT_FILE: &str = "exit.json";
 /// Takes connections for as long as the shim lives.
 pub(crate) const SOCKET_FILE: &str = "shim.sock";
+/// Is there when everything shall end: a shim that has not begun does not begin.
+pub(crate) const ENDING_FILE: &str = "ending";
 /// Where the stage that creates leaves the process id of the container's first process.
 pub(crate) const PID_FILE: &str = "pid";
 /// Where the stage that creates leaves the reason if it fails.

@@ -5,13 +5,17 @@
 
 use std::{
     fs,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
 use nix::{
-    sys::signal::{self, Signal},
+    sys::{
+        signal::{self, Signal},
+        socket::{getsockopt, sockopt},
+    },
     unistd::Pid,
 };
 
@@ -42,8 +46,7 @@ pub async fn cleanup(config: &Config) -> Result<()> {
     let hierarchies = Hierarchies::detect().map_err(Error::io("read", "/proc/self/mountinfo"))?;
     let cgroup = node_cgroup(&hierarchies, config.cgroup_root.as_deref())?;
     let group = Group::new(hierarchies.clone(), cgroup.clone());
-    group.kill();
-    end_shims(&paths, &mut failures);
+    end_containers(&paths, &group)?;
     let (sandboxes, _) = paths.read_sandboxes()?;
     for sandbox in sandboxes.iter().filter(|sandbox| sandbox.ready && !sandbox.spec.host_network) {
         // The plugin's own clean-up follows; a sandbox that cannot be disconnected must not keep the rest.
@@ -76,26 +79,39 @@ fn remove_v1_roots(hierarchies: &Hierarchies, cgroup: &Path) {
     }
 }
 
-/// Waits for the shims to end, and kills those that do not.
-fn end_shims(paths: &Paths, failures: &mut Vec<Error>) {
-    let Ok((containers, _)) = paths.read_containers() else { return };
-    let directories: Vec<PathBuf> =
-        containers.iter().map(|container| paths.container(&container.id)).collect();
+/// Ends every container, those too that are just being made: their shims have not put a process into the group yet.
+///
+/// A shim listens before it looks for the note of the end, and here the note is written before anybody is asked: a shim
+/// either sees the note and gives up, or is found alive and waited for until it has put its process where it is killed.
+fn end_containers(paths: &Paths, group: &Group) -> Result<()> {
+    let directories = paths.container_directories()?;
+    for directory in &directories {
+        let note = directory.join(record::ENDING_FILE);
+        fs::write(&note, "").map_err(Error::io("write", note))?;
+    }
     let deadline = Instant::now() + SHIM_LIMIT;
-    let live = |directory: &&PathBuf| {
-        std::os::unix::net::UnixStream::connect(directory.join(record::SOCKET_FILE)).is_ok()
-    };
-    while directories.iter().any(|directory| live(&directory)) && Instant::now() < deadline {
+    loop {
+        group.kill();
+        let alive: Vec<_> = directories.iter().filter_map(|directory| shim_of(directory)).collect();
+        if alive.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            for shim in alive {
+                signal::kill(shim, Signal::SIGKILL).ok();
+            }
+            group.kill();
+            return Ok(());
+        }
         thread::sleep(SHIM_PAUSE);
     }
-    for directory in directories.iter().filter(live) {
-        let running: Option<record::Running> = record::read(directory, record::RUNNING_FILE).ok().flatten();
-        let Some(running) = running else { continue };
-        // It listens in this directory, so the process id in its record is still its own.
-        if let Err(errno) = signal::kill(Pid::from_raw(running.shim_pid as i32), Signal::SIGKILL) {
-            failures.push(Error::io("kill the shim of", directory)(errno));
-        }
-    }
+}
+
+/// The process that listens in a container's directory.
+fn shim_of(directory: &Path) -> Option<Pid> {
+    let stream = UnixStream::connect(directory.join(record::SOCKET_FILE)).ok()?;
+    let peer = getsockopt(&stream, sockopt::PeerCredentials).ok()?;
+    Some(Pid::from_raw(peer.pid()))
 }
 
 /// Mount points at and below some directories, innermost first.

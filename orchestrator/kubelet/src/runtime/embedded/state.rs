@@ -158,16 +158,26 @@ impl Paths {
     pub(super) fn read_containers(&self) -> Result<(Vec<ContainerRecord>, Vec<PathBuf>)> {
         read_all(&self.containers(), CONTAINER_FILE)
     }
+
+    /// The directories of all containers, with or without a record.
+    pub(super) fn container_directories(&self) -> Result<Vec<PathBuf>> {
+        list(&self.containers())
+    }
+}
+
+/// The paths in a directory; none if it is not there.
+fn list(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(Error::io("list", directory))?,
+    };
+    let paths: io::Result<_> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
+    paths.map_err(Error::io("list", directory))
 }
 
 fn read_all<T: DeserializeOwned>(directory: &Path, file: &str) -> Result<(Vec<T>, Vec<PathBuf>)> {
     let (mut records, mut broken) = (Vec::new(), Vec::new());
-    let entries = match fs::read_dir(directory) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((records, broken)),
-        entries => entries.map_err(Error::io("list", directory))?,
-    };
-    for entry in entries {
-        let path = entry.map_err(Error::io("list", directory))?.path();
+    for path in list(directory)? {
         match record::read(&path, file) {
             Ok(Some(record)) => records.push(record),
             Ok(None) | Err(_) => broken.push(path),
