@@ -3,7 +3,7 @@
 //! ```text
 //! apiserver ─▶ watch ─▶ compile (pure) ─▶ live: table, pools, certificates ◀─ proxy: what becomes of a request
 //!                          │                                                   ▲            ▲
-//!                          └▶ Events, status                                 http1   pingora (HTTP/2)
+//!                          └▶ Events, status                                 http1        http2
 //!                                                                              ▲            ▲
 //!                                                                      serve: listeners, TLS, drain
 //! ```
@@ -12,7 +12,8 @@
 //! - [`compile`] turns facts about objects into a table, and into problems;
 //! - `watch` keeps the facts, and is the only writer of what is live;
 //! - `policy` decides about requests, and knows neither protocols nor connections;
-//! - `serve` owns sockets, `http1` and pingora own connections, `proxy` says what becomes of a request; all only read what
+//! - `wire` is HTTP/1.1 as bytes;
+//! - `serve` owns sockets, `http1` and `http2` own connections (pingora those of HTTP/1 for endpoints that speak HTTP/2), `proxy` says what becomes of a request; all only read what
 //!   is live.
 //!
 //! The crate speaks the Kubernetes API and nothing else: it cannot tell whose apiserver it talks to.
@@ -22,6 +23,7 @@ mod check;
 pub mod compile;
 mod config;
 mod http1;
+mod http2;
 mod idle;
 mod live;
 mod metrics;
@@ -33,6 +35,7 @@ pub mod table;
 mod tls;
 mod upstream;
 mod watch;
+mod wire;
 
 use std::io;
 use std::path::PathBuf;

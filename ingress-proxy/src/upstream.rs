@@ -5,6 +5,7 @@
 //! keep their identity, and with it their count of requests in flight.
 
 use std::cell::Cell;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -12,10 +13,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use pingora::upstreams::peer::HttpPeer;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::compile::Endpoints;
 use crate::config::Timeouts;
+use crate::http2::Connections;
 use crate::idle::Idle;
+use crate::metrics::UpstreamFailure;
 
 /// How long an endpoint that refused a connection is passed over while there are others. Long enough to spare
 /// the next requests the detour, short enough that a restarted pod is back before anyone looks.
@@ -33,6 +38,8 @@ pub(crate) struct Endpoint {
     peer: HttpPeer,
     /// Connections of requests that went past pingora.
     idle: Idle,
+    /// Connections by HTTP/2.
+    connections: Connections,
     in_flight: AtomicU32,
     /// Milliseconds on [`clock`] until which it is passed over.
     avoid_until_ms: AtomicU64,
@@ -57,6 +64,7 @@ impl Endpoint {
             address,
             peer,
             idle: Idle::new(timeouts.upstream_idle),
+            connections: Connections::new(timeouts.upstream_idle),
             in_flight: AtomicU32::new(0),
             avoid_until_ms: AtomicU64::new(0),
         }
@@ -75,6 +83,11 @@ impl Endpoint {
     /// Its connections that wait for a request.
     pub(crate) fn idle(&self) -> &Idle {
         &self.idle
+    }
+
+    /// Its connections by HTTP/2.
+    pub(crate) fn connections(&self) -> &Connections {
+        &self.connections
     }
 
     /// Passes it over for a while: it refused a connection.
@@ -150,7 +163,12 @@ impl Pool {
 
     /// Closes connections that waited too long. Returns how many are left.
     pub(crate) fn sweep(&self) -> usize {
-        self.list.load().endpoints.iter().map(|endpoint| endpoint.idle.sweep()).sum()
+        self.list
+            .load()
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.idle.sweep() + endpoint.connections.sweep())
+            .sum()
     }
 
     /// Whether no endpoint is there.
@@ -254,6 +272,28 @@ pub(crate) fn random() -> u64 {
         state.set(x);
         x.wrapping_mul(0x2545_f491_4f6c_dd1d)
     })
+}
+
+/// A fresh connection to an endpoint.
+pub(crate) async fn connect(address: SocketAddr, longest: Duration) -> Result<TcpStream, UpstreamFailure> {
+    let connecting = async {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    };
+    match timeout(longest, connecting).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(refusal(&error)),
+        Err(_) => Err(UpstreamFailure::ConnectTimeout),
+    }
+}
+
+fn refusal(error: &io::Error) -> UpstreamFailure {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => UpstreamFailure::ConnectRefused,
+        io::ErrorKind::TimedOut => UpstreamFailure::ConnectTimeout,
+        _ => UpstreamFailure::ConnectOther,
+    }
 }
 
 #[cfg(test)]

@@ -16,9 +16,6 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::buffer::Buffer;
-use super::deadline::Deadline;
-use super::framing::Body;
 use super::to_client::ToClient;
 use super::to_endpoint::ToEndpoint;
 use crate::config::Timeouts;
@@ -26,15 +23,7 @@ use crate::metrics::UpstreamFailure;
 use crate::policy::Passage;
 use crate::proxy::Trouble;
 use crate::stream::ClientStream;
-
-/// The versions of HTTP/1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Version {
-    /// 1.0: no chunks, no interim responses, and connections are kept only if both sides say so.
-    Old,
-    /// 1.1.
-    New,
-}
+use crate::wire::{Body, Buffer, Deadline, Version};
 
 /// What an exchange must know of the request.
 #[derive(Debug, Clone, Copy)]
@@ -95,14 +84,16 @@ impl<'c> Exchange<'c> {
         self.response.is_unheard() && self.request.is_at_hand()
     }
 
-    /// To the end of the response. `draining` decides whether the client is told that its connection closes.
+    /// To the end of the response. `draining` decides whether the client is told that its connection closes, `unwanted` of a
+    /// status, and of whether the same request can be sent once more, whether the response is not for the client.
     pub(super) async fn run(
         &mut self,
         deadline: &mut Deadline,
         draining: impl Fn() -> bool,
+        unwanted: impl Fn(u16, bool) -> bool,
     ) -> Result<End, Trouble> {
         deadline.set(Instant::now(), self.patience().0);
-        std::future::poll_fn(|cx| self.poll(deadline, &draining, cx)).await?;
+        std::future::poll_fn(|cx| self.poll(deadline, &draining, &unwanted, cx)).await?;
         let (end, is_read) = (self.response.end(), self.request.is_read());
         let end = End {
             keep_client: end.keep_client && is_read,
@@ -116,6 +107,7 @@ impl<'c> Exchange<'c> {
         &mut self,
         deadline: &mut Deadline,
         draining: &impl Fn() -> bool,
+        unwanted: &impl Fn(u16, bool) -> bool,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Trouble>> {
         let Self { client, endpoint, request, response, is_tunnel, .. } = self;
@@ -123,7 +115,11 @@ impl<'c> Exchange<'c> {
         loop {
             let _ = request.poll(client, endpoint, response.has_begun(), cx)?;
             let keep_client = || request.is_read() && !draining();
-            if response.poll(client, endpoint, &keep_client, cx)?.is_ready() {
+            let unwanted = |status, is_unheard| {
+                let can_repeat = is_unheard && request.is_at_hand();
+                unwanted(status, can_repeat).then_some(Trouble::Unwanted { status, can_repeat })
+            };
+            if response.poll(client, endpoint, &keep_client, &unwanted, cx)?.is_ready() {
                 return Poll::Ready(Ok(()));
             }
             if *is_tunnel || !response.is_tunnel() {
@@ -158,7 +154,7 @@ impl<'c> Exchange<'c> {
 }
 
 /// One call for what is there of both.
-pub(super) fn write(
+pub(crate) fn write(
     stream: &mut (impl AsyncWrite + Unpin),
     first: &[u8],
     second: &[u8],

@@ -1,22 +1,16 @@
 //! HTTP/1.1 connections, from their first request to their last.
 //!
 //! ```text
-//! client ─▶ buffer ─▶ head: read in place, strictly ─▶ Proxy::route ─▶ forward: the head made anew ─▶ endpoint
-//!    ▲                                                                                                    │
-//!    └──────────────────── exchange: both directions at once, bytes as they come ◀────────────────────────┘
+//! client ─▶ head: read in place, strictly ─▶ Proxy: route, policies ─▶ the head made anew ─▶ endpoint
+//!    ▲                                                                                          │
+//!    └─────────────── exchange: both directions at once, bytes as they come ◀───────────────────┘
 //! ```
 //!
-//! pingora serves HTTP/2, and goes on with a connection whose request is for an endpoint that speaks HTTP/2
-//! ([`HandOver`]). Everything else is served here, since here a request costs what its system calls cost: nothing is
+//! pingora goes on with a connection whose request is for an endpoint that speaks HTTP/2 ([`HandOver`]). Everything else is served here, since here a request costs what its system calls cost: nothing is
 //! copied but heads, and one without a body takes four calls, and no timer, task, channel or allocation of its own. (The
 //! access log and policies have theirs.)
 
-mod buffer;
-mod deadline;
 mod exchange;
-mod forward;
-mod framing;
-mod head;
 mod request;
 mod to_client;
 mod to_endpoint;
@@ -32,15 +26,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-pub(crate) use buffer::Buffer;
-use deadline::Deadline;
-use head::HeadEnd;
+pub(crate) use exchange::write;
 use request::Next;
 
 use crate::metrics::Refusal;
 use crate::proxy::{Answer, Fault, Peer, Proxy, RequestId};
 use crate::serve::{LINGER, LINGER_BYTES, MAX_HEAD_BYTES};
 use crate::stream::ClientStream;
+use crate::wire::{Buffer, Deadline, HeadEnd};
 
 /// A connection that pingora goes on with, and what was read of it.
 pub(crate) struct HandOver(pub(crate) ClientStream, pub(crate) Bytes);
@@ -200,19 +193,19 @@ impl Connection<'_> {
 }
 
 /// Whether the proxy drains. The task is woken when that begins.
-struct Draining {
+pub(crate) struct Draining {
     token: CancellationToken,
     begins: Pin<Box<WaitForCancellationFutureOwned>>,
     registered: bool,
 }
 
 impl Draining {
-    fn new(token: CancellationToken) -> Self {
+    pub(crate) fn new(token: CancellationToken) -> Self {
         Self { begins: Box::pin(token.clone().cancelled_owned()), token, registered: false }
     }
 
     /// Cost: a load, but for the first time on a connection.
-    fn has_begun(&mut self, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn has_begun(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.registered {
             self.registered = self.begins.as_mut().poll(cx).is_pending();
         }

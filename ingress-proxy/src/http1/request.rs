@@ -1,25 +1,14 @@
 //! One request: judged, sent to an endpoint that takes it, answered, accounted for.
 
-use std::borrow::Cow;
-use std::net::SocketAddr;
-use std::sync::Arc;
-
-use prometheus_client::metrics::gauge::Gauge;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::Connection;
-use super::exchange::{Asked, End, Exchange, Version};
-use super::forward::write_request;
-use super::framing::Body;
-use super::head::{Known, Normal, RequestHead, Space};
-use crate::access_log::Line;
+use super::exchange::{Asked, End, Exchange};
 use crate::live::Target;
-use crate::metrics::UpstreamFailure;
-use crate::policy::{Client, Decision, Passage, Retry};
-use crate::proxy::{Answer, Fault, MAX_ATTEMPTS, RequestId, Trouble};
-use crate::table::{normalize_host, normalize_path};
-use crate::upstream::{Chosen, Pool};
+use crate::policy::{Decision, Passage};
+use crate::proxy::{Answer, Attempts, Record, Trouble};
+use crate::upstream::{Pool, connect};
+use crate::wire::{Body, RequestHead, Space, Version, redirect_request, write_request};
 
 /// What a connection does behind a request.
 pub(super) enum Next {
@@ -31,34 +20,10 @@ pub(super) enum Next {
 
 /// What is remembered of one request.
 struct Request {
-    started: Instant,
-    id: RequestId,
+    record: Record,
     asked: Asked,
-    /// Whether doing it twice is the same as once.
-    is_idempotent: bool,
     /// The client waits with its body until it is asked for it.
     expects: bool,
-    target: Option<Arc<Target>>,
-    /// What the rule's policies ask for.
-    passage: Option<Box<Passage>>,
-    /// For the access log, if there is one.
-    said: Option<Box<Said>>,
-    endpoint: Option<SocketAddr>,
-    attempts: u8,
-    reason: Option<Cow<'static, str>>,
-    bytes_in: u64,
-    bytes_out: u64,
-    _in_flight: InFlight,
-}
-
-/// What the client said, for the access log.
-#[derive(Default)]
-struct Said {
-    method: String,
-    /// In normal form.
-    host: String,
-    target: String,
-    user_agent: String,
 }
 
 /// What is to be done with a request.
@@ -67,22 +32,6 @@ enum Verdict {
     Forward(Option<Decision>),
     Answer(Answer),
     HandOver,
-}
-
-/// A request that is being served.
-struct InFlight(Gauge);
-
-impl InFlight {
-    fn new(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 impl Connection<'_> {
@@ -96,103 +45,86 @@ impl Connection<'_> {
         };
         self.input.consume(length);
         let settled = match judged {
-            Ok(decision) => self.settle(&mut request, decision).await,
+            Ok(decision) => self.proxy.settle(&mut request.record, decision).await,
             Err(answer) => Err(answer),
         };
+        let passage = request.record.passage.take();
         let served = match settled {
-            Ok(pool) => self.forward(&mut request, &pool).await,
+            Ok(()) => self.forward(&mut request, passage.as_deref()).await,
             Err(answer) => Err(answer),
         };
         let (status, next) = match served {
             Ok(served) => served,
-            Err(answer) => self.answer(&mut request, answer).await,
+            Err(answer) => self.answer(&mut request, passage.as_deref(), answer).await,
         };
-        self.account(&request, status);
+        let proto = if request.asked.is_old() { "HTTP/1.0" } else { "HTTP/1.1" };
+        self.proxy.account(&request.record, &self.peer, proto, status);
         next
     }
 
     /// Reads the head, finds out what is to be done, and writes the head for the endpoint.
     fn judge(&mut self, length: usize) -> (Request, Verdict) {
         let mut space = Space::new();
-        let mut request = Request::new(&self.proxy.metrics.in_flight);
+        let mut request = Request::new(Record::new(&self.proxy.metrics));
         let read = RequestHead::read(&self.input.filled()[..length], &mut space);
         let verdict = read.map_err(Answer::from).and_then(|head| {
-            request.learn(&head, self.peer.trusted);
-            let said = self.proxy.is_logging().then(|| request.said.insert(Box::new(Said::of(&head))));
-            let host = normalize_host(head.host).map_err(Fault::from)?;
-            if let Some(said) = said {
-                said.host.push_str(&host);
-            }
-            let path = normalize_path(head.path).map_err(Fault::from)?;
-            let target = request.target.insert(self.proxy.route(&host, &path)?);
-            if is_pingoras(target) {
+            request.learn(&head);
+            let record = &mut request.record;
+            let normal = self.proxy.find(record, &head, &self.peer)?;
+            if record.target.as_deref().is_some_and(is_pingoras) {
                 return Ok(Verdict::HandOver);
             }
-            let decision = target.policy.as_ref().map(|policy| {
-                let head = Normal { head: &head, host: &host, path: &path };
-                let client = Client::of(&head, self.peer.address, self.peer.tls, &self.proxy.trusted);
-                policy.before(&head, &client, &self.proxy.memory)
-            });
+            let decision = self.proxy.decide(record, &normal, &self.peer);
             let passage = decision.as_ref().and_then(Decision::passage);
             let (peer, networks) = (&self.peer, &self.proxy.trusted);
-            write_request(&mut self.head, &head, &path, peer, &request.id, networks, passage);
+            write_request(&mut self.head, &normal, peer, &record.id, networks, passage);
             Ok(Verdict::Forward(decision))
         });
         (request, verdict.unwrap_or_else(Verdict::Answer))
     }
 
-    /// Waits for what the rule's policies decide, and finds the endpoints.
-    async fn settle(&self, request: &mut Request, decision: Option<Decision>) -> Result<Arc<Pool>, Answer> {
-        if let Some(decision) = decision {
-            let passage = decision.settled().await.map_err(|reply| {
-                self.proxy.metrics.policies.answered(reply.by);
-                Answer::from(reply)
-            })?;
-            let canary = request.target.as_ref().and_then(|target| target.canary_for(&passage));
-            if let Some(canary) = canary.cloned() {
-                request.target = Some(canary);
+    /// Sends the request to the endpoints of its target, and to who makes the error page if it comes to that; or says what to
+    /// answer instead.
+    async fn forward(
+        &mut self,
+        request: &mut Request,
+        passage: Option<&Passage>,
+    ) -> Result<(u16, Next), Answer> {
+        let mut pool = request.record.endpoints(passage)?;
+        loop {
+            if let Some((target, fields)) = request.record.page_request() {
+                redirect_request(&mut self.head, target, &fields);
             }
-            request.passage = Some(passage);
+            match self.attempt(request, passage, &pool).await {
+                Ok(served) => return Ok(served),
+                Err(trouble) => match request.record.recover(trouble, passage, &self.proxy.metrics) {
+                    Ok(others) => pool = others,
+                    Err(Some(answer)) => return Err(answer),
+                    Err(None) => return Ok((0, Next::Close)),
+                },
+            }
         }
-        request.target.as_ref().map_or(Err(Fault::Malformed.into()), |target| target.endpoints().cloned())
     }
 
-    /// Sends the request to one endpoint after the other until one answers, or says what to answer instead.
-    async fn forward(&mut self, request: &mut Request, pool: &Pool) -> Result<(u16, Next), Answer> {
-        let metrics = &self.proxy.metrics;
-        let passage = request.passage.as_deref();
+    /// Sends the request to one endpoint after the other until one answers.
+    async fn attempt(
+        &mut self,
+        request: &mut Request,
+        passage: Option<&Passage>,
+        pool: &Pool,
+    ) -> Result<(u16, Next), Trouble> {
+        let record = &mut request.record;
         let own_timeouts = passage.map(|passage| passage.upstream().over(&self.proxy.timeouts));
         let timeouts = own_timeouts.as_ref().unwrap_or(&self.proxy.timeouts);
-        let (usual, rank_by) = (Retry::default(), passage.and_then(Passage::rank_by));
-        let retry = passage.map_or(&usual, |passage| &passage.upstream().retry);
-        let mut failed = Vec::new();
-        let trouble = loop {
-            let Some(chosen) = pool.choose_by(rank_by, &failed) else {
-                break if failed.is_empty() { Trouble::NoneLeft } else { Trouble::AllTried };
-            };
-            if request.attempts > 0 {
-                metrics.retries.inc();
-            }
-            request.attempts += 1;
-            request.endpoint = Some(chosen.address());
-            let may_go_on = |attempts, failed: &[SocketAddr]| {
-                retry.may_go_on(attempts, MAX_ATTEMPTS, request.started.elapsed())
-                    && pool.choose(failed).is_some()
-            };
-            let (mut endpoint, is_reused) = match chosen.idle().take(request.started) {
+        let mut attempts = Attempts::new(pool, passage, &self.proxy.metrics);
+        loop {
+            let chosen = attempts.next(record)?;
+            let (mut endpoint, is_reused) = match chosen.idle().take(record.started) {
                 Some(stream) => (stream, true),
-                None => match connect(&chosen, timeouts.connect).await {
+                None => match connect(chosen.address(), timeouts.connect).await {
                     Ok(stream) => (stream, false),
-                    Err(failure) => {
-                        // Nothing was sent: any request may be tried elsewhere.
-                        metrics.upstream_failure(failure);
-                        chosen.avoid();
-                        failed.push(chosen.address());
-                        if retry.error && may_go_on(request.attempts, &failed) {
-                            continue;
-                        }
-                        break Trouble::Endpoint(failure);
-                    }
+                    Err(failure) if attempts.refused(record, &chosen, failure) => continue,
+                    Err(failure) => return Err(Trouble::Endpoint(failure)),
                 },
             };
             let mut exchange = Exchange::new(
@@ -205,10 +137,11 @@ impl Connection<'_> {
                 timeouts,
             );
             let draining = &self.draining.token;
-            let result = exchange.run(&mut self.deadline, || draining.is_cancelled()).await;
-            (request.bytes_in, request.bytes_out) = (exchange.request.bytes(), exchange.response.bytes);
+            let unwanted = |status, can_repeat| attempts.is_unwanted(record, &chosen, status, can_repeat);
+            let result = exchange.run(&mut self.deadline, || draining.is_cancelled(), unwanted).await;
             let (status, has_begun) = (exchange.response.status, !exchange.response.is_unheard());
             let can_repeat = exchange.can_repeat();
+            (record.bytes_in, record.bytes_out) = (exchange.request.bytes(), exchange.response.bytes);
             let trouble = match result {
                 Ok(End { keep_client, keep_endpoint }) => {
                     if keep_endpoint {
@@ -218,47 +151,26 @@ impl Connection<'_> {
                 }
                 Err(trouble) => trouble,
             };
-            if let Trouble::Endpoint(failure) = trouble {
-                metrics.upstream_failure(failure);
-                let broke = failure == UpstreamFailure::Closed;
-                if broke && !is_reused {
-                    failed.push(chosen.address());
-                }
-                let is_covered = match failure {
-                    UpstreamFailure::ReadTimeout | UpstreamFailure::WriteTimeout => retry.timeout,
-                    UpstreamFailure::InvalidResponse => retry.invalid_header,
-                    _ => broke && retry.error,
-                };
-                // The endpoint may have seen the request. A kept connection mostly breaks because the endpoint had closed
-                // it, so the same endpoint may be asked again on a fresh one.
-                let is_harmless = can_repeat && (request.is_idempotent || retry.non_idempotent);
-                if is_covered && is_harmless && may_go_on(request.attempts, &failed) {
-                    continue;
-                }
+            if attempts.goes_on(record, &chosen, trouble, is_reused, can_repeat) {
+                continue;
             }
             // A response that has begun cannot be taken back; the client sees it break off.
             if status != 0 && has_begun {
-                request.reason = trouble.answer(request.target.as_deref()).map(|answer| answer.text);
+                record.reason = trouble.answer(record.target.as_deref()).map(|answer| answer.text);
                 return Ok((status, Next::Close));
             }
-            break trouble;
-        };
-        if trouble == Trouble::BodyTooLarge
-            && let Some(reply) = passage.and_then(Passage::refuse_body)
-        {
-            metrics.policies.answered(reply.by);
-            return Err(reply.into());
+            return Err(trouble);
         }
-        if let Some(answer) = trouble.answer(request.target.as_deref()) {
-            return Err(answer.closing());
-        }
-        request.reason = Some(Cow::Borrowed("the client closed the connection"));
-        Ok((0, Next::Close))
     }
 
     /// Answers in the proxy's own name.
-    async fn answer(&mut self, request: &mut Request, mut answer: Answer) -> (u16, Next) {
-        if let Some(passage) = &request.passage {
+    async fn answer(
+        &mut self,
+        request: &mut Request,
+        passage: Option<&Passage>,
+        mut answer: Answer,
+    ) -> (u16, Next) {
+        if let Some(passage) = passage {
             passage.after(&mut *answer.more);
         }
         let mut body = request.asked.body;
@@ -271,9 +183,10 @@ impl Connection<'_> {
             || !body.is_done()
             || self.draining.token.is_cancelled();
         self.reply.clear();
-        let length = answer.write(&mut self.reply, &request.id, request.asked.is_head, close);
-        request.bytes_out = length as u64;
-        request.reason = Some(answer.text);
+        let record = &mut request.record;
+        let length = answer.write(&mut self.reply, &record.id, request.asked.is_head, close);
+        record.bytes_out = length as u64;
+        record.reason = Some(answer.text);
         if self.send_reply().await.is_err() {
             return (0, Next::Close);
         }
@@ -283,69 +196,17 @@ impl Connection<'_> {
         self.input.consume(read.map_or(0, |piece| piece.bytes));
         (answer.status, Next::Request)
     }
-
-    fn account(&self, request: &Request, status: u16) {
-        let took = request.started.elapsed();
-        let target = request.target.as_deref();
-        self.proxy.count(target, status, took);
-        if !self.proxy.is_logging() {
-            return;
-        }
-        let nothing = Said::default();
-        let said = request.said.as_deref().unwrap_or(&nothing);
-        let line = Line {
-            time_ms: 0,
-            id: request.id.as_str(),
-            client: &self.peer.text,
-            proto: if request.asked.is_old() { "HTTP/1.0" } else { "HTTP/1.1" },
-            tls: self.peer.tls,
-            method: &said.method,
-            host: &said.host,
-            path: &said.target,
-            status,
-            bytes_in: request.bytes_in as usize,
-            bytes_out: request.bytes_out as usize,
-            duration_us: took.as_micros(),
-            ingress: target.map_or("", |target| &target.ingress),
-            service: target.map_or("", |target| &target.service),
-            endpoint: request.endpoint,
-            attempts: request.attempts,
-            reason: request.reason.as_deref(),
-            cause: None,
-            user_agent: &said.user_agent,
-        };
-        self.proxy.log(took, line);
-    }
 }
 
 impl Request {
     /// One of which nothing is known yet.
-    fn new(in_flight: &Gauge) -> Self {
-        Self {
-            started: Instant::now(),
-            id: RequestId::of(None, false),
-            asked: Asked {
-                version: Version::New,
-                body: Body::Done,
-                is_head: false,
-                upgrades: false,
-                keep: false,
-            },
-            is_idempotent: false,
-            expects: false,
-            target: None,
-            passage: None,
-            said: None,
-            endpoint: None,
-            attempts: 0,
-            reason: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            _in_flight: InFlight::new(in_flight),
-        }
+    fn new(record: Record) -> Self {
+        let asked =
+            Asked { version: Version::New, body: Body::Done, is_head: false, upgrades: false, keep: false };
+        Self { record, asked, expects: false }
     }
 
-    fn learn(&mut self, head: &RequestHead<'_, '_>, trusted: bool) {
+    fn learn(&mut self, head: &RequestHead<'_, '_>) {
         self.asked = Asked {
             version: head.version,
             body: head.body,
@@ -353,54 +214,13 @@ impl Request {
             upgrades: head.upgrade.is_some(),
             keep: head.keeps_alive(),
         };
-        // RFC 9110 §9.2.2.
-        self.is_idempotent = matches!(head.method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS");
         self.expects = head.expects;
-        if trusted {
-            let given = head.fields.iter().find(|field| Known::of(field.name) == Known::RequestId);
-            self.id = RequestId::of(given.map(|field| field.value), true);
-        }
     }
 }
 
-impl Said {
-    fn of(head: &RequestHead<'_, '_>) -> Self {
-        Self {
-            method: head.method.to_owned(),
-            host: String::new(),
-            target: head.target.to_owned(),
-            user_agent: String::from_utf8_lossy(head.user_agent).into_owned(),
-        }
-    }
-}
-
-/// Whether pingora serves a target: its endpoints speak HTTP/2, or what they answer may not be what the client gets.
+/// Whether pingora serves a target: endpoints that it may come to speak HTTP/2.
 fn is_pingoras(target: &Target) -> bool {
     let speaks_h2 = |target: &Target| target.backend.as_ref().is_ok_and(|pool| pool.is_h2c());
-    speaks_h2(target)
-        || target.fallback.is_some()
-        || target.canary.as_ref().is_some_and(|canary| speaks_h2(canary))
-        || target.policy.as_ref().is_some_and(|policy| policy.judges_responses())
-}
-
-/// A fresh connection to the endpoint.
-async fn connect(chosen: &Chosen, longest: std::time::Duration) -> Result<TcpStream, UpstreamFailure> {
-    let connecting = async {
-        let stream = TcpStream::connect(chosen.address()).await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
-    };
-    match timeout(longest, connecting).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => Err(refusal(&error)),
-        Err(_) => Err(UpstreamFailure::ConnectTimeout),
-    }
-}
-
-fn refusal(error: &std::io::Error) -> UpstreamFailure {
-    match error.kind() {
-        std::io::ErrorKind::ConnectionRefused => UpstreamFailure::ConnectRefused,
-        std::io::ErrorKind::TimedOut => UpstreamFailure::ConnectTimeout,
-        _ => UpstreamFailure::ConnectOther,
-    }
+    let others = [&target.canary, &target.fallback].into_iter().flatten();
+    speaks_h2(target) || others.into_iter().any(|other| speaks_h2(other))
 }

@@ -7,16 +7,13 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 
-use super::buffer::Buffer;
 use super::exchange::{Asked, End, write};
-use super::forward::{After, write_response};
-use super::framing::Body;
-use super::head::{ResponseHead, Space};
 use crate::metrics::UpstreamFailure;
 use crate::policy::Passage;
 use crate::proxy::Trouble;
 use crate::serve::MAX_HEAD_BYTES;
 use crate::stream::ClientStream;
+use crate::wire::{After, Body, Buffer, ResponseHead, Space, write_response};
 
 const MALFORMED: Trouble = Trouble::Endpoint(UpstreamFailure::InvalidResponse);
 const CLOSED: Trouble = Trouble::Endpoint(UpstreamFailure::Closed);
@@ -106,13 +103,15 @@ impl<'c> ToClient<'c> {
         End { keep_endpoint: self.end.keep_endpoint && self.answer.is_empty(), ..self.end }
     }
 
-    /// Moves it on until the client has all of it or something must be waited for. `keep_client` is asked when the head is
-    /// there: whether the client's connection may be kept.
+    /// Moves it on until the client has all of it or something must be waited for. When the head is there, `keep_client` is
+    /// asked whether the client's connection may be kept, and `unwanted`, of its status and of whether nothing was sent yet,
+    /// whether the client is not to get it.
     pub(super) fn poll(
         &mut self,
         client: &mut ClientStream,
         endpoint: &mut TcpStream,
         keep_client: &impl Fn() -> bool,
+        unwanted: &impl Fn(u16, bool) -> Option<Trouble>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Trouble>> {
         loop {
@@ -137,7 +136,7 @@ impl<'c> ToClient<'c> {
             if self.stage == Stage::Done {
                 return Pin::new(client).poll_flush(cx).map_err(|_| Trouble::ClientGone);
             }
-            if !self.answer.is_empty() && self.understand(keep_client)? {
+            if !self.answer.is_empty() && self.understand(keep_client, unwanted)? {
                 continue;
             }
             if Pin::new(&mut *client).poll_flush(cx).map_err(|_| Trouble::ClientGone)?.is_pending() {
@@ -153,8 +152,12 @@ impl<'c> ToClient<'c> {
     }
 
     /// Reads on in what the endpoint sent. False: more of it is needed.
-    fn understand(&mut self, keep_client: &impl Fn() -> bool) -> Result<bool, Trouble> {
-        if self.stage == Stage::Head && !self.understand_head(keep_client)? {
+    fn understand(
+        &mut self,
+        keep_client: &impl Fn() -> bool,
+        unwanted: &impl Fn(u16, bool) -> Option<Trouble>,
+    ) -> Result<bool, Trouble> {
+        if self.stage == Stage::Head && !self.understand_head(keep_client, unwanted)? {
             return Ok(false);
         }
         // What came of the body with the head goes on with it.
@@ -176,7 +179,11 @@ impl<'c> ToClient<'c> {
         Ok(true)
     }
 
-    fn understand_head(&mut self, keep_client: &impl Fn() -> bool) -> Result<bool, Trouble> {
+    fn understand_head(
+        &mut self,
+        keep_client: &impl Fn() -> bool,
+        unwanted: &impl Fn(u16, bool) -> Option<Trouble>,
+    ) -> Result<bool, Trouble> {
         let mut space = Space::new();
         let head = ResponseHead::read(self.answer.filled(), &mut space, self.asked.is_head);
         let Some(head) = head.map_err(|_| MALFORMED)? else {
@@ -201,6 +208,9 @@ impl<'c> ToClient<'c> {
             ..200 if self.asked.is_old() => {}
             ..200 => write_response(self.reply, &head, After::Nothing, false, None),
             status => {
+                if let Some(trouble) = unwanted(status, !self.spoke) {
+                    return Err(trouble);
+                }
                 self.status = status;
                 self.body = head.body;
                 self.stage = if head.body.is_done() { Stage::Done } else { Stage::Body };

@@ -6,11 +6,10 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 
-use super::buffer::Buffer;
 use super::exchange::write;
-use super::framing::Body;
 use crate::proxy::Trouble;
 use crate::stream::ClientStream;
+use crate::wire::{Body, Buffer};
 
 /// A request on its way.
 pub(super) struct ToEndpoint<'c> {

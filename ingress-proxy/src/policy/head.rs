@@ -50,7 +50,7 @@ pub(super) fn cookie<'a>(head: &'a impl RequestHead, name: &'a str) -> Option<&'
 }
 
 /// Path and query as the request line has them.
-pub(super) fn origin_form(head: &impl RequestHead) -> String {
+pub(crate) fn origin_form(head: &impl RequestHead) -> String {
     let mut text = head.path().to_owned();
     if let Some(query) = head.query() {
         text.push('?');

@@ -43,7 +43,7 @@ pub(crate) use auth::{BasicAuth, Users};
 pub(crate) use canary::{Canary, HeaderRule};
 pub(crate) use client::{Client, behind, is_in};
 pub(crate) use cors::{Cors, MAX_ORIGINS, Origin, Origins};
-pub(crate) use head::{RequestHead, ResponseHead};
+pub(crate) use head::{RequestHead, ResponseHead, origin_form};
 pub(crate) use limits::{Limits, Per, Rate};
 pub(crate) use passage::Passage;
 pub(crate) use redirect::{Redirects, ToHttps};
@@ -163,11 +163,6 @@ impl Decision {
 }
 
 impl Policy {
-    /// Whether an endpoint's status can send the request to another one, or to an error page.
-    pub(crate) fn judges_responses(&self) -> bool {
-        !self.settings.error_statuses.is_empty() || !self.settings.upstream.retry.statuses.is_empty()
-    }
-
     /// Decides on a request before an endpoint is chosen. No I/O, and no clock but the client's.
     pub(crate) fn before(
         self: &Arc<Self>,

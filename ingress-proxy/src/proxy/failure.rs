@@ -31,6 +31,12 @@ pub(crate) enum Trouble {
     BadRequest,
     /// It is larger than the rule allows.
     BodyTooLarge,
+    /// The endpoint answered, but not what the client is to get.
+    Unwanted {
+        status: u16,
+        /// All of the request is at hand, and nothing reached the client.
+        can_repeat: bool,
+    },
     /// A status that pingora gives.
     Status(u16),
     /// Neither side's fault.
@@ -56,6 +62,7 @@ impl Trouble {
             Self::BodyTooLarge => {
                 Answer::new(413, Cow::Borrowed("the request body is larger than the rule allows"))
             }
+            Self::Unwanted { status, .. } => of_service(status, "its response is replaced"),
             Self::Status(code) => Answer::new(code, Cow::Borrowed("the request cannot be served")),
             Self::Internal => Answer::new(500, Cow::Borrowed("internal error")),
         })

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::io::Write as _;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
@@ -111,6 +111,24 @@ impl Answer {
         let body = body.filter(|_| !is_to_head).unwrap_or_default();
         out.extend_from_slice(body.as_bytes());
         body.len()
+    }
+}
+
+impl Answer {
+    /// The answer as HTTP/2 has it, and its body.
+    pub(crate) fn response(&self, id: &RequestId) -> (Response<()>, Option<String>) {
+        let body = self.body();
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or_default();
+        for (name, value) in self.fields(body.as_deref(), id.as_str()) {
+            // All are fields by their making.
+            if let (Ok(name), Ok(value)) =
+                (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(&value))
+            {
+                response.headers_mut().append(name, value);
+            }
+        }
+        (response, body)
     }
 }
 

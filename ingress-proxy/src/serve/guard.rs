@@ -17,7 +17,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::{ALPN, SslDigest};
+use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream,
     TimingDigest, UniqueID, UniqueIDType,
@@ -30,8 +30,6 @@ use crate::stream::ClientStream;
 
 /// A request head, from request line to empty line.
 pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
-/// The client preface of HTTP/2: until it is there, the deadline holds.
-const H2_PREFACE_BYTES: usize = 24;
 /// After a refusal, this much more is read and thrown away: closing with unread bytes would make the kernel
 /// reset the connection, and the client would see that instead of the answer.
 pub(crate) const LINGER_BYTES: usize = 1024 * 1024;
@@ -58,10 +56,8 @@ pub(crate) struct Guard {
     inner: ClientStream,
     /// Whose address pingora need not ask the kernel for.
     socket: Arc<SocketDigest>,
-    /// Bytes that were read to tell the protocol, to be read again.
+    /// Bytes that were read before, to be read again.
     replay: Bytes,
-    /// HTTP/2 in cleartext was recognised.
-    h2c: bool,
     /// Set by whoever drives the connection, through a shared reference.
     phase: AtomicU8,
     seen: usize,
@@ -85,7 +81,6 @@ impl Guard {
         inner: ClientStream,
         peer: SocketAddr,
         replay: Bytes,
-        h2c: bool,
         deadline: Instant,
         header_timeout: Duration,
         metrics: Metrics,
@@ -96,7 +91,6 @@ impl Guard {
             inner,
             socket: Arc::new(socket),
             replay,
-            h2c,
             phase: AtomicU8::new(HEAD),
             seen: 0,
             deadline: Some(Box::pin(tokio::time::sleep_until(deadline))),
@@ -121,14 +115,10 @@ impl Guard {
         self.phase.store(PASS, Ordering::Relaxed);
     }
 
-    fn is_h2(&self) -> bool {
-        self.h2c || self.inner.is_h2()
-    }
-
     fn refuse(&mut self, reason: Refusal) {
-        // Nothing said yet, or not HTTP/1: hang up without a word.
+        // Nothing said yet: hang up without a word.
         let answer: &[u8] = match reason {
-            _ if self.seen == 0 || self.is_h2() => b"",
+            _ if self.seen == 0 => b"",
             Refusal::HeaderTooLarge => TOO_LARGE,
             _ => TOO_SLOW,
         };
@@ -215,10 +205,6 @@ impl AsyncRead for Guard {
                 if this.deadline.is_none() && this.seen > 0 {
                     this.deadline = Some(Box::pin(tokio::time::sleep(this.header_timeout)));
                 }
-                if this.seen >= H2_PREFACE_BYTES && this.is_h2() {
-                    this.head_is_complete();
-                    this.deadline = None;
-                }
                 Poll::Ready(result)
             }
             Poll::Pending => {
@@ -276,10 +262,6 @@ impl Ssl for Guard {
     /// Tells only that there is TLS: nothing here asks for more.
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
         self.inner.is_tls().then(|| Arc::new(SslDigest::new("", "", None, None, Vec::new())))
-    }
-
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.is_h2().then_some(ALPN::H2)
     }
 }
 

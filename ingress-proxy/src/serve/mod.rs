@@ -2,8 +2,8 @@
 //!
 //! pingora's own server refuses connections the moment it is told to stop, sleeps a whole grace period, and
 //! survives a failed bind as a process that serves nothing. So its accept loop is not used: this module binds,
-//! accepts, does the TLS handshake, and hands each connection to who speaks its protocol: [`http1`], or pingora's request
-//! loop for HTTP/2. That gives bind errors that name the address, readiness that means bound, and a drain that ends when
+//! accepts, does the TLS handshake, and hands each connection to who speaks its protocol: [`http1`] or [`http2`]; pingora's
+//! request loop goes on with HTTP/1 that is for endpoints which speak HTTP/2. That gives bind errors that name the address, readiness that means bound, and a drain that ends when
 //! nothing is in flight.
 
 mod guard;
@@ -13,11 +13,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
+use pingora::apps::HttpServerApp;
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use rustls::ServerConfig;
@@ -31,11 +29,13 @@ use tokio_util::task::TaskTracker;
 pub(crate) use guard::{Guard, LINGER, LINGER_BYTES, MAX_HEAD_BYTES};
 
 use crate::config::Timeouts;
-use crate::http1::{self, Buffer, HandOver};
+use crate::http1::{self, HandOver};
+use crate::http2;
 use crate::metrics::{Metrics, Refusal};
 use crate::policy::MAX_TRIES;
 use crate::proxy::{Phases, Proxy};
 use crate::stream::ClientStream;
+use crate::wire::Buffer;
 
 /// Open client connections. Beyond, new ones are closed at once and counted: memory per connection is bounded,
 /// so this bounds the whole.
@@ -49,13 +49,6 @@ const UPSTREAM_POOL: usize = 1_024;
 const NO_AUTHORITIES: &str = "/dev/null";
 /// How often connections to endpoints that wait for a request are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
-/// Streams that a client may have open on one HTTP/2 connection.
-const MAX_H2_STREAMS: u32 = 128;
-/// Streams that a client may reset before they were looked at, per HTTP/2 connection: the bound on rapid reset
-/// (CVE-2023-44487).
-const MAX_H2_PENDING_RESETS: usize = 32;
-/// Streams that errors of the client's made us reset: the bound on `MadeYouReset` (CVE-2025-8671).
-const MAX_H2_LOCAL_ERROR_RESETS: usize = 64;
 /// After `accept()` failed for want of file descriptors, wait for some to be closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What an HTTP/2 client says first.
@@ -93,7 +86,7 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 /// Everything a connection needs.
 pub(crate) struct Server {
     proxy: Arc<Proxy>,
-    /// Serves HTTP/2, and what goes to endpoints by HTTP/2.
+    /// Serves what comes by HTTP/1 and goes on to endpoints by HTTP/2.
     app: Arc<HttpProxy<Phases>>,
     tls: TlsAcceptor,
     timeouts: Timeouts,
@@ -118,15 +111,6 @@ impl Server {
             ..ServerConf::default()
         };
         let mut app = HttpProxy::new(Phases(Arc::clone(&proxy)), Arc::new(conf));
-        let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(timeouts.keepalive);
-        app.server_options = Some(options);
-        let mut h2 = default_h2_options();
-        h2.max_concurrent_streams(MAX_H2_STREAMS)
-            .max_header_list_size(MAX_HEAD_BYTES as u32)
-            .max_pending_accept_reset_streams(MAX_H2_PENDING_RESETS)
-            .max_local_error_reset_streams(Some(MAX_H2_LOCAL_ERROR_RESETS));
-        app.h2_options = Some(h2);
         app.handle_init_modules();
         Self {
             proxy,
@@ -236,37 +220,22 @@ impl Server {
                 Err(_) => return self.metrics.refused(Refusal::HeaderTimeout),
             }
         };
-        if h2c || stream.is_h2() {
-            let read = Bytes::copy_from_slice(input.filled());
-            return self.requests(Box::new(self.guard(stream, peer, read, h2c, deadline))).await;
-        }
         let draining = self.draining.clone();
+        if h2c || stream.is_h2() {
+            return http2::serve(&self.proxy, stream, input, peer, deadline, draining).await;
+        }
         if let Some(HandOver(stream, read)) =
             http1::serve(&self.proxy, stream, input, peer, deadline, draining).await
         {
             let deadline = Instant::now() + self.timeouts.header;
-            self.requests(Box::new(self.guard(stream, peer, read, false, deadline))).await;
+            let (header, metrics) = (self.timeouts.header, self.metrics.clone());
+            self.requests(Box::new(Guard::new(stream, peer, read, deadline, header, metrics))).await;
         }
-    }
-
-    fn guard(
-        &self,
-        stream: ClientStream,
-        peer: SocketAddr,
-        read: Bytes,
-        h2c: bool,
-        deadline: Instant,
-    ) -> Guard {
-        Guard::new(stream, peer, read, h2c, deadline, self.timeouts.header, self.metrics.clone())
     }
 
     /// Requests on one connection of pingora's, until either side has enough.
     async fn requests(&self, stream: Stream) {
         let stopping = self.stopping.subscribe();
-        if matches!(stream.selected_alpn_proto(), Some(pingora::protocols::ALPN::H2)) {
-            self.app.process_new(stream, &stopping).await;
-            return;
-        }
         let mut session = ServerSession::new_http1(stream);
         let keepalive = self.timeouts.keepalive.as_secs();
         session.set_keepalive((!*stopping.borrow()).then_some(keepalive));

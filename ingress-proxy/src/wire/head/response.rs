@@ -3,30 +3,30 @@
 use httparse::Header;
 
 use super::{Connection, Known, Space, read_length};
-use crate::http1::framing::Body;
+use crate::wire::Body;
 
 /// A response that is not HTTP/1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the endpoint's response is malformed")]
-pub(in crate::http1) struct BadResponse;
+pub(crate) struct BadResponse;
 
 /// A response's head.
 #[derive(Debug)]
-pub(in crate::http1) struct ResponseHead<'h, 'b> {
-    pub(in crate::http1) status: u16,
-    pub(in crate::http1) reason: &'b str,
-    pub(in crate::http1) fields: &'h [Header<'b>],
-    pub(in crate::http1) body: Body,
-    pub(in crate::http1) connection: Connection,
+pub(crate) struct ResponseHead<'h, 'b> {
+    pub(crate) status: u16,
+    pub(crate) reason: &'b str,
+    pub(crate) fields: &'h [Header<'b>],
+    pub(crate) body: Body,
+    pub(crate) connection: Connection,
     /// Bytes that the head has.
-    pub(in crate::http1) length: usize,
+    pub(crate) length: usize,
     /// Whether the endpoint means to use the connection again.
-    pub(in crate::http1) keeps_alive: bool,
+    pub(crate) keeps_alive: bool,
 }
 
 impl<'h, 'b> ResponseHead<'h, 'b> {
     /// Reads a head if all of it is there. `is_to_head`: it answers HEAD, and so has no body.
-    pub(in crate::http1) fn read(
+    pub(crate) fn read(
         bytes: &'b [u8],
         space: &'h mut Space<'b>,
         is_to_head: bool,

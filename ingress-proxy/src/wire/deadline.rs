@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 ///
 /// It must be polled by one task only: the timer's waker is registered once, not at every poll.
 #[derive(Debug)]
-pub(super) struct Deadline {
+pub(crate) struct Deadline {
     at: Instant,
     armed: Instant,
     timer: Pin<Box<Sleep>>,
@@ -22,12 +22,12 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    pub(super) fn new(at: Instant) -> Self {
+    pub(crate) fn new(at: Instant) -> Self {
         Self { at, armed: at, timer: Box::pin(sleep_until(at)), registered: false }
     }
 
     /// Waits this long from `now` on.
-    pub(super) fn set(&mut self, now: Instant, wait: Duration) {
+    pub(crate) fn set(&mut self, now: Instant, wait: Duration) {
         self.at = now + wait;
         if self.at < self.armed {
             self.arm();
@@ -35,7 +35,7 @@ impl Deadline {
     }
 
     /// Whether it has passed; the task wakes when it does.
-    pub(super) fn has_passed(&mut self, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn has_passed(&mut self, cx: &mut Context<'_>) -> bool {
         loop {
             if self.registered && !self.timer.is_elapsed() {
                 return false;

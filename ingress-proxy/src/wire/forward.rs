@@ -5,25 +5,23 @@ use std::io::Write as _;
 use http::{HeaderName, HeaderValue};
 use httparse::Header;
 
-use super::exchange::Version;
-use super::head::{Known, RequestHead, ResponseHead, is_nominated};
+use super::head::{Known, Normal, ResponseHead, Version, is_nominated};
 use crate::config::Network;
 use crate::policy::{self, Passage};
 use crate::proxy::{Peer, RequestId, forwarding};
 
-/// Writes the head that the endpoint gets. `path` is the request's in normal form, `passage` what the rule's policies make
-/// different.
+/// Writes the head that the endpoint gets. `passage` is what the rule's policies make different.
 ///
 /// Cost: one pass over the fields, copying; an allocation only when the buffer has never held so much.
-pub(super) fn write_request(
+pub(crate) fn write_request(
     out: &mut Vec<u8>,
-    head: &RequestHead<'_, '_>,
-    path: &str,
+    request: &Normal<'_, '_>,
     peer: &Peer,
     id: &RequestId,
     networks: &[Network],
     passage: Option<&Passage>,
 ) {
+    let Normal { head, path, .. } = request;
     out.clear();
     out.extend_from_slice(head.method.as_bytes());
     out.push(b' ');
@@ -73,6 +71,9 @@ pub(super) fn write_request(
         field(out, "connection", b"upgrade");
         field(out, "upgrade", protocol);
     }
+    if head.chunks {
+        field(out, "transfer-encoding", b"chunked");
+    }
     let given = |name: &'static str| {
         let fields = head.fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
         fields.map(|field| field.value)
@@ -81,9 +82,24 @@ pub(super) fn write_request(
     out.extend_from_slice(b"\r\n");
 }
 
+/// Makes another request of a head that was written: for this target, if there is one, and with these fields.
+pub(crate) fn redirect_request(head: &mut Vec<u8>, target: Option<&str>, fields: &[(&'static str, Vec<u8>)]) {
+    if let Some(target) = target {
+        let mut spaces = memchr::memchr_iter(b' ', head);
+        if let (Some(start), Some(end)) = (spaces.next(), spaces.next()) {
+            head.splice(start + 1..end, target.bytes());
+        }
+    }
+    head.truncate(head.len() - 2);
+    for (name, value) in fields {
+        field(head, name, value);
+    }
+    head.extend_from_slice(b"\r\n");
+}
+
 /// How the client's connection goes on behind a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum After {
+pub(crate) enum After {
     /// As HTTP/1.1 means it by itself: with the next message.
     Nothing,
     /// With the next request, as HTTP/1.0 has to be told.
@@ -95,7 +111,7 @@ pub(super) enum After {
 
 /// Writes the head that the client gets. `chunked` says that chunks will follow where the endpoint sent none; `passage` has
 /// what the rule's policies do to it.
-pub(super) fn write_response(
+pub(crate) fn write_response(
     out: &mut Vec<u8>,
     head: &ResponseHead<'_, '_>,
     after: After,
@@ -113,10 +129,8 @@ pub(super) fn write_response(
     out.extend_from_slice(head.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
     for Header { name, value } in head.fields {
-        let known = Known::of(name);
-        let goes_on = !known.is_hop_by_hop() || (after == After::Upgrade && known == Known::Upgrade);
-        if goes_on
-            && !(head.connection.nominates && is_nominated(head.fields, name, known))
+        let is_upgrade = || after == After::Upgrade && Known::of(name) == Known::Upgrade;
+        if (goes_on_to_client(head, name) || is_upgrade())
             && !set.iter().any(|(set, _)| name.eq_ignore_ascii_case(set.as_str()))
         {
             field(out, name, value);
@@ -135,6 +149,12 @@ pub(super) fn write_response(
         After::Upgrade => field(out, "connection", b"upgrade"),
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// Whether a field of a response is the client's affair, not only that of the connection to the endpoint.
+pub(crate) fn goes_on_to_client(head: &ResponseHead<'_, '_>, name: &str) -> bool {
+    let known = Known::of(name);
+    !known.is_hop_by_hop() && !(head.connection.nominates && is_nominated(head.fields, name, known))
 }
 
 /// What policies do to a response's head.
@@ -171,7 +191,7 @@ fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::head::Space;
+    use super::super::head::{RequestHead, Space};
     use super::*;
 
     fn forwarded(request: &str, trusted: bool) -> String {
@@ -181,7 +201,8 @@ mod tests {
         let peer = Peer { address, text: "192.0.2.9".to_owned(), trusted, tls: false, port: "80".to_owned() };
         let mut out = b"of the request before".to_vec();
         let id = RequestId::of(Some(b"id-1"), true);
-        write_request(&mut out, &head, "/normal", &peer, &id, &[], None);
+        let normal = Normal { head: &head, host: "".into(), path: "/normal".into() };
+        write_request(&mut out, &normal, &peer, &id, &[], None);
         String::from_utf8(out).unwrap()
     }
 

@@ -14,15 +14,15 @@ const MAX_TRAILERS: u16 = 8 * 1024;
 /// A body that is not framed as it says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the body has a malformed chunk")]
-pub(super) struct BadChunk;
+pub(crate) struct BadChunk;
 
 /// What of some bytes belongs to a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(crate) struct Piece {
     /// So many, with their framing.
-    pub(super) bytes: usize,
+    pub(crate) bytes: usize,
     /// So many without it.
-    pub(super) data: usize,
+    pub(crate) data: usize,
 }
 
 impl Piece {
@@ -34,7 +34,7 @@ impl Piece {
 
 /// A body, as far as it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Body {
+pub(crate) enum Body {
     /// All of it was read.
     Done,
     /// So many bytes are to come.
@@ -49,7 +49,7 @@ pub(super) enum Body {
 
 /// What the next byte of a chunked body belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chunk {
+pub(crate) enum Chunk {
     Size {
         size: u64,
         digits: u8,
@@ -85,27 +85,36 @@ impl Chunk {
 
 impl Body {
     /// A chunked body from its start on.
-    pub(super) const CHUNKED: Self = Self::Chunked(Chunk::START);
+    pub(crate) const CHUNKED: Self = Self::Chunked(Chunk::START);
 
     /// A body of this many bytes.
-    pub(super) fn of(length: u64) -> Self {
+    pub(crate) fn of(length: u64) -> Self {
         if length == 0 { Self::Done } else { Self::Length(length) }
     }
 
-    pub(super) fn is_done(self) -> bool {
+    pub(crate) fn is_done(self) -> bool {
         self == Self::Done
     }
 
     /// How many of these bytes belong to the body; those behind them only if it is done.
     ///
     /// Cost: a few instructions per chunk and line of framing, nothing per byte of data.
-    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<Piece, BadChunk> {
+    pub(crate) fn read(&mut self, bytes: &[u8]) -> Result<Piece, BadChunk> {
+        self.read_data(bytes, |_| {})
+    }
+
+    /// The same; `take` gets the data without its framing, in one call for each chunk.
+    pub(crate) fn read_data(&mut self, bytes: &[u8], mut take: impl FnMut(&[u8])) -> Result<Piece, BadChunk> {
         match self {
             Self::Done => Ok(Piece::plain(0)),
-            Self::UntilClose | Self::Tunnel => Ok(Piece::plain(bytes.len())),
+            Self::UntilClose | Self::Tunnel => {
+                take(bytes);
+                Ok(Piece::plain(bytes.len()))
+            }
             Self::Length(left) => {
                 let count = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *self = Self::of(*left - count as u64);
+                take(&bytes[..count]);
                 Ok(Piece::plain(count))
             }
             Self::Chunked(state) => {
@@ -114,6 +123,7 @@ impl Body {
                     if let Chunk::Data { left } = chunk {
                         let count = (bytes.len() - at).min(usize::try_from(left).unwrap_or(usize::MAX));
                         let left = left - count as u64;
+                        take(&bytes[at..at + count]);
                         chunk = if left == 0 { Chunk::DataCr } else { Chunk::Data { left } };
                         at += count;
                         data += count;

@@ -10,24 +10,33 @@ use std::mem::MaybeUninit;
 
 use httparse::Header;
 
-pub(super) use request::{HeadEnd, Normal, RequestHead};
-pub(super) use response::ResponseHead;
+pub(crate) use request::{HeadEnd, Normal, RequestHead};
+pub(crate) use response::ResponseHead;
 
 /// Fields of one head.
-const MAX_FIELDS: usize = 128;
+pub(crate) const MAX_FIELDS: usize = 128;
+
+/// The versions of HTTP/1; a request that came by HTTP/2 counts as new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// 1.0: no chunks, no interim responses, and connections are kept only if both sides say so.
+    Old,
+    /// 1.1.
+    New,
+}
 
 /// Where the fields of a head are noted while it is read: on the stack, and not cleared first.
-pub(super) struct Space<'b>([MaybeUninit<Header<'b>>; MAX_FIELDS]);
+pub(crate) struct Space<'b>([MaybeUninit<Header<'b>>; MAX_FIELDS]);
 
 impl Space<'_> {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self([const { MaybeUninit::uninit() }; MAX_FIELDS])
     }
 }
 
 /// Fields that mean something to a proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Known {
+pub(crate) enum Known {
     Connection,
     ContentLength,
     Expect,
@@ -50,7 +59,7 @@ pub(super) enum Known {
 
 impl Known {
     /// By a field's name in any case. Cost: a jump by length and at most three comparisons.
-    pub(super) fn of(name: &str) -> Self {
+    pub(crate) fn of(name: &str) -> Self {
         let candidates: &[(&str, Self)] = match name.len() {
             2 => &[("te", Self::Te)],
             4 => &[("host", Self::Host)],
@@ -80,7 +89,7 @@ impl Known {
     }
 
     /// Whether it concerns one connection only (RFC 9110 §7.6.1).
-    pub(super) fn is_hop_by_hop(self) -> bool {
+    pub(crate) fn is_hop_by_hop(self) -> bool {
         matches!(self, Self::Connection | Self::KeepAlive | Self::ProxyConnection | Self::Te | Self::Upgrade)
     }
 }
@@ -88,12 +97,12 @@ impl Known {
 /// What `Connection` says.
 #[expect(clippy::struct_excessive_bools, reason = "each is a token of one field")]
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Connection {
-    pub(super) close: bool,
-    pub(super) keep_alive: bool,
-    pub(super) upgrade: bool,
+pub(crate) struct Connection {
+    pub(crate) close: bool,
+    pub(crate) keep_alive: bool,
+    pub(crate) upgrade: bool,
     /// Other fields that concern this connection only.
-    pub(super) nominates: bool,
+    pub(crate) nominates: bool,
 }
 
 impl Connection {
@@ -114,7 +123,7 @@ fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Whether a field named `Connection` names this one. Framing and routing cannot be talked away so.
-pub(super) fn is_nominated(fields: &[Header<'_>], name: &str, known: Known) -> bool {
+pub(crate) fn is_nominated(fields: &[Header<'_>], name: &str, known: Known) -> bool {
     !matches!(known, Known::Host | Known::ContentLength | Known::TransferEncoding)
         && fields
             .iter()
@@ -123,7 +132,7 @@ pub(super) fn is_nominated(fields: &[Header<'_>], name: &str, known: Known) -> b
 }
 
 /// Digits and nothing else.
-fn read_length(value: &[u8]) -> Option<u64> {
+pub(crate) fn read_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;
     }

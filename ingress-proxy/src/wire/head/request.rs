@@ -1,24 +1,25 @@
 //! Requests: where their heads end, and what they say.
 
+use std::borrow::Cow;
+
 use httparse::Header;
 
-use super::{Connection, Known, Space, read_length, tokens};
-use crate::http1::exchange::Version;
-use crate::http1::framing::Body;
+use super::{Connection, Known, Space, Version, read_length, tokens};
 use crate::policy;
 use crate::proxy::Fault;
 use crate::table::{HostError, PathError};
+use crate::wire::Body;
 
 /// Finds the end of a request's head while it arrives, and looks at no byte twice.
 #[derive(Debug, Default)]
-pub(in crate::http1) struct HeadEnd {
+pub(crate) struct HeadEnd {
     seen: usize,
     line: usize,
 }
 
 impl HeadEnd {
     /// The length of the head, or nothing while it is incomplete. Empty lines in front of it count as part of it.
-    pub(in crate::http1) fn find(&mut self, bytes: &[u8]) -> Result<Option<usize>, Fault> {
+    pub(crate) fn find(&mut self, bytes: &[u8]) -> Result<Option<usize>, Fault> {
         for found in memchr::memchr_iter(b'\n', &bytes[self.seen..]) {
             let at = self.seen + found;
             if at == 0 || bytes[at - 1] != b'\r' {
@@ -38,28 +39,30 @@ impl HeadEnd {
 
 /// A request's head.
 #[derive(Debug)]
-pub(in crate::http1) struct RequestHead<'h, 'b> {
-    pub(in crate::http1) method: &'b str,
+pub(crate) struct RequestHead<'h, 'b> {
+    pub(crate) method: &'b str,
     /// As it came, to be brought into normal form.
-    pub(in crate::http1) path: &'b str,
-    pub(in crate::http1) query: Option<&'b str>,
+    pub(crate) path: &'b str,
+    pub(crate) query: Option<&'b str>,
     /// The whole target as it came.
-    pub(in crate::http1) target: &'b str,
-    pub(in crate::http1) version: Version,
-    pub(in crate::http1) fields: &'h [Header<'b>],
+    pub(crate) target: &'b str,
+    pub(crate) version: Version,
+    pub(crate) fields: &'h [Header<'b>],
     /// The host as the client wrote it; empty for none.
-    pub(in crate::http1) host: &'b str,
-    pub(in crate::http1) body: Body,
-    pub(in crate::http1) connection: Connection,
+    pub(crate) host: &'b str,
+    pub(crate) body: Body,
+    pub(crate) connection: Connection,
     /// The protocol to change to, if the client asks for that in earnest.
-    pub(in crate::http1) upgrade: Option<&'b [u8]>,
-    pub(in crate::http1) expects: bool,
-    pub(in crate::http1) user_agent: &'b [u8],
+    pub(crate) upgrade: Option<&'b [u8]>,
+    pub(crate) expects: bool,
+    /// The body comes without HTTP/1.1's framing and is put into chunks here.
+    pub(crate) chunks: bool,
+    pub(crate) user_agent: &'b [u8],
 }
 
 impl<'h, 'b> RequestHead<'h, 'b> {
     /// Reads a whole head. Cost: one pass for the syntax, one over the fields; no allocation.
-    pub(in crate::http1) fn read(bytes: &'b [u8], space: &'h mut Space<'b>) -> Result<Self, Fault> {
+    pub(crate) fn read(bytes: &'b [u8], space: &'h mut Space<'b>) -> Result<Self, Fault> {
         let mut request = httparse::Request::new(&mut []);
         match request.parse_with_uninit_headers(bytes, &mut space.0) {
             Ok(httparse::Status::Complete(_)) => {}
@@ -90,6 +93,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
             connection: Connection::default(),
             upgrade: None,
             expects: false,
+            chunks: false,
             user_agent: b"",
         };
         head.read_fields(authority)?;
@@ -141,7 +145,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     }
 
     /// Whether the client means to use the connection again.
-    pub(in crate::http1) fn keeps_alive(&self) -> bool {
+    pub(crate) fn keeps_alive(&self) -> bool {
         !self.connection.close && (self.version == Version::New || self.connection.keep_alive)
     }
 }
@@ -156,19 +160,19 @@ fn speaks_http(protocols: &[u8]) -> bool {
 }
 
 /// A request as policies see it: with host and path in normal form.
-pub(in crate::http1) struct Normal<'a> {
-    pub(in crate::http1) head: &'a RequestHead<'a, 'a>,
-    pub(in crate::http1) host: &'a str,
-    pub(in crate::http1) path: &'a str,
+pub(crate) struct Normal<'h, 'b> {
+    pub(crate) head: &'h RequestHead<'h, 'b>,
+    pub(crate) host: Cow<'b, str>,
+    pub(crate) path: Cow<'b, str>,
 }
 
-impl policy::RequestHead for Normal<'_> {
+impl policy::RequestHead for Normal<'_, '_> {
     fn method(&self) -> &str {
         self.head.method
     }
 
     fn path(&self) -> &str {
-        self.path
+        &self.path
     }
 
     fn query(&self) -> Option<&str> {
@@ -176,7 +180,7 @@ impl policy::RequestHead for Normal<'_> {
     }
 
     fn host(&self) -> &str {
-        self.host
+        &self.host
     }
 
     fn field(&self, name: &str) -> Option<&[u8]> {
@@ -219,7 +223,7 @@ fn split_target(target: &str) -> Result<(Option<&str>, &str, Option<&str>), Faul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http1::head::{MAX_FIELDS, is_nominated};
+    use crate::wire::head::{MAX_FIELDS, is_nominated};
 
     fn fault(head: &str) -> Fault {
         RequestHead::read(head.as_bytes(), &mut Space::new()).unwrap_err()

@@ -1,0 +1,218 @@
+//! One stream's request to an HTTP/2 endpoint, and its response back, both at once: gRPC goes this way, with its trailers.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{RecvStream, SendStream};
+use http::Request;
+use tokio::time::timeout;
+
+use super::body::{Place, RequestBody};
+use super::head;
+use super::patience::{Lack, Patience};
+use super::reply::Reply;
+use crate::config::Timeouts;
+use crate::metrics::UpstreamFailure;
+use crate::policy::Passage;
+use crate::proxy::Trouble;
+
+const CLOSED: Trouble = Trouble::Endpoint(UpstreamFailure::Closed);
+
+/// Both directions of one exchange.
+pub(super) struct Relay<'s> {
+    body: &'s mut RequestBody,
+    pub(super) reply: Reply<'s>,
+    passage: Option<&'s Passage>,
+    request: ToEndpoint,
+    response: FromEndpoint,
+}
+
+/// The request's way.
+struct ToEndpoint {
+    stream: SendStream<Bytes>,
+    place: Place,
+    piece: Bytes,
+    is_sent: bool,
+    /// The endpoint takes no more. It may have answered before.
+    deaf: bool,
+    moves: u64,
+}
+
+/// The response's way.
+struct FromEndpoint {
+    stage: Stage,
+    moves: u64,
+}
+
+enum Stage {
+    Head(ResponseFuture),
+    Body(RecvStream),
+    Done,
+}
+
+impl<'s> Relay<'s> {
+    /// Opens a stream at the endpoint, as soon as it allows one more.
+    pub(super) async fn open(
+        sender: SendRequest<Bytes>,
+        request: Request<()>,
+        body: &'s mut RequestBody,
+        reply: Reply<'s>,
+        passage: Option<&'s Passage>,
+        timeouts: &Timeouts,
+    ) -> Result<Self, UpstreamFailure> {
+        let ready = timeout(timeouts.write, sender.ready()).await;
+        let mut sender =
+            ready.map_err(|_| UpstreamFailure::WriteTimeout)?.map_err(|_| UpstreamFailure::Closed)?;
+        let is_all = body.is_read() && body.bytes == 0 && body.trailers().is_none();
+        let opened = sender.send_request(request, is_all);
+        let (response, stream) = opened.map_err(|_| UpstreamFailure::Closed)?;
+        let request = ToEndpoint {
+            stream,
+            place: Place::default(),
+            piece: Bytes::new(),
+            is_sent: is_all,
+            deaf: false,
+            moves: 0,
+        };
+        let response = FromEndpoint { stage: Stage::Head(response), moves: 0 };
+        Ok(Self { body, reply, passage, request, response })
+    }
+
+    /// Whether the same request can be sent once more: nothing reached the client, and all of the body is at hand.
+    pub(super) fn can_repeat(&self) -> bool {
+        self.reply.is_unheard() && self.body.is_at_hand()
+    }
+
+    /// To the end of the response. `unwanted` is asked, of a status and of whether the same request can be sent once more,
+    /// whether the response is not for the client.
+    pub(super) async fn run(
+        &mut self,
+        mut patience: Patience<'_>,
+        unwanted: impl Fn(u16, bool) -> bool,
+    ) -> Result<(), Trouble> {
+        std::future::poll_fn(|cx| self.poll(&mut patience, &unwanted, cx)).await
+    }
+
+    fn poll(
+        &mut self,
+        patience: &mut Patience<'_>,
+        unwanted: &impl Fn(u16, bool) -> bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Trouble>> {
+        self.reply.check(cx)?;
+        self.poll_request(cx)?;
+        if self.poll_response(unwanted, cx)?.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        let moves = self.request.moves + self.response.moves + self.reply.moves;
+        patience.check(moves, self.lack(), cx)?;
+        Poll::Pending
+    }
+
+    /// What is waited for.
+    pub(super) fn lack(&self) -> Lack {
+        let request = &self.request;
+        if self.reply.waits_for_client() {
+            Lack::Window
+        } else if request.deaf || request.is_sent {
+            Lack::Response
+        } else if !request.piece.is_empty() {
+            Lack::Write
+        } else {
+            Lack::Body
+        }
+    }
+
+    /// Moves the request on until it is sent or something must be waited for.
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        let Self { body, request, response, .. } = self;
+        if !matches!(response.stage, Stage::Head(_)) && !body.is_read() {
+            body.settle();
+        }
+        while !request.deaf && !request.is_sent {
+            if request.poll_piece(cx).is_pending() || request.deaf {
+                return Ok(());
+            }
+            match body.poll_piece(&mut request.place, cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Some(piece)) => request.piece = piece?,
+                Poll::Ready(None) => {
+                    let ended = match body.trailers() {
+                        Some(trailers) => request.stream.send_trailers(trailers.clone()),
+                        None => request.stream.send_data(Bytes::new(), true),
+                    };
+                    (request.is_sent, request.deaf) = (ended.is_ok(), ended.is_err());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the response on until the client was sent all of it or something must be waited for.
+    fn poll_response(
+        &mut self,
+        unwanted: &impl Fn(u16, bool) -> bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Trouble>> {
+        loop {
+            ready!(self.reply.poll_send(cx))?;
+            let can_repeat = self.can_repeat();
+            match &mut self.response.stage {
+                Stage::Done => return Poll::Ready(Ok(())),
+                Stage::Head(response) => {
+                    while let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
+                        let (parts, ()) = interim.map_err(|_| CLOSED)?.into_parts();
+                        self.reply.inform(head::of_http2(parts.status, parts.headers, None))?;
+                    }
+                    let (parts, stream) =
+                        ready!(Pin::new(response).poll(cx)).map_err(|_| CLOSED)?.into_parts();
+                    let status = parts.status.as_u16();
+                    if unwanted(status, can_repeat) {
+                        return Poll::Ready(Err(Trouble::Unwanted { status, can_repeat }));
+                    }
+                    let is_all = stream.is_end_stream();
+                    self.reply.head(head::of_http2(parts.status, parts.headers, self.passage), is_all)?;
+                    self.response.stage = if is_all { Stage::Done } else { Stage::Body(stream) };
+                }
+                Stage::Body(stream) => match ready!(stream.poll_data(cx)) {
+                    Some(data) => {
+                        let data = data.map_err(|_| CLOSED)?;
+                        // What came before was taken by the client, so it is the client's pace that the endpoint sees.
+                        stream.flow_control().release_capacity(data.len()).map_err(|_| CLOSED)?;
+                        self.reply.push(data);
+                    }
+                    None => {
+                        let trailers = ready!(stream.poll_trailers(cx)).map_err(|_| CLOSED)?;
+                        self.reply.end(trailers);
+                        self.response.stage = Stage::Done;
+                    }
+                },
+            }
+            self.response.moves += 1;
+        }
+    }
+}
+
+impl ToEndpoint {
+    /// Sends the piece at hand as the endpoint takes it.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.piece.is_empty() {
+            self.stream.reserve_capacity(self.piece.len());
+            while self.stream.capacity() == 0 {
+                if !matches!(ready!(self.stream.poll_capacity(cx)), Some(Ok(_))) {
+                    self.deaf = true;
+                    return Poll::Ready(());
+                }
+            }
+            let count = self.piece.len().min(self.stream.capacity());
+            if self.stream.send_data(self.piece.split_to(count), false).is_err() {
+                self.deaf = true;
+                return Poll::Ready(());
+            }
+            self.moves += 1;
+        }
+        Poll::Ready(())
+    }
+}

@@ -1,0 +1,126 @@
+//! To which endpoints one request goes, one after the other, until one answers.
+
+use std::net::SocketAddr;
+use std::sync::LazyLock;
+
+use super::{MAX_ATTEMPTS, Record, Trouble};
+use crate::metrics::{Metrics, UpstreamFailure};
+use crate::policy::{Passage, Retry};
+use crate::upstream::{Chosen, Pool};
+
+/// What holds for rules that say nothing of retries.
+static USUAL: LazyLock<Retry> = LazyLock::new(Retry::default);
+
+/// The endpoints that a request was sent to in vain, and when it may go to another.
+pub(crate) struct Attempts<'r> {
+    pool: &'r Pool,
+    metrics: &'r Metrics,
+    passage: Option<&'r Passage>,
+    retry: &'r Retry,
+    failed: Vec<SocketAddr>,
+}
+
+impl<'r> Attempts<'r> {
+    pub(crate) fn new(pool: &'r Pool, passage: Option<&'r Passage>, metrics: &'r Metrics) -> Self {
+        let retry = passage.map_or(&*USUAL, |passage| &passage.upstream().retry);
+        Self { pool, metrics, passage, retry, failed: Vec::new() }
+    }
+
+    /// The next endpoint to ask.
+    pub(crate) fn next(&self, record: &mut Record) -> Result<Chosen, Trouble> {
+        let rank_by = self.passage.and_then(Passage::rank_by);
+        let Some(chosen) = self.pool.choose_by(rank_by, &self.failed) else {
+            return Err(if self.failed.is_empty() { Trouble::NoneLeft } else { Trouble::AllTried });
+        };
+        if record.attempts > 0 {
+            self.metrics.retries.inc();
+        }
+        record.attempts += 1;
+        record.endpoint = Some(chosen.address());
+        Ok(chosen)
+    }
+
+    /// No connection came about, so nothing was sent: any request may be tried elsewhere. Says whether it is to be.
+    pub(crate) fn refused(&mut self, record: &Record, chosen: &Chosen, failure: UpstreamFailure) -> bool {
+        self.metrics.upstream_failure(failure);
+        chosen.avoid();
+        self.failed.push(chosen.address());
+        self.retry.error && self.may_go_on(record)
+    }
+
+    /// The connection broke while it was in use.
+    ///
+    /// The endpoint may have seen the request: it is sent again only if that does no harm and `can_repeat`, since nothing of a
+    /// response reached the client and all of the request is at hand. A kept connection mostly breaks because the endpoint
+    /// had closed it, so the same endpoint may be asked again on a fresh one.
+    fn broke(
+        &mut self,
+        record: &Record,
+        chosen: &Chosen,
+        failure: UpstreamFailure,
+        is_reused: bool,
+        can_repeat: bool,
+    ) -> bool {
+        self.metrics.upstream_failure(failure);
+        let broke = failure == UpstreamFailure::Closed;
+        if broke && !is_reused {
+            self.failed.push(chosen.address());
+        }
+        let is_covered = match failure {
+            UpstreamFailure::ReadTimeout | UpstreamFailure::WriteTimeout => self.retry.timeout,
+            UpstreamFailure::InvalidResponse => self.retry.invalid_header,
+            _ => broke && self.retry.error,
+        };
+        is_covered && self.is_harmless(record, can_repeat) && self.may_go_on(record)
+    }
+
+    /// An exchange did not come to its end. Says whether another attempt is to follow.
+    pub(crate) fn goes_on(
+        &mut self,
+        record: &Record,
+        chosen: &Chosen,
+        trouble: Trouble,
+        is_reused: bool,
+        can_repeat: bool,
+    ) -> bool {
+        match trouble {
+            Trouble::Endpoint(failure) => self.broke(record, chosen, failure, is_reused, can_repeat),
+            Trouble::Unwanted { status, can_repeat } => {
+                let goes_on = self.goes_elsewhere(record, chosen, status, can_repeat);
+                self.failed.extend(goes_on.then(|| chosen.address()));
+                goes_on
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether an endpoint's response is not what the client gets: another endpoint is asked, or an error page.
+    pub(crate) fn is_unwanted(
+        &self,
+        record: &Record,
+        chosen: &Chosen,
+        status: u16,
+        can_repeat: bool,
+    ) -> bool {
+        record.page.is_none()
+            && (self.goes_elsewhere(record, chosen, status, can_repeat)
+                || self.passage.is_some_and(|passage| passage.replaces(status)))
+    }
+
+    /// Whether another endpoint is asked because of this response.
+    fn goes_elsewhere(&self, record: &Record, chosen: &Chosen, status: u16, can_repeat: bool) -> bool {
+        self.retry.statuses.contains(&status)
+            && self.is_harmless(record, can_repeat)
+            && self.retry.may_go_on(record.attempts, MAX_ATTEMPTS, record.started.elapsed())
+            && self.pool.choose(&[&self.failed[..], &[chosen.address()]].concat()).is_some()
+    }
+
+    fn is_harmless(&self, record: &Record, can_repeat: bool) -> bool {
+        can_repeat && (record.is_idempotent || self.retry.non_idempotent)
+    }
+
+    fn may_go_on(&self, record: &Record) -> bool {
+        self.retry.may_go_on(record.attempts, MAX_ATTEMPTS, record.started.elapsed())
+            && self.pool.choose(&self.failed).is_some()
+    }
+}

@@ -1,0 +1,289 @@
+//! What is remembered of one request until it is over, and what becomes of it before it goes to an endpoint.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::time::Instant;
+
+use super::context::ErrorPage;
+use super::{Answer, Fault, Peer, Proxy, RequestId, Trouble};
+use crate::access_log::Line;
+use crate::live::Target;
+use crate::metrics::Metrics;
+use crate::policy::{By, Client, Decision, Passage, Reply, origin_form};
+use crate::table::{normalize_host, normalize_path};
+use crate::upstream::Pool;
+use crate::wire::{Known, Normal, RequestHead};
+
+/// One request.
+pub(crate) struct Record {
+    pub(crate) started: Instant,
+    pub(crate) id: RequestId,
+    /// Whether doing it twice is the same as once.
+    pub(crate) is_idempotent: bool,
+    pub(crate) target: Option<Arc<Target>>,
+    /// What the rule's policies ask for.
+    pub(crate) passage: Option<Box<Passage>>,
+    /// What an error page would be told, where the rule has who makes one.
+    original: Option<Box<Original>>,
+    /// The request goes to who makes error pages.
+    pub(crate) page: Option<Page>,
+    /// For the access log, if there is one.
+    said: Option<Box<Said>>,
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) attempts: u8,
+    pub(crate) reason: Option<Cow<'static, str>>,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    _in_flight: InFlight,
+}
+
+/// What the client said, for the access log.
+#[derive(Default)]
+struct Said {
+    method: String,
+    /// In normal form.
+    host: String,
+    target: String,
+    user_agent: String,
+}
+
+/// What is left of the request for an error page to be made for.
+struct Original {
+    uri: String,
+    accept: Option<Vec<u8>>,
+}
+
+/// An error page that is being asked for.
+pub(crate) struct Page {
+    /// The rule's own target.
+    origin: Arc<Target>,
+    asked: ErrorPage,
+}
+
+/// A request that is being served.
+struct InFlight(Gauge);
+
+impl InFlight {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Record {
+    /// Of a request of which nothing is known yet.
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        Self {
+            started: Instant::now(),
+            id: RequestId::of(None, false),
+            is_idempotent: false,
+            target: None,
+            passage: None,
+            original: None,
+            page: None,
+            said: None,
+            endpoint: None,
+            attempts: 0,
+            reason: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            _in_flight: InFlight::new(&metrics.in_flight),
+        }
+    }
+
+    /// The endpoints that it goes to: those of its target, or, where there are none, of who makes the rule's error pages.
+    pub(crate) fn endpoints(&mut self, passage: Option<&Passage>) -> Result<Arc<Pool>, Answer> {
+        let target = self.target.clone().ok_or(Fault::Malformed)?;
+        if let Some(canary) = passage.and_then(|passage| target.canary_for(passage)) {
+            self.target = Some(Arc::clone(canary));
+            return canary.endpoints().cloned();
+        }
+        let fallback = target.fallback.as_ref().filter(|fallback| fallback.has_endpoints());
+        match (target.endpoints(), fallback) {
+            (Err(_), Some(fallback)) => {
+                self.fall_back(fallback, ErrorPage { status: 503, instead_of_response: false });
+                fallback.endpoints().cloned()
+            }
+            (endpoints, _) => endpoints.cloned(),
+        }
+    }
+
+    /// Where a page can be had instead of a response with this status, which the rule replaces; or what the client is told
+    /// without one. `can_repeat`: all of the request is at hand.
+    fn replace_response(&mut self, status: u16, can_repeat: bool) -> Result<Arc<Pool>, Answer> {
+        let target = self.target.clone();
+        let fallback = target.as_ref().and_then(|target| target.fallback.as_ref());
+        match fallback.filter(|fallback| can_repeat && fallback.has_endpoints()) {
+            Some(fallback) => {
+                self.fall_back(fallback, ErrorPage { status, instead_of_response: true });
+                fallback.endpoints().cloned()
+            }
+            None => Err(page_text(status)),
+        }
+    }
+
+    /// What follows an attempt that came to nothing: other endpoints to ask, or what the client is told; nothing when it is
+    /// gone.
+    pub(crate) fn recover(
+        &mut self,
+        trouble: Trouble,
+        passage: Option<&Passage>,
+        metrics: &Metrics,
+    ) -> Result<Arc<Pool>, Option<Answer>> {
+        if let Trouble::Unwanted { status, can_repeat } = trouble {
+            metrics.policies.answered(By::ErrorPage);
+            return self.replace_response(status, can_repeat).map_err(Some);
+        }
+        let of_policy = passage.and_then(Passage::refuse_body).filter(|_| trouble == Trouble::BodyTooLarge);
+        if let Some(reply) = of_policy {
+            metrics.policies.answered(reply.by);
+            return Err(Some(reply.into()));
+        }
+        // A page that cannot be had was the rule's answer all the same.
+        let of_page = self.page.as_ref().map(|page| page.asked).filter(|asked| asked.instead_of_response);
+        let answer = trouble.answer(self.target.as_deref()).map(Answer::closing);
+        if answer.is_none() {
+            self.reason = Some(Cow::Borrowed("the client closed the connection"));
+        }
+        Err(answer.map(|answer| of_page.map_or(answer, |asked| page_text(asked.status).closing())))
+    }
+
+    fn fall_back(&mut self, fallback: &Arc<Target>, asked: ErrorPage) {
+        if let Some(origin) = self.target.replace(Arc::clone(fallback)) {
+            self.page = Some(Page { origin, asked });
+        }
+    }
+
+    /// What who makes the error page is asked for: the target if it is another, and fields that say what for.
+    pub(crate) fn page_request(&self) -> Option<(Option<&'static str>, Vec<(&'static str, Vec<u8>)>)> {
+        let Page { origin, asked } = self.page.as_ref()?;
+        let mut fields = vec![("x-code", asked.status.to_string().into_bytes())];
+        if let Some(original) = &self.original {
+            fields.extend(original.accept.clone().map(|accept| ("x-format", accept)));
+            fields.push(("x-original-uri", original.uri.clone().into_bytes()));
+        }
+        let (namespace, name) = origin.ingress.split_once('/').unwrap_or_default();
+        for (field, value) in
+            [("x-namespace", namespace), ("x-ingress-name", name), ("x-service-name", &origin.service)]
+        {
+            fields.push((field, value.as_bytes().to_vec()));
+        }
+        Some((asked.instead_of_response.then_some("/"), fields))
+    }
+}
+
+fn page_text(status: u16) -> Answer {
+    Reply::new(status, By::ErrorPage, format!("the endpoint answered with status {status}")).into()
+}
+
+impl Said {
+    fn of(head: &RequestHead<'_, '_>) -> Self {
+        Self {
+            method: head.method.to_owned(),
+            host: String::new(),
+            target: head.target.to_owned(),
+            user_agent: String::from_utf8_lossy(head.user_agent).into_owned(),
+        }
+    }
+}
+
+impl Proxy {
+    /// Brings host and path into normal form and finds the target.
+    ///
+    /// Cost: two passes over a few bytes each and one lookup; no allocation but for the access log, and for what was not in
+    /// normal form.
+    pub(crate) fn find<'h, 'b>(
+        &self,
+        record: &mut Record,
+        head: &'h RequestHead<'h, 'b>,
+        peer: &Peer,
+    ) -> Result<Normal<'h, 'b>, Answer> {
+        // RFC 9110 §9.2.2.
+        record.is_idempotent = matches!(head.method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS");
+        if peer.trusted {
+            let given = head.fields.iter().find(|field| Known::of(field.name) == Known::RequestId);
+            record.id = RequestId::of(given.map(|field| field.value), true);
+        }
+        let said = self.is_logging().then(|| record.said.insert(Box::new(Said::of(head))));
+        let host = normalize_host(head.host).map_err(Fault::from)?;
+        if let Some(said) = said {
+            said.host.push_str(&host);
+        }
+        let path = normalize_path(head.path).map_err(Fault::from)?;
+        record.target = Some(self.route(&host, &path)?);
+        Ok(Normal { head, host, path })
+    }
+
+    /// Asks the policies of the rule that was found.
+    pub(crate) fn decide(
+        &self,
+        record: &mut Record,
+        normal: &Normal<'_, '_>,
+        peer: &Peer,
+    ) -> Option<Decision> {
+        let target = record.target.as_ref()?;
+        if target.fallback.is_some() {
+            let accept = normal.head.fields.iter().find(|field| field.name.eq_ignore_ascii_case("accept"));
+            let (uri, accept) = (origin_form(normal), accept.map(|field| field.value.to_vec()));
+            record.original = Some(Box::new(Original { uri, accept }));
+        }
+        let policy = target.policy.as_ref()?;
+        let client = Client::of(normal, peer.address, peer.tls, &self.trusted);
+        Some(policy.before(normal, &client, &self.memory))
+    }
+
+    /// Waits for what the policies decide.
+    pub(crate) async fn settle(&self, record: &mut Record, decision: Option<Decision>) -> Result<(), Answer> {
+        if let Some(decision) = decision {
+            let passage = decision.settled().await.map_err(|reply| {
+                self.metrics.policies.answered(reply.by);
+                Answer::from(reply)
+            })?;
+            record.passage = Some(passage);
+        }
+        Ok(())
+    }
+
+    /// Counts a request that is over, and logs it. `status` is 0 when the client got no answer.
+    pub(crate) fn account(&self, record: &Record, peer: &Peer, proto: &str, status: u16) {
+        let took = record.started.elapsed();
+        let target = record.target.as_deref();
+        self.count(target, status, took);
+        if !self.is_logging() {
+            return;
+        }
+        let nothing = Said::default();
+        let said = record.said.as_deref().unwrap_or(&nothing);
+        let line = Line {
+            time_ms: 0,
+            id: record.id.as_str(),
+            client: &peer.text,
+            proto,
+            tls: peer.tls,
+            method: &said.method,
+            host: &said.host,
+            path: &said.target,
+            status,
+            bytes_in: record.bytes_in as usize,
+            bytes_out: record.bytes_out as usize,
+            duration_us: took.as_micros(),
+            ingress: target.map_or("", |target| &target.ingress),
+            service: target.map_or("", |target| &target.service),
+            endpoint: record.endpoint,
+            attempts: record.attempts,
+            reason: record.reason.as_deref(),
+            cause: None,
+            user_agent: &said.user_agent,
+        };
+        self.log(took, line);
+    }
+}

@@ -1,0 +1,18 @@
+//! HTTP/1.1 as bytes: heads, bodies, the buffers they wait in, and the deadline of whoever waits for them.
+//!
+//! Clients speak it in [`crate::http1`]; endpoints speak it to clients of either version. It knows nothing of connections,
+//! routes or policies.
+
+mod buffer;
+mod deadline;
+mod forward;
+mod framing;
+mod head;
+
+pub(crate) use buffer::Buffer;
+pub(crate) use deadline::Deadline;
+pub(crate) use forward::{After, goes_on_to_client, redirect_request, write_request, write_response};
+pub(crate) use framing::Body;
+pub(crate) use head::{
+    Connection, HeadEnd, Known, MAX_FIELDS, Normal, RequestHead, ResponseHead, Space, Version, read_length,
+};
