@@ -11,5 +11,7 @@ mod policies;
 mod protocols;
 mod role;
 mod routing;
+mod script;
 mod staying_up;
+mod streams;
 mod tls;
