@@ -6,12 +6,14 @@
 mod backend;
 mod cluster;
 mod exchange;
+mod frames;
 mod malformed;
 mod policies;
 mod protocols;
 mod role;
 mod routing;
 mod script;
+mod smuggling;
 mod staying_up;
 mod streams;
 mod tls;
