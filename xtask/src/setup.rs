@@ -43,8 +43,7 @@ const DEBIAN_RUST: &[&str] = &["rustc-web", "rust-web-src"];
 
 /// Installs what is missing; does nothing, quickly, when nothing is.
 pub(crate) fn run() -> Result<()> {
-    let mut packages: Vec<&str> =
-        PACKAGES.iter().filter(|(program, _)| !exists(program)).map(|(_, package)| *package).collect();
+    let mut packages = missing(PACKAGES);
     if !has_nightly_source() && !has_debian_source() {
         packages.extend(DEBIAN_RUST);
     }
@@ -76,8 +75,14 @@ pub(crate) fn deny() -> Result<()> {
 pub(crate) fn emulator() -> Result<()> {
     const PACKAGES: &[(&str, &str)] =
         &[("qemu-system-x86_64", "qemu-system-x86"), ("strip", "binutils"), ("xz", "xz-utils")];
-    let missing: Vec<&str> =
-        PACKAGES.iter().filter(|(program, _)| !exists(program)).map(|(_, package)| *package).collect();
+    let missing = missing(PACKAGES);
+    if missing.is_empty() { Ok(()) } else { install_packages(&missing) }
+}
+
+/// Installs what only the ingress's tests need: programs that attack it.
+pub(crate) fn attackers() -> Result<()> {
+    const PACKAGES: &[(&str, &str)] = &[("slowhttptest", "slowhttptest"), ("testssl", "testssl.sh")];
+    let missing = missing(PACKAGES);
     if missing.is_empty() { Ok(()) } else { install_packages(&missing) }
 }
 
@@ -87,8 +92,7 @@ pub(crate) fn proxies() -> Result<()> {
         &[("nginx", "nginx"), ("haproxy", "haproxy"), ("h2load", "nghttp2-client")];
     /// Packages whose services have their names.
     const SERVICES: &[&str] = &["nginx", "haproxy"];
-    let missing: Vec<&str> =
-        PACKAGES.iter().filter(|(program, _)| !exists(program)).map(|(_, package)| *package).collect();
+    let missing = missing(PACKAGES);
     if missing.is_empty() {
         return Ok(());
     }
@@ -131,6 +135,11 @@ impl Drop for HeldServices {
             eprintln!("xtask: {SERVICE_POLICY} is left behind and keeps services from starting: {error}");
         }
     }
+}
+
+/// The packages of programs that are not there.
+fn missing(packages: &[(&str, &'static str)]) -> Vec<&'static str> {
+    packages.iter().filter(|(program, _)| !exists(program)).map(|(_, package)| *package).collect()
 }
 
 fn install_packages(packages: &[&str]) -> Result<()> {

@@ -59,6 +59,9 @@ pub(crate) fn run(kind: Option<Kind>, filter: &str, bless: bool) -> Result<()> {
     ensure!(!bless || kind == Some(Kind::Kernels), "only the kind `kernels` has a table to bless");
     setup::run()?;
     let kinds = kind.map_or(Kind::ALL.to_vec(), |kind| vec![kind]);
+    if kinds.contains(&Kind::Unit) {
+        setup::attackers()?;
+    }
     let targets = targets()?;
     let mut tally = Tally::default();
     let mut complete = true;
