@@ -1,7 +1,7 @@
 //! Kubernetes Ingress as a reverse proxy that talks straight to pod addresses.
 //!
 //! ```text
-//! apiserver ─▶ watch ─▶ compile (pure) ─▶ live: table, pools, certificates ◀─ proxy: what becomes of a request
+//! apiserver ─▶ watch ─▶ compile ────────▶ live: table, pools, certificates ◀─ proxy: what becomes of a request
 //!                          │                                                   ▲            ▲
 //!                          └▶ Events, status                                 http1   pingora (HTTP/2)
 //!                                                                              ▲            ▲
@@ -9,7 +9,7 @@
 //! ```
 //!
 //! - [`table`] knows hosts and paths, and nothing of Kubernetes;
-//! - [`compile`] turns facts about objects into a table, and into problems;
+//! - [`compile`] turns changed facts about objects into changes of a table, and into problems;
 //! - `watch` keeps the facts, and is the only writer of what is live;
 //! - `policy` decides about requests, and knows neither protocols nor connections;
 //! - `serve` owns sockets, `http1` and pingora own connections, `proxy` says what becomes of a request; all only read what
@@ -143,7 +143,7 @@ impl Ingress {
             .map_err(|source| Error::AccessLog { path: config.access_log.clone(), source })?;
 
         let self_signed = Arc::new(tls::self_signed().map_err(Error::SelfSigned)?);
-        let certificates = Arc::new(ArcSwap::from_pointee(Certificates::new([], Arc::clone(&self_signed))));
+        let certificates = Arc::new(ArcSwap::from_pointee(Certificates::new(Arc::clone(&self_signed))));
         let live = Arc::new(ArcSwap::from_pointee(Live::default()));
         let timeouts = config.timeouts;
         let proxy = Proxy::new(
@@ -166,7 +166,7 @@ impl Ingress {
         );
         let watcher = Watcher::new(
             self.client,
-            config.ingress_class,
+            &config.ingress_class,
             self.default_secret,
             config.publish_address,
             installer,
