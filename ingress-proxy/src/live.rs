@@ -1,7 +1,7 @@
 //! What is being served right now, and how what the compiler tells becomes it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -21,7 +21,12 @@ use crate::upstream::Pool;
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     table: RouteTable<Arc<Target>>,
+    pools: Arc<Pools>,
 }
+
+/// Pools by what they are known by. A lock, because the watching task adds and removes them while others go through them;
+/// no request waits for it.
+type Pools = Mutex<Shared<Arc<BackendKey>, Arc<Pool>>>;
 
 impl Live {
     /// The target for a request.
@@ -31,11 +36,13 @@ impl Live {
 
     /// Closes connections to endpoints that waited too long. Returns how many are left.
     pub(crate) fn sweep(&self) -> usize {
-        let targets = distinct(self.table.targets());
-        let pools = targets.values().filter_map(|target| target.backend.as_ref().ok());
-        let pools: BTreeMap<_, _> = pools.map(|pool| (Arc::as_ptr(pool), pool)).collect();
-        pools.into_values().map(|pool| pool.sweep()).sum()
+        let pools: Vec<Arc<Pool>> = lock(&self.pools).0.values().map(|(pool, _)| Arc::clone(pool)).collect();
+        pools.into_iter().map(|pool| pool.sweep()).sum()
     }
+}
+
+fn lock(pools: &Pools) -> MutexGuard<'_, Shared<Arc<BackendKey>, Arc<Pool>>> {
+    pools.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where a rule sends its requests.
@@ -118,7 +125,7 @@ pub(crate) struct Installer {
     timeouts: Timeouts,
     self_signed: Arc<CertifiedKey>,
     default_secret: Option<ObjectKey>,
-    pools: Shared<Arc<BackendKey>, Arc<Pool>>,
+    pools: Arc<Pools>,
     series: Shared<TargetLabels, Arc<TargetMetrics>>,
     pairs: Shared<ObjectKey, Pair>,
     /// Of all pools.
@@ -137,6 +144,7 @@ impl Installer {
         self_signed: Arc<CertifiedKey>,
         default_secret: Option<ObjectKey>,
     ) -> Self {
+        let pools = Arc::clone(&live.load().pools);
         Self {
             live,
             certificates,
@@ -144,7 +152,7 @@ impl Installer {
             timeouts,
             self_signed,
             default_secret,
-            pools: Shared::default(),
+            pools,
             series: Shared::default(),
             pairs: Shared::default(),
             endpoints: 0,
@@ -181,7 +189,7 @@ impl Installer {
             certificates: update.totals.certificates,
             problems: update.totals.problems,
         };
-        self.live.store(Arc::new(Live { table }));
+        self.live.store(Arc::new(Live { table, pools: Arc::clone(&self.pools) }));
         // Only now is nothing new routed to what is gone.
         for rules in before {
             self.release(&rules);
@@ -192,10 +200,11 @@ impl Installer {
 
     /// Brings the pools of these Services up to date; no rule changed.
     pub(crate) fn refresh(&mut self, snapshot: &Snapshot, services: &BTreeSet<ObjectKey>) {
+        let pools = lock(&self.pools);
         for service in services {
             let first = BackendKey { service: service.clone(), port: String::new(), h2c: false };
-            let pools = self.pools.0.range(Arc::new(first)..);
-            for (key, (pool, _)) in pools.take_while(|(key, _)| key.service == *service) {
+            let first = pools.0.range(Arc::new(first)..);
+            for (key, (pool, _)) in first.take_while(|(key, _)| key.service == *service) {
                 self.endpoints -= pool.len();
                 pool.update(&endpoints(snapshot, key), &self.timeouts);
                 self.endpoints += pool.len();
@@ -227,7 +236,7 @@ impl Installer {
     ) -> Option<Arc<HostRules<Arc<Target>>>> {
         for target in rules.iter().flat_map(|rules| distinct(rules.targets()).into_values()) {
             if let Some(pool) = &target.pool {
-                self.pools.hold(pool);
+                lock(&self.pools).hold(pool);
             }
             self.series.hold(target.metrics.labels());
         }
@@ -238,7 +247,8 @@ impl Installer {
 
     fn release(&mut self, rules: &HostRules<Arc<Target>>) {
         for target in distinct(rules.targets()).into_values() {
-            if let Some(pool) = target.pool.as_ref().and_then(|pool| self.pools.release(pool)) {
+            let pool = target.pool.as_ref();
+            if let Some(pool) = pool.and_then(|pool| lock(&self.pools).release(pool)) {
                 self.endpoints -= pool.len();
             }
             if let Some(series) = self.series.release(target.metrics.labels()) {
@@ -276,13 +286,14 @@ impl Installer {
     }
 
     fn pool(&mut self, snapshot: &Snapshot, key: &BackendKey) -> (Arc<BackendKey>, Arc<Pool>) {
-        if let Some((key, (pool, _))) = self.pools.0.get_key_value(key) {
+        let mut pools = lock(&self.pools);
+        if let Some((key, (pool, _))) = pools.0.get_key_value(key) {
             return (Arc::clone(key), Arc::clone(pool));
         }
         let (key, pool) = (Arc::new(key.clone()), Arc::new(Pool::default()));
         pool.update(&endpoints(snapshot, &key), &self.timeouts);
         self.endpoints += pool.len();
-        self.pools.0.insert(Arc::clone(&key), (Arc::clone(&pool), 0));
+        pools.0.insert(Arc::clone(&key), (Arc::clone(&pool), 0));
         (key, pool)
     }
 
@@ -334,7 +345,7 @@ fn usable(snapshot: &Snapshot, secret: &ObjectKey) -> Option<Arc<CertifiedKey>> 
 impl Installer {
     /// What is kept for what is served, by name.
     pub(crate) fn kept(&self) -> (Vec<BackendKey>, Vec<TargetLabels>, Vec<ObjectKey>, usize) {
-        let pools = self.pools.0.keys().map(|key| BackendKey::clone(key)).collect();
+        let pools = lock(&self.pools).0.keys().map(|key| BackendKey::clone(key)).collect();
         let (series, pairs) = (&self.series.0, &self.pairs.0);
         (pools, series.keys().cloned().collect(), pairs.keys().cloned().collect(), self.endpoints)
     }

@@ -12,6 +12,7 @@ mod compiler;
 mod endpoints;
 mod facts;
 mod host;
+mod hosts;
 mod own;
 mod policies;
 mod problem;

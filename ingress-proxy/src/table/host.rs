@@ -106,7 +106,7 @@ fn check_port(port: &str) -> Result<(), HostError> {
     };
     let number = digits.bytes().try_fold(0_u32, |number, byte| {
         let digit = byte.is_ascii_digit().then(|| u32::from(byte - b'0'))?;
-        Some(number * 10 + digit).filter(|number| *number <= u32::from(u16::MAX))
+        Some(number * 10 + digit).filter(|number| u16::try_from(*number).is_ok())
     });
     number.map(drop).ok_or(HostError::Character)
 }

@@ -238,7 +238,7 @@ proptest! {
     /// Few rules are a list, many a trie: the words are the same for both.
     #[test]
     fn lists_and_tries_agree_with_the_words(
-        rules in prop::collection::vec((prop_oneof![Just(PathKind::Exact), Just(PathKind::Prefix)], path()), 0..48),
+        rules in prop::collection::vec((prop_oneof![Just(PathKind::Exact), Just(PathKind::Prefix)], path()), 0..80),
         requests in prop::collection::vec(path(), 1..12),
     ) {
         let mut set = RuleSet::default();

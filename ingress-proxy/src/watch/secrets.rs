@@ -187,3 +187,30 @@ pub(crate) fn read(secret: &Secret) -> SecretFact {
         Err(error) => SecretFact::Broken(error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_secret_beyond_the_bound_waits_for_a_place() {
+        let nobody = "http://127.0.0.1:1".parse().unwrap();
+        let client = Client::try_from(kube::Config::new(nobody)).unwrap();
+        let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
+        let key = |number: usize| ObjectKey::new("n", &format!("s{number:04}"));
+        let mut watches = Watches::new(client, Some(key(0)), &metrics);
+        let mut snapshot = Snapshot::default();
+        let mut follow = |numbers: std::ops::Range<usize>, is_named: bool| {
+            let named = numbers.map(|number| (key(number), is_named)).collect();
+            let refused = watches.follow(named, &mut snapshot);
+            assert!(refused.iter().all(|key| matches!(snapshot.secrets[key], SecretFact::Broken(_))));
+            (refused.into_iter().collect::<Vec<_>>(), snapshot.secrets.len())
+        };
+        assert_eq!(follow(0..MAX_WATCHES + 1, true), (vec![key(MAX_WATCHES)], 1));
+        assert_eq!((metrics.secret_watches.get(), metrics.secrets_refused.get()), (MAX_WATCHES as i64, 1));
+        assert_eq!(follow(7..8, false), (vec![], 1), "the place is taken, and the secret is not read yet");
+        assert_eq!((metrics.secret_watches.get(), metrics.secrets_refused.get()), (MAX_WATCHES as i64, 0));
+        assert_eq!(follow(0..MAX_WATCHES + 1, false), (vec![], 0));
+        assert_eq!(metrics.secret_watches.get(), 1, "the default one is always watched");
+    }
+}
