@@ -172,6 +172,21 @@ fn aliases_and_www_leave_the_hosts_of_others_alone() {
 }
 
 #[test]
+fn an_alias_has_the_canaries_of_its_host_whoever_is_older() {
+    let canary_annotations = [("canary", "true"), ("canary-weight", "5")];
+    for (main, other) in [(1, 2), (2, 1)] {
+        let compiled = compiled(&[
+            ingress("main", main, &[("server-alias", "b.com")], &["a.com / Prefix a"]),
+            ingress("canary", other, &canary_annotations, &["a.com / Prefix b"]),
+        ]);
+        for host in ["a.com", "b.com"] {
+            assert_eq!(canary(&compiled, host, "/"), Some("b"), "{host}");
+        }
+        assert_eq!(reasons(&compiled), []);
+    }
+}
+
+#[test]
 fn another_protocol_is_another_pool() {
     let compiled = compiled(&[
         ingress("i", 1, &[("backend-protocol", "GRPC")], &["a.com / Prefix a"]),
