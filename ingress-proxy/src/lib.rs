@@ -1,7 +1,7 @@
 //! Kubernetes Ingress as a reverse proxy that talks straight to pod addresses.
 //!
 //! ```text
-//! apiserver ─▶ watch ─▶ compile (pure) ─▶ live: table, pools, certificates ◀─ proxy: what becomes of a request
+//! apiserver ─▶ watch ─▶ compile ────────▶ live: table, pools, certificates ◀─ proxy: what becomes of a request
 //!                          │                                                   ▲            ▲
 //!                          └▶ Events, status                                 http1        http2
 //!                                                                              ▲            ▲
@@ -9,7 +9,7 @@
 //! ```
 //!
 //! - [`table`] knows hosts and paths, and nothing of Kubernetes;
-//! - [`compile`] turns facts about objects into a table, and into problems;
+//! - [`compile`] turns changed facts about objects into changes of a table, and into problems;
 //! - `watch` keeps the facts, and is the only writer of what is live;
 //! - `policy` decides about requests, and knows neither protocols nor connections;
 //! - `wire` is HTTP/1.1 as bytes;
@@ -146,7 +146,7 @@ impl Ingress {
             .map_err(|source| Error::AccessLog { path: config.access_log.clone(), source })?;
 
         let self_signed = Arc::new(tls::self_signed().map_err(Error::SelfSigned)?);
-        let certificates = Arc::new(ArcSwap::from_pointee(Certificates::new([], Arc::clone(&self_signed))));
+        let certificates = Arc::new(ArcSwap::from_pointee(Certificates::new(Arc::clone(&self_signed))));
         let live = Arc::new(ArcSwap::from_pointee(Live::default()));
         let timeouts = config.timeouts;
         let proxy = Proxy::new(
@@ -169,7 +169,7 @@ impl Ingress {
         );
         let watcher = Watcher::new(
             self.client,
-            config.ingress_class,
+            &config.ingress_class,
             self.default_secret,
             config.publish_address,
             installer,

@@ -1,43 +1,48 @@
-//! What is being served right now, and how a compiled table becomes it.
+//! What is being served right now, and how what the compiler tells becomes it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use rustls::sign::CertifiedKey;
 
-use crate::compile::{BackendKey, Compiled, ObjectKey, SecretFact, Snapshot, endpoints};
+use crate::compile::{
+    BackendKey, HostUpdate, ObjectKey, SecretFact, Snapshot, TargetSpec, Update, endpoints,
+};
 use crate::config::Timeouts;
 use crate::metrics::{MAX_LABELLED_TARGETS, Metrics, Sizes, TargetLabels, TargetMetrics};
 use crate::policy::{Passage, Policy};
-use crate::table::{RouteTable, TargetId};
-use crate::tls::Certificates;
+use crate::table::{HostPattern, HostRules, RouteTable};
+use crate::tls::{Certificates, Pair};
 use crate::upstream::Pool;
 
-/// A table and what its target numbers mean; swapped whole.
+/// The table in service; swapped whole.
 #[derive(Debug, Default)]
 pub(crate) struct Live {
-    table: RouteTable,
-    targets: Box<[Arc<Target>]>,
+    table: RouteTable<Arc<Target>>,
+    pools: Arc<Pools>,
 }
+
+/// Pools by what they are known by. A lock, because the watching task adds and removes them while others go through them;
+/// no request waits for it.
+type Pools = Mutex<Shared<Arc<BackendKey>, Arc<Pool>>>;
 
 impl Live {
     /// The target for a request.
     pub(crate) fn route(&self, host: &str, path: &str) -> Option<&Arc<Target>> {
-        self.table.lookup(host, path).map(|TargetId(id)| &self.targets[id as usize])
+        self.table.lookup(host, path)
     }
 
     /// Closes connections to endpoints that waited too long. Returns how many are left.
     pub(crate) fn sweep(&self) -> usize {
-        let pools: BTreeMap<_, _> = self
-            .targets
-            .iter()
-            .filter_map(|target| target.backend.as_ref().ok())
-            .map(|pool| (Arc::as_ptr(pool), pool))
-            .collect();
-        pools.into_values().map(|pool| pool.sweep()).sum()
+        let pools: Vec<Arc<Pool>> = lock(&self.pools).0.values().map(|(pool, _)| Arc::clone(pool)).collect();
+        pools.into_iter().map(|pool| pool.sweep()).sum()
     }
+}
+
+fn lock(pools: &Pools) -> MutexGuard<'_, Shared<Arc<BackendKey>, Arc<Pool>>> {
+    pools.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where a rule sends its requests.
@@ -49,6 +54,8 @@ pub(crate) struct Target {
     pub(crate) service: Box<str>,
     /// Its endpoints, or why there can be none.
     pub(crate) backend: Result<Arc<Pool>, Box<str>>,
+    /// What the pool is known by.
+    pool: Option<Arc<BackendKey>>,
     /// What becomes of requests before and after.
     pub(crate) policy: Option<Arc<Policy>>,
     /// Where the policy's canary sends requests.
@@ -70,7 +77,47 @@ impl Target {
     }
 }
 
-/// Puts compiled tables into service. Owned by the watching task: there is one writer.
+/// Each target once, with canaries and fallbacks.
+fn distinct<'a>(targets: impl Iterator<Item = &'a Arc<Target>>) -> BTreeMap<*const Target, &'a Target> {
+    let mut found = BTreeMap::new();
+    let mut open: Vec<&'a Arc<Target>> = targets.collect();
+    while let Some(target) = open.pop() {
+        if found.insert(Arc::as_ptr(target), &**target).is_none() {
+            open.extend(target.canary.iter().chain(&target.fallback));
+        }
+    }
+    found
+}
+
+/// Things that are shared by those who use them, and go with the last of these.
+#[derive(Debug)]
+struct Shared<K, V>(BTreeMap<K, (V, usize)>);
+
+impl<K, V> Default for Shared<K, V> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<K: Ord, V> Shared<K, V> {
+    fn hold(&mut self, key: &K) {
+        if let Some((_, uses)) = self.0.get_mut(key) {
+            *uses += 1;
+        }
+    }
+
+    /// The thing, if it went.
+    fn release(&mut self, key: &K) -> Option<V> {
+        let (_, uses) = self.0.get_mut(key)?;
+        *uses -= 1;
+        if *uses > 0 {
+            return None;
+        }
+        self.0.remove(key).map(|(thing, _)| thing)
+    }
+}
+
+/// Puts into service what the compiler tells. Owned by the watching task: there is one writer.
 pub(crate) struct Installer {
     live: Arc<ArcSwap<Live>>,
     certificates: Arc<ArcSwap<Certificates>>,
@@ -78,9 +125,15 @@ pub(crate) struct Installer {
     timeouts: Timeouts,
     self_signed: Arc<CertifiedKey>,
     default_secret: Option<ObjectKey>,
-    pools: BTreeMap<BackendKey, Arc<Pool>>,
-    target_metrics: HashMap<TargetLabels, Arc<TargetMetrics>>,
+    pools: Arc<Pools>,
+    series: Shared<TargetLabels, Arc<TargetMetrics>>,
+    pairs: Shared<ObjectKey, Pair>,
+    /// Of all pools.
+    endpoints: usize,
 }
+
+/// The targets of one host that were made already, by where their specifications are.
+type Made = HashMap<*const TargetSpec, (Arc<TargetSpec>, Arc<Target>)>;
 
 impl Installer {
     pub(crate) fn new(
@@ -91,6 +144,7 @@ impl Installer {
         self_signed: Arc<CertifiedKey>,
         default_secret: Option<ObjectKey>,
     ) -> Self {
+        let pools = Arc::clone(&live.load().pools);
         Self {
             live,
             certificates,
@@ -98,100 +152,201 @@ impl Installer {
             timeouts,
             self_signed,
             default_secret,
-            pools: BTreeMap::new(),
-            target_metrics: HashMap::new(),
+            pools,
+            series: Shared::default(),
+            pairs: Shared::default(),
+            endpoints: 0,
         }
     }
 
-    /// Replaces table and certificates. `since` is when the first of the changes arrived.
-    pub(crate) fn install(&mut self, snapshot: &Snapshot, compiled: Compiled, since: Instant) {
-        let mut pools = BTreeMap::new();
-        let mut series = HashMap::new();
-        let mut targets: Vec<Arc<Target>> = Vec::with_capacity(compiled.targets.len());
-        for spec in compiled.targets {
-            let labels = TargetLabels { ingress: spec.owner.to_string(), service: spec.service.clone() };
-            let backend = match spec.backend {
-                Ok(key) => {
-                    let pool = pools.entry(key).or_insert_with_key(|key| self.pool(snapshot, key));
-                    Ok(Arc::clone(pool))
+    /// Replaces what is different in table and certificates. `since` is when the first of the changes arrived.
+    pub(crate) fn install(&mut self, snapshot: &Snapshot, update: Update, since: Instant) {
+        let mut table = self.live.load().table.clone();
+        let (mut aliases, mut before) = (Vec::new(), Vec::new());
+        for (host, update) in update.hosts {
+            let rules = match update {
+                HostUpdate::Rules(rules) => {
+                    let mut made = Made::new();
+                    let rules = rules.map(|spec| self.target(snapshot, &spec, &mut made));
+                    Some(Arc::new(rules.build()))
                 }
-                Err(why) => Err(why.into_boxed_str()),
+                HostUpdate::SameAs(other) => {
+                    aliases.push((host, other));
+                    continue;
+                }
+                HostUpdate::Gone => None,
             };
-            let earlier = |id: Option<TargetId>| id.map(|TargetId(id)| Arc::clone(&targets[id as usize]));
-            let (canary, fallback) = (earlier(spec.canary), earlier(spec.fallback));
-            targets.push(Arc::new(Target {
-                ingress: labels.ingress.clone().into_boxed_str(),
-                service: spec.service.into_boxed_str(),
-                backend,
-                policy: spec.policy,
-                canary,
-                fallback,
-                metrics: self.series(&mut series, labels),
-            }));
+            before.extend(self.replace(&mut table, &host, rules));
         }
-        let table = compiled.table;
+        for (alias, host) in aliases {
+            let rules = table.rules(&host).cloned();
+            before.extend(self.replace(&mut table, &alias, rules));
+        }
+        self.install_certificates(snapshot, &update.certificates);
         let sizes = Sizes {
             hosts: table.hosts(),
-            paths: table.paths(),
-            endpoints: pools.values().map(|pool| pool.len()).sum(),
-            certificates: compiled.certificates.len(),
-            problems: compiled.problems.len(),
+            paths: update.totals.paths,
+            certificates: update.totals.certificates,
+            problems: update.totals.problems,
         };
-        self.install_certificates(snapshot, compiled.certificates);
-        self.live.store(Arc::new(Live { table, targets: targets.into_boxed_slice() }));
+        self.live.store(Arc::new(Live { table, pools: Arc::clone(&self.pools) }));
         // Only now is nothing new routed to what is gone.
-        self.pools = pools;
-        let gone =
-            self.target_metrics.keys().filter(|labels| !series.contains_key(*labels)).cloned().collect();
-        self.metrics.forget(&gone);
-        self.target_metrics = series;
+        for rules in before {
+            self.release(&rules);
+        }
+        self.metrics.endpoints(self.endpoints);
         self.metrics.reloaded(since.elapsed(), sizes);
     }
 
     /// Brings the pools of these Services up to date; no rule changed.
-    pub(crate) fn refresh(&self, snapshot: &Snapshot, services: &BTreeSet<ObjectKey>) {
+    pub(crate) fn refresh(&mut self, snapshot: &Snapshot, services: &BTreeSet<ObjectKey>) {
+        let pools = lock(&self.pools);
         for service in services {
             let first = BackendKey { service: service.clone(), port: String::new(), h2c: false };
-            for (key, pool) in self.pools.range(first..).take_while(|(key, _)| key.service == *service) {
+            let first = pools.0.range(Arc::new(first)..);
+            for (key, (pool, _)) in first.take_while(|(key, _)| key.service == *service) {
+                self.endpoints -= pool.len();
                 pool.update(&endpoints(snapshot, key), &self.timeouts);
+                self.endpoints += pool.len();
+            }
+        }
+        self.metrics.endpoints(self.endpoints);
+    }
+
+    /// Puts the pairs that are in these secrets now in the place of those that were; no host has another secret.
+    pub(crate) fn renew(&self, snapshot: &Snapshot, secrets: &BTreeSet<ObjectKey>) {
+        for secret in secrets {
+            let usable = usable(snapshot, secret);
+            if let (Some((pair, _)), Some(usable)) = (self.pairs.0.get(secret), &usable) {
+                pair.store(Arc::clone(usable));
+            }
+            if self.default_secret.as_ref() == Some(secret) {
+                let default = usable.unwrap_or_else(|| Arc::clone(&self.self_signed));
+                self.certificates.load().default_pair().store(default);
             }
         }
     }
 
-    fn pool(&self, snapshot: &Snapshot, key: &BackendKey) -> Arc<Pool> {
-        let pool = self.pools.get(key).cloned().unwrap_or_default();
-        pool.update(&endpoints(snapshot, key), &self.timeouts);
-        pool
+    /// Returns the rules that the host had.
+    fn replace(
+        &mut self,
+        table: &mut RouteTable<Arc<Target>>,
+        host: &HostPattern,
+        rules: Option<Arc<HostRules<Arc<Target>>>>,
+    ) -> Option<Arc<HostRules<Arc<Target>>>> {
+        for target in rules.iter().flat_map(|rules| distinct(rules.targets()).into_values()) {
+            if let Some(pool) = &target.pool {
+                lock(&self.pools).hold(pool);
+            }
+            self.series.hold(target.metrics.labels());
+        }
+        let before = table.rules(host).cloned();
+        table.set(host, rules);
+        before
     }
 
-    fn series(
-        &self,
-        series: &mut HashMap<TargetLabels, Arc<TargetMetrics>>,
-        labels: TargetLabels,
-    ) -> Arc<TargetMetrics> {
-        let labels = if series.contains_key(&labels) || series.len() < MAX_LABELLED_TARGETS {
-            labels
-        } else {
-            TargetLabels::other()
+    fn release(&mut self, rules: &HostRules<Arc<Target>>) {
+        for target in distinct(rules.targets()).into_values() {
+            let pool = target.pool.as_ref();
+            if let Some(pool) = pool.and_then(|pool| lock(&self.pools).release(pool)) {
+                self.endpoints -= pool.len();
+            }
+            if let Some(series) = self.series.release(target.metrics.labels()) {
+                self.metrics.forget(series.labels());
+            }
+        }
+    }
+
+    fn target(&mut self, snapshot: &Snapshot, spec: &Arc<TargetSpec>, made: &mut Made) -> Arc<Target> {
+        if let Some((_, known)) = made.get(&Arc::as_ptr(spec)) {
+            return Arc::clone(known);
+        }
+        let canary = spec.canary.as_ref().map(|canary| self.target(snapshot, canary, made));
+        let fallback = spec.fallback.as_ref().map(|fallback| self.target(snapshot, fallback, made));
+        let labels = TargetLabels { ingress: spec.owner.to_string(), service: spec.service.clone() };
+        let (backend, pool) = match &spec.backend {
+            Ok(key) => {
+                let (key, pool) = self.pool(snapshot, key);
+                (Ok(pool), Some(key))
+            }
+            Err(why) => (Err(why.as_str().into()), None),
         };
-        let known = self.target_metrics.get(&labels);
-        let entry = series.entry(labels);
-        let fresh = |labels: &TargetLabels| known.cloned().unwrap_or_else(|| self.metrics.target(labels));
-        Arc::clone(entry.or_insert_with_key(fresh))
+        let target = Arc::new(Target {
+            ingress: labels.ingress.as_str().into(),
+            service: spec.service.as_str().into(),
+            backend,
+            pool,
+            policy: spec.policy.clone(),
+            canary,
+            fallback,
+            metrics: self.counters(labels),
+        });
+        made.insert(Arc::as_ptr(spec), (Arc::clone(spec), Arc::clone(&target)));
+        target
+    }
+
+    fn pool(&mut self, snapshot: &Snapshot, key: &BackendKey) -> (Arc<BackendKey>, Arc<Pool>) {
+        let mut pools = lock(&self.pools);
+        if let Some((key, (pool, _))) = pools.0.get_key_value(key) {
+            return (Arc::clone(key), Arc::clone(pool));
+        }
+        let (key, pool) = (Arc::new(key.clone()), Arc::new(Pool::default()));
+        pool.update(&endpoints(snapshot, &key), &self.timeouts);
+        self.endpoints += pool.len();
+        pools.0.insert(Arc::clone(&key), (Arc::clone(&pool), 0));
+        (key, pool)
+    }
+
+    /// Those of the pair of Ingress and Service or, at the bound, those that all others share: until its host is
+    /// compiled again, even if there is room before.
+    fn counters(&mut self, labels: TargetLabels) -> Arc<TargetMetrics> {
+        let has_own = self.series.0.contains_key(&labels) || self.series.0.len() < MAX_LABELLED_TARGETS;
+        let labels = if has_own { labels } else { TargetLabels::other() };
+        let series = self.series.0.entry(labels);
+        let (counters, _) = series.or_insert_with_key(|labels| (self.metrics.target(labels), 0));
+        Arc::clone(counters)
     }
 
     fn install_certificates(
-        &self,
+        &mut self,
         snapshot: &Snapshot,
-        hosts: BTreeMap<crate::table::HostPattern, ObjectKey>,
+        changes: &BTreeMap<HostPattern, (Option<ObjectKey>, Option<ObjectKey>)>,
     ) {
-        let usable = |key: &ObjectKey| match snapshot.secrets.get(key) {
-            Some(SecretFact::Usable(pair)) => Some(Arc::clone(pair)),
-            _ => None,
-        };
-        let default = self.default_secret.as_ref().and_then(usable);
-        let default = default.unwrap_or_else(|| Arc::clone(&self.self_signed));
-        let pairs = hosts.into_iter().filter_map(|(host, secret)| Some((host, usable(&secret)?)));
-        self.certificates.store(Arc::new(Certificates::new(pairs, default)));
+        if changes.is_empty() {
+            return;
+        }
+        let mut table = Certificates::clone(&self.certificates.load());
+        for (host, (_, now)) in changes {
+            table.set(host, now.as_ref().map(|secret| self.pair(snapshot, secret)));
+        }
+        self.certificates.store(Arc::new(table));
+        for secret in changes.values().filter_map(|(before, _)| before.as_ref()) {
+            self.pairs.release(secret);
+        }
+    }
+
+    fn pair(&mut self, snapshot: &Snapshot, secret: &ObjectKey) -> Pair {
+        let now = || usable(snapshot, secret).unwrap_or_else(|| Arc::clone(&self.self_signed));
+        let pair = self.pairs.0.entry(secret.clone()).or_insert_with(|| (Arc::new(ArcSwap::new(now())), 0));
+        let pair = Arc::clone(&pair.0);
+        self.pairs.hold(secret);
+        pair
+    }
+}
+
+fn usable(snapshot: &Snapshot, secret: &ObjectKey) -> Option<Arc<CertifiedKey>> {
+    match snapshot.secrets.get(secret) {
+        Some(SecretFact::Usable(pair)) => Some(Arc::clone(pair)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+impl Installer {
+    /// What is kept for what is served, by name.
+    pub(crate) fn kept(&self) -> (Vec<BackendKey>, Vec<TargetLabels>, Vec<ObjectKey>, usize) {
+        let pools = lock(&self.pools).0.keys().map(|key| BackendKey::clone(key)).collect();
+        let (series, pairs) = (&self.series.0, &self.pairs.0);
+        (pools, series.keys().cloned().collect(), pairs.keys().cloned().collect(), self.endpoints)
     }
 }

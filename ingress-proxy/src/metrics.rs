@@ -4,7 +4,6 @@
 //! make series. Counters of a target are resolved when the table is installed, so that a request touches
 //! atomics and no label map.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -168,7 +167,6 @@ fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, 
 pub(crate) struct Sizes {
     pub(crate) hosts: usize,
     pub(crate) paths: usize,
-    pub(crate) endpoints: usize,
     pub(crate) certificates: usize,
     pub(crate) problems: usize,
 }
@@ -229,7 +227,6 @@ impl Metrics {
         for (gauge, size) in [
             (&self.hosts, sizes.hosts),
             (&self.paths, sizes.paths),
-            (&self.endpoints, sizes.endpoints),
             (&self.certificates, sizes.certificates),
             (&self.problems, sizes.problems),
         ] {
@@ -247,14 +244,17 @@ impl Metrics {
         })
     }
 
-    /// Forgets the series of targets that are gone.
-    pub(crate) fn forget(&self, gone: &BTreeSet<TargetLabels>) {
-        for labels in gone {
-            self.latency.remove(labels);
-            for class in CLASSES {
-                self.responses.remove(&labels.with_class(class));
-            }
+    /// Forgets the series of a pair that no target has any more.
+    pub(crate) fn forget(&self, gone: &TargetLabels) {
+        self.latency.remove(gone);
+        for class in CLASSES {
+            self.responses.remove(&gone.with_class(class));
         }
+    }
+
+    /// Notes how many endpoints there are.
+    pub(crate) fn endpoints(&self, number: usize) {
+        self.endpoints.set(number as i64);
     }
 }
 
@@ -286,6 +286,11 @@ pub(crate) struct TargetMetrics {
 }
 
 impl TargetMetrics {
+    /// Ingress and Service of the series.
+    pub(crate) fn labels(&self) -> &TargetLabels {
+        &self.labels
+    }
+
     /// Counts a finished request; `status` is 0 when the client got none.
     pub(crate) fn finished(&self, status: u16, took: Duration) {
         let class = match status {

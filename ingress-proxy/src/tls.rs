@@ -1,10 +1,9 @@
 //! Which certificate answers a handshake.
 //!
-//! rustls asks for one per handshake, synchronously; the answer comes from a table that is swapped whole when
-//! secrets or rules change. Connections that are up keep what they were opened with, so a rotation closes
-//! none.
+//! rustls asks for one per handshake, synchronously; the answer comes from a table that is swapped whole when it
+//! changes which secret is a host's. What is in a secret can be exchanged in its place, whatever the number of its hosts.
+//! Connections that are up keep what they were opened with, so a rotation closes none.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -16,39 +15,41 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use crate::table::HostPattern;
+use crate::table::{HostMap, HostPattern};
 
-/// Certificates by host.
-#[derive(Debug)]
+/// The pair of one secret.
+pub(crate) type Pair = Arc<ArcSwap<CertifiedKey>>;
+
+/// Certificates by host. A copy is cheap, see [`HostMap`].
+#[derive(Debug, Clone)]
 pub(crate) struct Certificates {
-    exact: HashMap<Box<str>, Arc<CertifiedKey>>,
-    wildcard: HashMap<Box<str>, Arc<CertifiedKey>>,
-    default: Arc<CertifiedKey>,
+    hosts: HostMap<Pair>,
+    default: Pair,
 }
 
 impl Certificates {
-    /// A table with these pairs, and one for everything else.
-    pub(crate) fn new(
-        pairs: impl IntoIterator<Item = (HostPattern, Arc<CertifiedKey>)>,
-        default: Arc<CertifiedKey>,
-    ) -> Self {
-        let mut table = Self { exact: HashMap::new(), wildcard: HashMap::new(), default };
-        for (host, pair) in pairs {
-            match host {
-                HostPattern::Exact(name) => table.exact.insert(name.into(), pair),
-                HostPattern::Wildcard(parent) => table.wildcard.insert(parent.into(), pair),
-                HostPattern::Any => continue,
-            };
+    /// A table with nothing but the pair for hosts that have none.
+    pub(crate) fn new(default: Arc<CertifiedKey>) -> Self {
+        Self { hosts: HostMap::default(), default: Arc::new(ArcSwap::new(default)) }
+    }
+
+    /// Gives a host this pair, or the default one.
+    pub(crate) fn set(&mut self, host: &HostPattern, pair: Option<Pair>) {
+        // No name in a handshake is every name.
+        if *host != HostPattern::Any {
+            self.hosts.set(host, pair);
         }
-        table
+    }
+
+    /// What hosts without one get, in all copies.
+    pub(crate) fn default_pair(&self) -> &Pair {
+        &self.default
     }
 
     /// Exact, then wildcard, then the default. `name` is in lower case, as rustls delivers it.
-    pub(crate) fn choose(&self, name: &str) -> &Arc<CertifiedKey> {
-        self.exact
-            .get(name)
-            .or_else(|| name.split_once('.').and_then(|(_, parent)| self.wildcard.get(parent)))
-            .unwrap_or(&self.default)
+    pub(crate) fn choose(&self, name: &str) -> Arc<CertifiedKey> {
+        let own = self.hosts.exact(name).or_else(|| self.hosts.wildcard(name));
+        own.unwrap_or(&self.default).load_full()
     }
 }
 
@@ -60,10 +61,8 @@ impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let table = self.0.load();
         Some(match hello.server_name() {
-            Some(name) => {
-                Arc::clone(table.choose(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase().as_str()))
-            }
-            None => Arc::clone(&table.default),
+            Some(name) => table.choose(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase().as_str()),
+            None => table.default.load_full(),
         })
     }
 }
@@ -156,13 +155,11 @@ mod tests {
     fn exact_then_wildcard_then_default() {
         let (exact, wildcard) = (usable("a.foo.com"), usable("*.foo.com"));
         let default = Arc::new(self_signed().unwrap());
-        let table = Certificates::new(
-            [
-                (HostPattern::Exact("a.foo.com".into()), exact.clone()),
-                (HostPattern::Wildcard("foo.com".into()), wildcard.clone()),
-            ],
-            default.clone(),
-        );
+        let mut table = Certificates::new(default.clone());
+        let pair = |key: &Arc<CertifiedKey>| Some(Arc::new(ArcSwap::new(Arc::clone(key))));
+        table.set(&HostPattern::Exact("a.foo.com".into()), pair(&exact));
+        table.set(&HostPattern::Wildcard("foo.com".into()), pair(&wildcard));
+        table.set(&HostPattern::Any, pair(&wildcard));
         for (name, expected) in [
             ("a.foo.com", &exact),
             ("b.foo.com", &wildcard),
@@ -170,8 +167,11 @@ mod tests {
             ("foo.com", &default),
             ("localhost", &default),
         ] {
-            assert!(Arc::ptr_eq(table.choose(name), expected), "{name}");
+            assert!(Arc::ptr_eq(&table.choose(name), expected), "{name}");
         }
+        let copy = table.clone();
+        copy.default_pair().store(exact.clone());
+        assert!(Arc::ptr_eq(&table.choose("localhost"), &exact), "it is one default for all copies");
     }
 
     #[test]

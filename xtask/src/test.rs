@@ -28,7 +28,7 @@ pub(crate) enum Kind {
     Netns,
     /// A whole cluster in a namespace; needs root and kubectl.
     Cluster,
-    /// The packet tables on every kernel that Debian ships, in emulated machines; needs root and a quarter of an hour, so
+    /// The packet tables on every kernel that Debian ships, in emulated machines; needs root and most of an hour, so
     /// that it runs only when it is named.
     Kernels,
 }

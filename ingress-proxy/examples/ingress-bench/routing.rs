@@ -3,12 +3,10 @@
 //! Requests come in an order that no cache guesses from the one before; their own bytes are at hand, as those of a request
 //! are that was just read.
 
-use std::{hint::black_box, time::Instant};
+use std::{hint::black_box, sync::Arc, time::Instant};
 
 use anyhow::{Context, Result, ensure};
-use weir_ingress::table::{
-    Builder, HostPattern, PathKind, RouteTable, TargetId, normalize_host, normalize_path,
-};
+use weir_ingress::table::{HostPattern, PathKind, RouteTable, RuleSet, normalize_host, normalize_path};
 use weir_tests::{Goal, Row};
 
 use crate::cluster::PATHS;
@@ -26,8 +24,11 @@ const GOAL_NS: f64 = 300.0;
 struct Request {
     host: String,
     path: String,
-    target: TargetId,
+    target: Target,
 }
+
+/// As the proxy's are: something behind a pointer.
+type Target = Arc<usize>;
 
 pub(crate) fn measure() -> Result<Vec<Row>> {
     [1, 5_000].into_iter().map(measure_one).collect()
@@ -36,7 +37,7 @@ pub(crate) fn measure() -> Result<Vec<Row>> {
 fn measure_one(ingresses: usize) -> Result<Row> {
     let (table, requests) = (table(ingresses)?, requests(ingresses));
     for Request { host, path, target } in &requests {
-        ensure!(route(&table, host, path) == Some(*target), "{host}{path} is routed elsewhere");
+        ensure!(route(&table, host, path) == Some(target), "{host}{path} is routed elsewhere");
     }
     let samples: Vec<f64> = (0..RUNS).map(|_| time_ns(&table, &requests)).collect();
     let paths = ingresses * PATHS.len();
@@ -45,17 +46,17 @@ fn measure_one(ingresses: usize) -> Result<Row> {
 }
 
 /// As the compiler builds it of that many Ingresses with a host each.
-fn table(ingresses: usize) -> Result<RouteTable> {
-    let mut builder = Builder::default();
+fn table(ingresses: usize) -> Result<RouteTable<Target>> {
+    let mut table = RouteTable::default();
     for ingress in 0..ingresses {
-        let host = HostPattern::parse(&host(ingress))?;
+        let mut rules = RuleSet::default();
         for (number, path) in PATHS.iter().enumerate() {
-            let added =
-                builder.rule(&host, PathKind::Prefix, &normalize_path(path)?, target(ingress, number));
-            added.ok().with_context(|| format!("{host:?} has {path} twice"))?;
+            let added = rules.rule(PathKind::Prefix, &normalize_path(path)?, target(ingress, number));
+            added.ok().with_context(|| format!("{path} is there twice"))?;
         }
+        table.set(&HostPattern::parse(&host(ingress))?, Some(Arc::new(rules.build())));
     }
-    Ok(builder.build())
+    Ok(table)
 }
 
 fn requests(ingresses: usize) -> Vec<Request> {
@@ -75,19 +76,20 @@ fn host(ingress: usize) -> String {
     format!("shop-{ingress}.example")
 }
 
-fn target(ingress: usize, path: usize) -> TargetId {
-    TargetId((ingress * PATHS.len() + path) as u32)
+fn target(ingress: usize, path: usize) -> Target {
+    Arc::new(ingress * PATHS.len() + path)
 }
 
-fn route(table: &RouteTable, host: &str, path: &str) -> Option<TargetId> {
+fn route<'a>(table: &'a RouteTable<Target>, host: &str, path: &str) -> Option<&'a Target> {
     let (host, path) = (normalize_host(host).ok()?, normalize_path(path).ok()?);
     table.lookup(&host, &path)
 }
 
-fn time_ns(table: &RouteTable, requests: &[Request]) -> f64 {
+fn time_ns(table: &RouteTable<Target>, requests: &[Request]) -> f64 {
     let started = Instant::now();
     for Request { host, path, .. } in requests.iter().cycle().take(REQUESTS) {
-        black_box(route(table, black_box(host), black_box(path)));
+        let target = route(table, black_box(host), black_box(path)).map(|target| **target);
+        black_box(target);
     }
     started.elapsed().as_nanos() as f64 / REQUESTS as f64
 }

@@ -249,6 +249,19 @@ pub enum SecretFact {
     Opaque(Arc<BTreeMap<String, Vec<u8>>>),
 }
 
+impl SecretFact {
+    /// Whether everything is the same with this one in the other's place.
+    pub(crate) fn is_as_good_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Missing, Self::Missing) => true,
+            (Self::Broken(a), Self::Broken(b)) => a == b,
+            (Self::Opaque(a), Self::Opaque(b)) => a == b,
+            (Self::Usable(a), Self::Usable(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
 /// Says what is there, and nothing of what is in it.
 impl fmt::Debug for SecretFact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,9 +1,9 @@
 //! What is wrong with an Ingress, as data.
 
-use super::ObjectKey;
+use super::{IngressFact, ObjectKey};
 
 /// One fault, reported as an Event on the Ingress.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Problem {
     /// The Ingress at fault.
     pub ingress: ObjectKey,
@@ -15,8 +15,14 @@ pub struct Problem {
     pub text: String,
 }
 
+impl Problem {
+    pub(super) fn new(ingress: &IngressFact, reason: Reason, text: String) -> Self {
+        Self { ingress: ingress.key.clone(), uid: ingress.uid.clone(), reason, text }
+    }
+}
+
 /// The reasons that Events carry; few and stable, so that alerts can match on them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
     /// The named IngressClass does not exist.
     UnknownClass,

@@ -1,5 +1,6 @@
 //! Rules of the compiler, on values written as the manifests that users write.
 
+mod changes;
 mod policies;
 
 use std::sync::Arc;
@@ -10,7 +11,6 @@ use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use serde::Deserialize;
 
 use super::*;
-use crate::table::TargetId;
 
 const CLASS: &str = "weir";
 
@@ -66,7 +66,7 @@ fn compiled(manifest: &str) -> Compiled {
 }
 
 fn service_for<'a>(compiled: &'a Compiled, host: &str, path: &str) -> Option<&'a TargetSpec> {
-    compiled.table.lookup(host, path).map(|TargetId(id)| &compiled.targets[id as usize])
+    compiled.table.lookup(host, path).map(|target| &**target)
 }
 
 fn name_for<'a>(compiled: &'a Compiled, host: &str, path: &str) -> &'a str {

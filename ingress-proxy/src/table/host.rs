@@ -45,33 +45,72 @@ pub enum HostError {
     Character,
 }
 
+/// What a byte is in a host.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Byte {
+    Name,
+    Upper,
+    Colon,
+    Other,
+}
+
+/// One look instead of comparisons: every request's host goes through it.
+const BYTES: [Byte; 256] = {
+    let mut bytes = [Byte::Other; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        bytes[byte as usize] = match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' => Byte::Name,
+            b'A'..=b'Z' => Byte::Upper,
+            b':' => Byte::Colon,
+            _ => Byte::Other,
+        };
+        byte += 1;
+    }
+    bytes
+};
+
 /// Lower case, without port and without the root's trailing dot. Borrows when nothing had to change.
 pub fn normalize_host(raw: &str) -> Result<Cow<'_, str>, HostError> {
     if raw.len() > MAX_HOST_LEN {
         return Err(HostError::TooLong);
     }
-    let (name, port) = if let Some(rest) = raw.strip_prefix('[') {
+    if let Some(rest) = raw.strip_prefix('[') {
         let (address, port) = rest.split_once(']').ok_or(HostError::Character)?;
         address.parse::<std::net::Ipv6Addr>().map_err(|_| HostError::Character)?;
-        (&raw[..address.len() + 2], port)
-    } else {
-        let end = raw.find(':').unwrap_or(raw.len());
-        let name = &raw[..end];
-        if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')) {
-            return Err(HostError::Character);
+        check_port(port)?;
+        return Ok(lower_case(&raw[..address.len() + 2], raw.bytes().any(|b| b.is_ascii_uppercase())));
+    }
+    let mut upper = false;
+    let mut end = raw.len();
+    for (at, byte) in raw.bytes().enumerate() {
+        match BYTES[usize::from(byte)] {
+            Byte::Name => {}
+            Byte::Upper => upper = true,
+            Byte::Colon => {
+                end = at;
+                break;
+            }
+            Byte::Other => return Err(HostError::Character),
         }
-        (name.strip_suffix('.').unwrap_or(name), &raw[end..])
+    }
+    let (name, port) = raw.split_at(end);
+    check_port(port)?;
+    Ok(lower_case(name.strip_suffix('.').unwrap_or(name), upper))
+}
+
+/// Nothing, or a colon and a number, or a colon.
+fn check_port(port: &str) -> Result<(), HostError> {
+    let Some(digits) = port.strip_prefix(':') else {
+        return if port.is_empty() { Ok(()) } else { Err(HostError::Character) };
     };
-    match port.strip_prefix(':') {
-        None if !port.is_empty() => return Err(HostError::Character),
-        Some(digits) if !digits.is_empty() && digits.parse::<u16>().is_err() => {
-            return Err(HostError::Character);
-        }
-        _ => {}
-    }
-    if name.bytes().any(|b| b.is_ascii_uppercase()) {
-        Ok(Cow::Owned(name.to_ascii_lowercase()))
-    } else {
-        Ok(Cow::Borrowed(name))
-    }
+    let number = digits.bytes().try_fold(0_u32, |number, byte| {
+        let digit = byte.is_ascii_digit().then(|| u32::from(byte - b'0'))?;
+        Some(number * 10 + digit).filter(|number| u16::try_from(*number).is_ok())
+    });
+    number.map(drop).ok_or(HostError::Character)
+}
+
+fn lower_case(name: &str, has_upper: bool) -> Cow<'_, str> {
+    if has_upper { Cow::Owned(name.to_ascii_lowercase()) } else { Cow::Borrowed(name) }
 }

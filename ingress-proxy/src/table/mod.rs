@@ -1,34 +1,32 @@
 //! The route table: which target serves this host and path.
 //!
-//! It is immutable. A front end (the compiler of Ingress objects today) fills a [`Builder`], the proxy swaps
-//! the finished [`RouteTable`] in whole and only ever reads it, so that a request sees one consistent set of
-//! rules from start to end. Nothing here knows what an Ingress is: hosts and paths go in, a [`TargetId`] comes
-//! out, and what a target means is its owner's affair.
+//! A table that is served is never changed: the next one is a copy with other rules for some hosts, which shares with the
+//! last one all that stayed the same, and is swapped in whole, so that a request sees one consistent set of rules from
+//! start to end. Nothing here knows what an Ingress is: hosts and paths go in, a target comes out, and what a target means
+//! is its owner's affair.
 //!
-//! **Cost of a lookup.** At most three host hashes (exact, wildcard, any) and, for each, one hash per path
-//! segment down to the deepest rule of that host: it grows with neither the number of hosts nor the number of
-//! rules. Hashing is the standard library's keyed one, because the people who write rules on a shared cluster
-//! are not trusted to leave each other's lookups alone. Hosts whose paths are patterns are the exception: there the
-//! patterns are tried one after the other, at most [`MAX_PATTERNS`] of them; other hosts pay one branch for that.
+//! **Cost of a lookup.** One hash of the host and one probe; a second one if there are wildcards and the host's own rules
+//! did not match. A host with few paths goes through them, the longest first; one with many has one hash per path element
+//! down to its deepest rule. It grows with neither the number of hosts nor the number of rules, allocates nothing, and
+//! touches four places in memory: shard, host, its paths, the target. Hosts whose paths are patterns are the exception:
+//! there the patterns are tried one after the other, at most [`MAX_PATTERNS`] of them; other hosts pay one branch for that.
+//!
+//! **Cost of a change.** One host's rules are built anew, and the references to the others are copied: see [`HostMap`].
 
 mod host;
+mod map;
 mod path;
+mod paths;
 mod pattern;
-mod trie;
+mod rules;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
 pub use host::{HostError, HostPattern, normalize_host};
+pub use map::HostMap;
 pub use path::{PathError, normalize_path};
 pub use pattern::{Captures, Pattern, PatternError};
-use trie::PathTrie;
-
-/// Patterns of one host.
-pub const MAX_PATTERNS: usize = 512;
-
-/// The number of a target in the list that was compiled with the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TargetId(pub u32);
+pub use rules::{HostRules, MAX_PATTERNS, RuleSet, Taken};
 
 /// How a rule's path is compared with the request's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,176 +37,58 @@ pub enum PathKind {
     Prefix,
 }
 
-/// Immutable host and path rules. Built by [`Builder`].
-#[derive(Debug, Default)]
-pub struct RouteTable {
-    exact: HashMap<Box<str>, HostRules>,
-    wildcard: HashMap<Box<str>, HostRules>,
-    any: HostRules,
-    paths: usize,
-}
+/// Host and path rules. A copy is cheap, and is not changed by what is set in the original.
+#[derive(Debug)]
+pub struct RouteTable<T>(HostMap<Arc<HostRules<T>>>);
 
-#[derive(Debug, Default, Clone)]
-struct HostRules {
-    paths: PathTrie,
-    /// The longest first. Asked after `paths`.
-    patterns: Vec<(Pattern, TargetId)>,
-    default: Option<TargetId>,
-}
-
-impl HostRules {
-    fn lookup(&self, path: &str) -> Option<TargetId> {
-        let found = self.paths.lookup(path);
-        if self.patterns.is_empty() || found.is_some() {
-            return found;
-        }
-        let mut patterns = self.patterns.iter();
-        patterns.find(|(pattern, _)| pattern.matches(path.as_bytes())).map(|(_, target)| *target)
+impl<T> Default for RouteTable<T> {
+    fn default() -> Self {
+        Self(HostMap::default())
     }
 }
 
-/// Why a rule was not added.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
-    /// Host and path belong to this target.
-    By(TargetId),
-    /// The host has as many patterns as it may have.
-    Full,
+impl<T> Clone for RouteTable<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
 }
 
-impl RouteTable {
+impl<T> RouteTable<T> {
     /// The target for a request, or `None` when nothing matches.
     ///
     /// `host` and `path` are in the normal forms of [`normalize_host`] and [`normalize_path`]. An exact host is
     /// asked before a wildcard and a wildcard before the rules without a host; the first that has a matching
     /// path wins. Default targets are asked only after every rule, in the same order.
-    pub fn lookup(&self, host: &str, path: &str) -> Option<TargetId> {
-        let exact = self.exact.get(host);
+    pub fn lookup(&self, host: &str, path: &str) -> Option<&T> {
+        let exact = self.0.exact(host);
         if let Some(found) = exact.and_then(|rules| rules.lookup(path)) {
             return Some(found);
         }
-        // `*.foo.com` stands for exactly one label, so only the part after the first dot can be a key.
-        let wildcard = host.split_once('.').and_then(|(_, parent)| self.wildcard.get(parent));
-        let default = |rules: Option<&HostRules>| rules.and_then(|rules| rules.default);
-        wildcard
-            .and_then(|rules| rules.lookup(path))
-            .or_else(|| self.any.lookup(path))
-            .or_else(|| default(exact))
-            .or_else(|| default(wildcard))
-            .or(self.any.default)
+        let (wildcard, any) = (self.0.wildcard(host), self.0.any());
+        let after = || [wildcard, any].into_iter().flatten();
+        after()
+            .find_map(|rules| rules.lookup(path))
+            .or_else(|| exact.into_iter().chain(after()).find_map(|rules| rules.default.as_ref()))
+    }
+
+    /// The rules of a host.
+    pub fn rules(&self, host: &HostPattern) -> Option<&Arc<HostRules<T>>> {
+        self.0.get(host)
+    }
+
+    /// Gives a host these rules, or none.
+    pub fn set(&mut self, host: &HostPattern, rules: Option<Arc<HostRules<T>>>) {
+        self.0.set(host, rules);
     }
 
     /// Hosts with rules of their own, wildcards included.
     pub fn hosts(&self) -> usize {
-        self.exact.len() + self.wildcard.len()
+        self.0.len()
     }
 
-    /// Path rules over all hosts, patterns included, aliases not.
-    pub fn paths(&self) -> usize {
-        self.paths
-    }
-}
-
-/// Collects rules into a [`RouteTable`].
-#[derive(Debug, Default)]
-pub struct Builder {
-    table: RouteTable,
-}
-
-impl Builder {
-    /// Adds a rule, unless that host and path are taken: then nothing changes and the holder is returned.
-    ///
-    /// `path` is in normal form. The caller adds rules in the order of their precedence.
-    pub fn rule(
-        &mut self,
-        host: &HostPattern,
-        kind: PathKind,
-        path: &str,
-        target: TargetId,
-    ) -> Result<(), TargetId> {
-        self.host(host).paths.insert(kind, path, target)?;
-        self.table.paths += 1;
-        Ok(())
-    }
-
-    /// Adds a pattern, unless the host has the same one already. Where patterns are, they are the host's rules: what
-    /// [`Builder::rule`] adds beside them is asked first.
-    pub fn pattern(&mut self, host: &HostPattern, pattern: Pattern, target: TargetId) -> Result<(), Taken> {
-        let patterns = &mut self.host(host).patterns;
-        // ingress-nginx's order, which is the one that manifests were written for: the longest first, then the last.
-        let new = pattern.as_str();
-        let place = |(known, _): &(Pattern, TargetId)| {
-            let known = known.as_str();
-            new.len().cmp(&known.len()).then_with(|| new.cmp(known))
-        };
-        match patterns.binary_search_by(place) {
-            Ok(at) => Err(Taken::By(patterns[at].1)),
-            Err(_) if patterns.len() >= MAX_PATTERNS => Err(Taken::Full),
-            Err(at) => {
-                patterns.insert(at, (pattern, target));
-                self.table.paths += 1;
-                Ok(())
-            }
-        }
-    }
-
-    /// The slot of a rule that was added: its target can be replaced.
-    pub fn rule_mut(&mut self, host: &HostPattern, kind: PathKind, path: &str) -> Option<&mut TargetId> {
-        self.known(host)?.paths.slot(kind, path)
-    }
-
-    /// The slot of a pattern that was added.
-    pub fn pattern_mut(&mut self, host: &HostPattern, pattern: &str) -> Option<&mut TargetId> {
-        let mut patterns = self.known(host)?.patterns.iter_mut();
-        patterns.find(|(known, _)| known.as_str() == pattern).map(|(_, target)| target)
-    }
-
-    /// Whether the host has rules or a default of its own.
-    pub fn has(&self, host: &HostPattern) -> bool {
-        match host {
-            HostPattern::Any => true,
-            HostPattern::Exact(name) => self.table.exact.contains_key(name.as_str()),
-            HostPattern::Wildcard(parent) => self.table.wildcard.contains_key(parent.as_str()),
-        }
-    }
-
-    /// Gives `alias` the rules that `host` has now. The caller made sure that `alias` has none.
-    pub fn alias(&mut self, alias: &HostPattern, host: &HostPattern) {
-        if let Some(rules) = self.known(host).cloned() {
-            *self.host(alias) = rules;
-        }
-    }
-
-    /// Sets the target for a host's requests that no rule matches, unless it is taken: then the holder is
-    /// returned.
-    pub fn default_target(&mut self, host: &HostPattern, target: TargetId) -> Result<(), TargetId> {
-        let slot = &mut self.host(host).default;
-        if let Some(holder) = *slot {
-            return Err(holder);
-        }
-        *slot = Some(target);
-        Ok(())
-    }
-
-    /// The finished table.
-    pub fn build(self) -> RouteTable {
-        self.table
-    }
-
-    fn known(&mut self, host: &HostPattern) -> Option<&mut HostRules> {
-        match host {
-            HostPattern::Any => Some(&mut self.table.any),
-            HostPattern::Exact(name) => self.table.exact.get_mut(name.as_str()),
-            HostPattern::Wildcard(parent) => self.table.wildcard.get_mut(parent.as_str()),
-        }
-    }
-
-    fn host(&mut self, host: &HostPattern) -> &mut HostRules {
-        match host {
-            HostPattern::Any => &mut self.table.any,
-            HostPattern::Exact(name) => self.table.exact.entry(name.as_str().into()).or_default(),
-            HostPattern::Wildcard(parent) => self.table.wildcard.entry(parent.as_str().into()).or_default(),
-        }
+    /// The targets of all rules, in no order; one that several rules have comes as often.
+    pub fn targets(&self) -> impl Iterator<Item = &T> {
+        self.0.values().flat_map(|rules| rules.targets())
     }
 }
 

@@ -49,19 +49,50 @@ pub fn normalize_path(path: &str) -> Result<Cow<'_, str>, PathError> {
     rewrite(path).map(Cow::Owned)
 }
 
+/// What one glance tells of a byte.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Glance {
+    Fine,
+    Slash,
+    Dot,
+    /// Escaped, or not to be there at all.
+    Look,
+}
+
+/// One look instead of comparisons: every request's path goes through it.
+const GLANCES: [Glance; 256] = {
+    let mut glances = [Glance::Look; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        glances[byte as usize] = match byte {
+            b'/' => Glance::Slash,
+            b'.' => Glance::Dot,
+            byte if allowed(byte) && byte != b'%' => Glance::Fine,
+            _ => Glance::Look,
+        };
+        byte += 1;
+    }
+    glances
+};
+
 /// Whether one glance is enough: nothing escaped, nothing doubled, no element that starts with a dot.
 fn is_plain(path: &[u8]) -> bool {
-    let mut before = 0;
+    let mut before = Glance::Fine;
     path.iter().all(|&byte| {
-        let fine = allowed(byte) && byte != b'%' && !(before == b'/' && matches!(byte, b'/' | b'.'));
-        before = byte;
-        fine
+        let glance = GLANCES[usize::from(byte)];
+        let starts_element = before == Glance::Slash;
+        before = glance;
+        match glance {
+            Glance::Fine => true,
+            Glance::Slash | Glance::Dot => !starts_element,
+            Glance::Look => false,
+        }
     })
 }
 
 /// `pchar` of RFC 3986 and `/`, and the few that browsers send raw (`|`, `^`, `[`, `]`, `{`, `}`, `` ` ``, `"`,
 /// `<`, `>`): none of them can be read as a separator.
-fn allowed(byte: u8) -> bool {
+const fn allowed(byte: u8) -> bool {
     byte.is_ascii_graphic() && !matches!(byte, b'\\' | b'#' | b'?')
 }
 

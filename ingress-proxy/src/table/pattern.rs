@@ -4,8 +4,8 @@
 //! cost in memory and in time to compile is bounded here. Characters are bytes and classes are ASCII: paths in normal
 //! form have nothing else.
 //!
-//! Compiled expressions are kept from one table to the next, for a table is made anew after every change of any
-//! Ingress, and most of its patterns are those of the last one.
+//! Compiled expressions are kept for later, for the rules of a host are made anew after every change of one of them, and
+//! most of its patterns are those that it had.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,7 +20,7 @@ const MAX_LEN: usize = 1_024;
 const MAX_COMPILED: usize = 64 * 1_024;
 /// What one expression may remember for each thread of what it saw, in bytes.
 const MAX_CACHE: usize = 64 * 1_024;
-/// Compiled expressions that are kept for the next table. At the bound all are let go.
+/// Compiled expressions that are kept. At the bound all are let go.
 const MAX_KEPT: usize = 1_024;
 
 /// A compiled expression. Compares by its text.

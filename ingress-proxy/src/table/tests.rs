@@ -4,21 +4,29 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// kind, rule path; the target is the rule's position.
-fn table(rules: &[(PathKind, &str)]) -> RouteTable {
-    let mut builder = Builder::default();
-    for (id, (kind, path)) in rules.iter().enumerate() {
-        let path = normalize_path(path).unwrap();
-        builder.rule(&HostPattern::Any, *kind, &path, TargetId(id as u32)).unwrap();
+/// A table of these hosts, as their fields say them.
+fn table<T>(hosts: impl IntoIterator<Item = (&'static str, RuleSet<T>)>) -> RouteTable<T> {
+    let mut table = RouteTable::default();
+    for (host, rules) in hosts {
+        table.set(&HostPattern::parse(host).unwrap(), Some(Arc::new(rules.build())));
     }
-    builder.build()
+    table
+}
+
+/// kind, rule path; the target is the rule's position.
+fn rules(rules: &[(PathKind, &str)]) -> RuleSet<usize> {
+    let mut set = RuleSet::default();
+    for (id, (kind, path)) in rules.iter().enumerate() {
+        set.rule(*kind, &normalize_path(path).unwrap(), id).unwrap();
+    }
+    set
 }
 
 /// "Examples" of the Ingress documentation: rules, request path, winning rule.
 #[test]
 fn rows_of_the_kubernetes_documentation() {
     use PathKind::{Exact, Prefix};
-    type Row = (&'static [(PathKind, &'static str)], &'static str, Option<u32>);
+    type Row = (&'static [(PathKind, &'static str)], &'static str, Option<usize>);
     let rows: &[Row] = &[
         (&[(Prefix, "/")], "/anything/at/all", Some(0)),
         (&[(Prefix, "/")], "/", Some(0)),
@@ -46,21 +54,24 @@ fn rows_of_the_kubernetes_documentation() {
         (&[(Exact, "/")], "/", Some(0)),
         (&[(Exact, "/")], "/x", None),
     ];
-    for (rules, request, expected) in rows {
-        let found = table(rules).lookup("any.host", request).map(|id| id.0);
-        assert_eq!(found, *expected, "rules {rules:?}, request {request}");
+    for (written, request, expected) in rows {
+        let table = table([("", rules(written))]);
+        assert_eq!(
+            table.lookup("any.host", request),
+            expected.as_ref(),
+            "rules {written:?}, request {request}"
+        );
     }
 }
 
 #[test]
 fn exact_host_beats_wildcard_beats_none() {
-    let mut builder = Builder::default();
-    let hosts = ["a.foo.com", "*.foo.com", ""];
-    for (id, host) in hosts.iter().enumerate() {
-        let host = HostPattern::parse(host).unwrap();
-        builder.rule(&host, PathKind::Prefix, "/", TargetId(id as u32)).unwrap();
-    }
-    let table = builder.build();
+    let everything = |target| {
+        let mut rules = RuleSet::default();
+        rules.rule(PathKind::Prefix, "/", target).unwrap();
+        rules
+    };
+    let table = table([("a.foo.com", everything(0)), ("*.foo.com", everything(1)), ("", everything(2))]);
     for (host, expected) in [
         ("a.foo.com", 0),
         ("b.foo.com", 1),
@@ -69,35 +80,44 @@ fn exact_host_beats_wildcard_beats_none() {
         ("", 2),
         ("192.0.2.1", 2),
     ] {
-        assert_eq!(table.lookup(host, "/x"), Some(TargetId(expected)), "{host}");
+        assert_eq!(table.lookup(host, "/x"), Some(&expected), "{host}");
     }
 }
 
 /// A rule without host applies to all hosts, also to one that has rules, none of which match.
 #[test]
 fn rules_come_before_defaults() {
-    let exact = HostPattern::parse("a.com").unwrap();
-    let mut builder = Builder::default();
-    builder.rule(&exact, PathKind::Exact, "/x", TargetId(0)).unwrap();
-    builder.rule(&HostPattern::Any, PathKind::Prefix, "/all", TargetId(1)).unwrap();
-    builder.default_target(&exact, TargetId(2)).unwrap();
-    builder.default_target(&HostPattern::Any, TargetId(3)).unwrap();
-    assert_eq!(builder.default_target(&HostPattern::Any, TargetId(9)), Err(TargetId(3)));
-    let table = builder.build();
-    assert_eq!(table.lookup("a.com", "/x"), Some(TargetId(0)));
-    assert_eq!(table.lookup("a.com", "/all/y"), Some(TargetId(1)));
-    assert_eq!(table.lookup("a.com", "/z"), Some(TargetId(2)));
-    assert_eq!(table.lookup("b.com", "/z"), Some(TargetId(3)));
+    let (mut exact, mut any) = (RuleSet::default(), RuleSet::default());
+    exact.rule(PathKind::Exact, "/x", 0).unwrap();
+    any.rule(PathKind::Prefix, "/all", 1).unwrap();
+    exact.default_target(2).unwrap();
+    any.default_target(3).unwrap();
+    assert_eq!(any.default_target(9), Err(3));
+    let table = table([("a.com", exact), ("", any)]);
+    assert_eq!(table.lookup("a.com", "/x"), Some(&0));
+    assert_eq!(table.lookup("a.com", "/all/y"), Some(&1));
+    assert_eq!(table.lookup("a.com", "/z"), Some(&2));
+    assert_eq!(table.lookup("b.com", "/z"), Some(&3));
 }
 
 #[test]
 fn a_taken_path_names_its_holder() {
-    let mut builder = Builder::default();
-    let host = HostPattern::Any;
-    builder.rule(&host, PathKind::Prefix, "/foo", TargetId(7)).unwrap();
-    assert_eq!(builder.rule(&host, PathKind::Prefix, "/foo/", TargetId(8)), Err(TargetId(7)));
-    assert_eq!(builder.rule(&host, PathKind::Exact, "/foo", TargetId(9)), Ok(()));
-    assert_eq!(builder.build().paths(), 2);
+    let mut rules = RuleSet::default();
+    rules.rule(PathKind::Prefix, "/foo", 7).unwrap();
+    assert_eq!(rules.rule(PathKind::Prefix, "/foo/", 8), Err(7));
+    assert_eq!(rules.rule(PathKind::Exact, "/foo", 9), Ok(()));
+    assert_eq!(rules.paths(), 2);
+}
+
+#[test]
+fn a_copy_of_the_table_shares_what_stays_and_is_not_changed() {
+    let first = table([("a.com", rules(&[(PathKind::Prefix, "/a")])), ("b.com", rules(&[]))]);
+    let mut second = first.clone();
+    let (a, b) = (HostPattern::parse("a.com").unwrap(), HostPattern::parse("b.com").unwrap());
+    second.set(&a, None);
+    assert_eq!((first.hosts(), second.hosts()), (2, 1));
+    assert_eq!((first.lookup("a.com", "/a"), second.lookup("a.com", "/a")), (Some(&0), None));
+    assert!(Arc::ptr_eq(first.rules(&b).unwrap(), second.rules(&b).unwrap()));
 }
 
 #[test]
@@ -157,6 +177,9 @@ fn hosts_have_one_normal_form() {
         ("a@b", Err(HostError::Character)),
         ("a:b", Err(HostError::Character)),
         ("a:99999", Err(HostError::Character)),
+        ("a:+80", Err(HostError::Character)),
+        ("é.com", Err(HostError::Character)),
+        ("[2001:DB8::1]", Ok("[2001:db8::1]")),
         ("[::1", Err(HostError::Character)),
         ("[::1]x", Err(HostError::Character)),
     ];
@@ -212,21 +235,23 @@ fn reference(rules: &[(PathKind, String)], request: &str) -> Option<usize> {
 }
 
 proptest! {
+    /// Few rules are a list, many a trie: the words are the same for both.
     #[test]
-    fn the_trie_agrees_with_the_words(
-        rules in prop::collection::vec((prop_oneof![Just(PathKind::Exact), Just(PathKind::Prefix)], path()), 0..12),
+    fn lists_and_tries_agree_with_the_words(
+        rules in prop::collection::vec((prop_oneof![Just(PathKind::Exact), Just(PathKind::Prefix)], path()), 0..80),
         requests in prop::collection::vec(path(), 1..12),
     ) {
-        let mut builder = Builder::default();
+        let mut set = RuleSet::default();
         let mut kept: Vec<(PathKind, String)> = Vec::new();
         for (kind, path) in rules {
-            if builder.rule(&HostPattern::Any, kind, &path, TargetId(kept.len() as u32)).is_ok() {
+            if set.rule(kind, &path, kept.len()).is_ok() {
                 kept.push((kind, path));
             }
         }
-        let table = builder.build();
+        let table = table([("h", set)]);
+        prop_assert_eq!(table.targets().count(), kept.len());
         for request in requests {
-            let found = table.lookup("h", &request).map(|id| id.0 as usize);
+            let found = table.lookup("h", &request).copied();
             prop_assert_eq!(found, reference(&kept, &request), "rules {:?}, request {}", kept, request);
         }
     }
@@ -246,11 +271,11 @@ proptest! {
 #[test]
 fn patterns_are_tried_longest_first() {
     let lookup = |patterns: &[&str], path: &str| {
-        let mut builder = Builder::default();
+        let mut rules = RuleSet::default();
         for (id, text) in patterns.iter().enumerate() {
-            builder.pattern(&HostPattern::Any, Pattern::path(text).unwrap(), TargetId(id as u32)).unwrap();
+            rules.pattern(Pattern::path(text).unwrap(), id).unwrap();
         }
-        builder.build().lookup("h", path).map(|id| id.0)
+        table([("", rules)]).lookup("h", path).copied()
     };
     let first = ["/foo/bar", "/foo/bar/", "/foo/bar/(.+)"];
     for (path, expected) in [
@@ -268,33 +293,24 @@ fn patterns_are_tried_longest_first() {
 
 #[test]
 fn patterns_are_one_hosts_own_and_bounded() {
-    let host = HostPattern::parse("a.com").unwrap();
-    let mut builder = Builder::default();
-    builder.pattern(&host, Pattern::path("/x.*").unwrap(), TargetId(0)).unwrap();
-    builder.rule(&host, PathKind::Exact, "/", TargetId(1)).unwrap();
-    builder.rule(&HostPattern::Any, PathKind::Prefix, "/x", TargetId(2)).unwrap();
-    assert_eq!(
-        builder.pattern(&host, Pattern::path("/x.*").unwrap(), TargetId(9)),
-        Err(Taken::By(TargetId(0)))
-    );
-    *builder.pattern_mut(&host, "/x.*").unwrap() = TargetId(3);
-    *builder.rule_mut(&HostPattern::Any, PathKind::Prefix, "/x/").unwrap() = TargetId(4);
-    assert_eq!(builder.rule_mut(&HostPattern::Any, PathKind::Exact, "/x"), None);
-    builder.alias(&HostPattern::parse("b.com").unwrap(), &host);
+    let pattern = |text: &str| Pattern::path(text).unwrap();
+    let (mut own, mut any) = (RuleSet::default(), RuleSet::default());
+    own.pattern(pattern("/x.*"), 0).unwrap();
+    own.rule(PathKind::Exact, "/", 1).unwrap();
+    any.rule(PathKind::Prefix, "/x", 2).unwrap();
+    assert_eq!(own.pattern(pattern("/x.*"), 9), Err(Taken::By(0)));
+    *own.pattern_mut("/x.*").unwrap() = 3;
+    *any.rule_mut(PathKind::Prefix, "/x/").unwrap() = 4;
+    assert_eq!(any.rule_mut(PathKind::Exact, "/x"), None);
     for number in 1..MAX_PATTERNS {
-        let pattern = Pattern::path(&format!("/{number}")).unwrap();
-        builder.pattern(&host, pattern, TargetId(0)).unwrap();
+        own.pattern(pattern(&format!("/{number}")), 0).unwrap();
     }
-    assert_eq!(builder.pattern(&host, Pattern::path("/y").unwrap(), TargetId(0)), Err(Taken::Full));
-    let table = builder.build();
-    for (host, path, expected) in [
-        ("a.com", "/X1", Some(3)),
-        ("a.com", "/", Some(1)),
-        ("b.com", "/X1", Some(3)),
-        ("b.com", "/", Some(1)),
-        ("c.com", "/x", Some(4)),
-        ("c.com", "/X1", None),
-    ] {
-        assert_eq!(table.lookup(host, path).map(|id| id.0), expected, "{host}{path}");
+    assert_eq!(own.pattern(pattern("/y"), 0), Err(Taken::Full));
+    assert_eq!(own.paths(), MAX_PATTERNS + 1);
+    let table = table([("a.com", own), ("", any)]);
+    for (host, path, expected) in
+        [("a.com", "/X1", Some(3)), ("a.com", "/", Some(1)), ("c.com", "/x", Some(4)), ("c.com", "/X1", None)]
+    {
+        assert_eq!(table.lookup(host, path).copied(), expected, "{host}{path}");
     }
 }

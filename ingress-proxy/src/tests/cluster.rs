@@ -14,8 +14,8 @@ use tokio::runtime::Handle;
 
 use crate::access_log::AccessLog;
 use crate::compile::{
-    ClassFact, EndpointFact, IngressFact, ObjectKey, PortFact, SecretFact, ServiceFact, SliceFact, Snapshot,
-    compile,
+    Changes, ClassFact, Compiler, EndpointFact, IngressFact, ObjectKey, PortFact, SecretFact, ServiceFact,
+    SliceFact, Snapshot,
 };
 use crate::config::{Network, Timeouts};
 use crate::live::{Installer, Live};
@@ -35,7 +35,13 @@ pub(super) struct Cluster {
     pub(super) server: Arc<Server>,
     pub(super) default_certificate: Arc<CertifiedKey>,
     pub(super) registry: prometheus_client::registry::Registry,
-    state: Mutex<(Snapshot, Installer)>,
+    state: Mutex<State>,
+}
+
+struct State {
+    snapshot: Snapshot,
+    compiler: Compiler,
+    installer: Installer,
 }
 
 pub(super) fn quick() -> Timeouts {
@@ -63,7 +69,7 @@ impl Cluster {
         let metrics = Metrics::register(&mut registry);
         let live = Arc::new(ArcSwap::from_pointee(Live::default()));
         let default = Arc::new(crate::tls::self_signed().unwrap());
-        let certificates = Arc::new(ArcSwap::from_pointee(Certificates::new([], Arc::clone(&default))));
+        let certificates = Arc::new(ArcSwap::from_pointee(Certificates::new(Arc::clone(&default))));
         let (http, https) = ("127.0.0.1:0".parse().unwrap(), "127.0.0.1:0".parse().unwrap());
         let (http, https) = (bind(http).unwrap(), bind(https).unwrap());
         let ports = (http.local_addr().unwrap(), https.local_addr().unwrap());
@@ -90,7 +96,7 @@ impl Cluster {
             server,
             default_certificate: default,
             registry,
-            state: Mutex::new((snapshot, installer)),
+            state: Mutex::new(State { snapshot, compiler: Compiler::new("weir"), installer }),
         }
     }
 
@@ -107,7 +113,8 @@ impl Cluster {
             spec,
             published: vec![],
         };
-        self.change(|snapshot| {
+        let changes = Changes { ingresses: [key.clone()].into(), ..Changes::default() };
+        self.change(changes, |snapshot| {
             snapshot.ingresses.insert(key, fact);
         });
     }
@@ -117,8 +124,10 @@ impl Cluster {
         let full = |(name, value): &(&str, &str)| {
             (format!("nginx.ingress.kubernetes.io/{name}"), (*value).to_owned())
         };
-        self.change(|snapshot| {
-            let ingress = snapshot.ingresses.get_mut(&ObjectKey::new("n", name)).unwrap();
+        let key = ObjectKey::new("n", name);
+        let changes = Changes { ingresses: [key.clone()].into(), ..Changes::default() };
+        self.change(changes, |snapshot| {
+            let ingress = snapshot.ingresses.get_mut(&key).unwrap();
             ingress.annotations = annotations.iter().map(full).collect();
         });
     }
@@ -134,24 +143,30 @@ impl Cluster {
     /// A Service `n/name` with these endpoints.
     pub(super) fn service(&self, name: &str, h2c: bool, endpoints: &[SocketAddr]) {
         let port = |number| PortFact { name: String::new(), number, h2c };
-        self.change(|snapshot| {
+        let key = ObjectKey::new("n", name);
+        let changes = Changes { services: [key.clone()].into(), ..Changes::default() };
+        self.change(changes, |snapshot| {
             let fact = ServiceFact { ports: vec![port(80)], external_name: false };
-            snapshot.services.insert(ObjectKey::new("n", name), fact);
-            Self::put_endpoints(snapshot, name, endpoints);
+            snapshot.services.insert(key, fact);
         });
+        self.endpoints(name, endpoints);
     }
 
     /// Other endpoints for a Service, the way an EndpointSlice change arrives: no table is compiled.
     pub(super) fn endpoints(&self, name: &str, endpoints: &[SocketAddr]) {
-        let (snapshot, installer) = &mut *self.state.lock().unwrap();
+        let State { snapshot, installer, .. } = &mut *self.state.lock().unwrap();
         Self::put_endpoints(snapshot, name, endpoints);
         installer.refresh(snapshot, &[ObjectKey::new("n", name)].into());
     }
 
     pub(super) fn secret(&self, name: &str, fact: SecretFact) {
-        self.change(|snapshot| {
-            snapshot.secrets.insert(ObjectKey::new("n", name), fact);
+        let key = ObjectKey::new("n", name);
+        let secrets = std::collections::BTreeSet::from([key.clone()]);
+        self.change(Changes { secrets: secrets.clone(), ..Changes::default() }, |snapshot| {
+            snapshot.secrets.insert(key, fact);
         });
+        let State { snapshot, installer, .. } = &*self.state.lock().unwrap();
+        installer.renew(snapshot, &secrets);
     }
 
     fn put_endpoints(snapshot: &mut Snapshot, name: &str, endpoints: &[SocketAddr]) {
@@ -167,11 +182,11 @@ impl Cluster {
         snapshot.slices.insert(service.clone(), slices.collect());
     }
 
-    fn change(&self, change: impl FnOnce(&mut Snapshot)) {
-        let (snapshot, installer) = &mut *self.state.lock().unwrap();
+    fn change(&self, changes: Changes, change: impl FnOnce(&mut Snapshot)) {
+        let State { snapshot, compiler, installer } = &mut *self.state.lock().unwrap();
         change(snapshot);
-        let compiled = compile(snapshot, "weir");
-        installer.install(snapshot, compiled, Instant::now());
+        let update = compiler.update(snapshot, &changes);
+        installer.install(snapshot, update, Instant::now());
     }
 
     pub(super) fn metrics(&self) -> String {

@@ -44,7 +44,7 @@ async fn pipelined_requests_are_answered_in_order() {
     assert_eq!(response.matches("HTTP/1.1 200").count(), 2, "{response}");
     assert_eq!(response.matches("HTTP/1.1 404").count(), 1, "{response}");
     let (first, third) = (response.find("\"/1\"").unwrap(), response.find("\"/3\"").unwrap());
-    assert!(first < response.find("404").unwrap() && response.find("404").unwrap() < third);
+    assert!(first < response.find("HTTP/1.1 404").unwrap() && response.find("HTTP/1.1 404").unwrap() < third);
 }
 
 /// 18 bytes: fewer than the HTTP/2 preface, which must not make the proxy wait for more.

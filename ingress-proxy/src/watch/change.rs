@@ -53,12 +53,20 @@ impl Change {
 /// What a change makes stale.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// The table must be compiled again.
-    Routes,
-    /// Only a published status changed.
-    Status,
-    /// The endpoints of this Service changed.
+    /// Whose Ingresses are.
+    Classes,
+    /// What this Ingress asks for.
+    Ingress(ObjectKey),
+    /// Only its published status.
+    Status(ObjectKey),
+    /// The ports of this Service.
+    Service(ObjectKey),
+    /// The endpoints of this Service.
     Endpoints(ObjectKey),
+    /// What this secret is good for.
+    Secret(ObjectKey),
+    /// Only which pair of certificate and key is in it.
+    Pair(ObjectKey),
 }
 
 /// Applies changes to a snapshot, and knows of each kind what a running list has shown so far: what the list
@@ -82,7 +90,6 @@ impl Relists {
             Change::ListBegins(kind) => self.shown[kind as usize] = Some(BTreeSet::new()),
             Change::ListEnds(kind) => {
                 self.listed[kind as usize] = true;
-                stale(Effect::Routes);
                 if let Some(shown) = self.shown[kind as usize].take() {
                     for key in known(snapshot, kind) {
                         if !shown.contains(&key) {
@@ -91,10 +98,7 @@ impl Relists {
                     }
                 }
             }
-            Change::Secret(key, fact) => {
-                snapshot.secrets.insert(key, fact);
-                stale(Effect::Routes);
-            }
+            Change::Secret(key, fact) => set_secret(snapshot, key, fact, stale),
             change => {
                 let (kind, key) = change.object();
                 if let Some(shown) = &mut self.shown[kind as usize] {
@@ -151,13 +155,13 @@ fn set(
     match change {
         Change::Class(key, fact) => {
             if replace(&mut snapshot.classes, key.name, fact) {
-                stale(Effect::Routes);
+                stale(Effect::Classes);
             }
         }
         Change::Ingress(key, fact) => set_ingress(snapshot, key, fact.map(|fact| *fact), stale),
         Change::Service(key, fact) => {
-            if replace(&mut snapshot.services, key, fact) {
-                stale(Effect::Routes);
+            if replace(&mut snapshot.services, key.clone(), fact) {
+                stale(Effect::Service(key));
             }
         }
         Change::Slice(key, fact) => set_slice(snapshot, homes, key, fact, stale),
@@ -180,9 +184,20 @@ fn set_ingress(
         }
         _ => false,
     };
-    if replace(&mut snapshot.ingresses, key, fact) {
-        stale(if only_status { Effect::Status } else { Effect::Routes });
+    if replace(&mut snapshot.ingresses, key.clone(), fact) {
+        stale(if only_status { Effect::Status(key) } else { Effect::Ingress(key) });
     }
+}
+
+/// A certificate that is renewed changes nothing of who is served with it.
+fn set_secret(snapshot: &mut Snapshot, key: ObjectKey, fact: SecretFact, stale: &mut impl FnMut(Effect)) {
+    let effect = match (snapshot.secrets.get(&key), &fact) {
+        (Some(before), now) if before.is_as_good_as(now) => None,
+        (Some(SecretFact::Usable(_)), SecretFact::Usable(_)) => Some(Effect::Pair(key.clone())),
+        _ => Some(Effect::Secret(key.clone())),
+    };
+    snapshot.secrets.insert(key, fact);
+    effect.into_iter().for_each(stale);
 }
 
 fn set_slice(
@@ -230,6 +245,8 @@ fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use k8s_openapi::api::networking::v1::IngressSpec;
 
     use super::*;
@@ -258,9 +275,37 @@ mod tests {
     #[test]
     fn what_changes_nothing_makes_nothing_stale() {
         let (mut relists, mut snapshot) = (Relists::default(), Snapshot::default());
-        assert_eq!(effects(&mut relists, &mut snapshot, service(80)), [Effect::Routes]);
+        let stale = || [Effect::Service(ObjectKey::new("n", "s"))];
+        assert_eq!(effects(&mut relists, &mut snapshot, service(80)), stale());
         assert_eq!(effects(&mut relists, &mut snapshot, service(80)), []);
-        assert_eq!(effects(&mut relists, &mut snapshot, service(81)), [Effect::Routes]);
+        assert_eq!(effects(&mut relists, &mut snapshot, service(81)), stale());
+    }
+
+    #[test]
+    fn a_renewed_certificate_compiles_nothing() {
+        let (mut relists, mut snapshot) = (Relists::default(), Snapshot::default());
+        let key = || ObjectKey::new("n", "s");
+        let pair = || SecretFact::Usable(Arc::new(crate::tls::self_signed().unwrap()));
+        let opaque = |users: &str| {
+            let data = BTreeMap::from([("auth".to_owned(), users.as_bytes().to_vec())]);
+            SecretFact::Opaque(Arc::new(data))
+        };
+        let (secret, renewed) = (Some(Effect::Secret(key())), Some(Effect::Pair(key())));
+        for (what, fact, expected) in [
+            ("not there", SecretFact::Missing, &secret),
+            ("still not there", SecretFact::Missing, &None),
+            ("made", pair(), &secret),
+            ("renewed", pair(), &renewed),
+            ("users", opaque("ann"), &secret),
+            ("the same users", opaque("ann"), &None),
+            ("others", opaque("bob"), &secret),
+            ("broken", SecretFact::Broken("a".into()), &secret),
+            ("the same fault", SecretFact::Broken("a".into()), &None),
+            ("another fault", SecretFact::Broken("b".into()), &secret),
+        ] {
+            let found = effects(&mut relists, &mut snapshot, Change::Secret(key(), fact));
+            assert_eq!(found.first(), expected.as_ref(), "{what}");
+        }
     }
 
     #[test]
@@ -307,7 +352,8 @@ mod tests {
             };
             Change::Ingress(ObjectKey::new("n", "i"), Some(Box::new(fact)))
         };
-        assert_eq!(effects(&mut relists, &mut snapshot, ingress(&[])), [Effect::Routes]);
-        assert_eq!(effects(&mut relists, &mut snapshot, ingress(&["192.0.2.1"])), [Effect::Status]);
+        let key = || ObjectKey::new("n", "i");
+        assert_eq!(effects(&mut relists, &mut snapshot, ingress(&[])), [Effect::Ingress(key())]);
+        assert_eq!(effects(&mut relists, &mut snapshot, ingress(&["192.0.2.1"])), [Effect::Status(key())]);
     }
 }

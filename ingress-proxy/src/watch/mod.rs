@@ -2,8 +2,9 @@
 //!
 //! One task owns the [`Snapshot`] and is the only writer of what is served. It sleeps until something changes,
 //! takes in everything that is already there, and then does the least that is needed: a changed EndpointSlice
-//! refreshes pools, a changed rule recompiles the table. Nothing is polled, and nothing waits for a timer
-//! unless changes come faster than [`REBUILD_PAUSE`].
+//! refreshes pools, a renewed certificate takes the place of the old one, and anything else has those Ingresses and hosts
+//! compiled that it concerns. Nothing is polled, and a lone change waits for nothing; those that come while others are
+//! compiled, or shortly after, go together.
 
 mod change;
 mod report;
@@ -23,62 +24,94 @@ use kube::{Api, Client};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::compile::{ObjectKey, Snapshot, compile};
+use crate::compile::{Changes, Compiler, ObjectKey, Snapshot};
 use crate::live::Installer;
 use crate::metrics::Metrics;
 use change::{Change, Effect, Kind, Relists};
 pub(crate) use secrets::read as read_secret;
 
-/// At least this long between two compilations: a burst of changes is compiled a few hundred times a second at
-/// most, and a lone change still goes live at once.
-const REBUILD_PAUSE: Duration = Duration::from_millis(5);
+/// After a compilation the next waits for this many times what that one took: a burst of changes gets a fifth of a core.
+const PAUSES: u32 = 4;
+/// The longest such wait.
+const MAX_PAUSE: Duration = Duration::from_millis(5);
 /// Changes that are taken in before the table is brought up to date.
 const MAX_BATCH: usize = 4_096;
 
 /// Watches the cluster and keeps the table up to date.
 pub(crate) struct Watcher {
     client: Client,
-    class_name: String,
-    default_secret: Option<ObjectKey>,
     snapshot: Snapshot,
     relists: Relists,
+    compiler: Compiler,
     installer: Installer,
     secrets: secrets::Watches,
     reporter: report::Reporter,
     publisher: status::Publisher,
     stale: Stale,
-    last_compile: Option<Instant>,
+    /// The next compilation is not before.
+    rest_until: Option<Instant>,
 }
 
 /// What of the served state is behind the snapshot.
 #[derive(Debug, Default)]
 struct Stale {
-    routes: bool,
-    status: bool,
-    services: BTreeSet<ObjectKey>,
+    /// To be compiled.
+    rules: Changes,
+    /// Ingresses with another published status.
+    statuses: BTreeSet<ObjectKey>,
+    /// Services with other endpoints.
+    endpoints: BTreeSet<ObjectKey>,
+    /// Secrets with another pair.
+    pairs: BTreeSet<ObjectKey>,
+}
+
+impl Stale {
+    fn note(&mut self, effect: Effect) {
+        let rules = &mut self.rules;
+        let (keys, key) = match effect {
+            Effect::Classes => {
+                rules.classes = true;
+                return;
+            }
+            Effect::Ingress(key) => (&mut rules.ingresses, key),
+            Effect::Status(key) => (&mut self.statuses, key),
+            Effect::Service(key) => {
+                // What is spoken at the endpoints is a matter of the Service's ports too.
+                self.endpoints.insert(key.clone());
+                (&mut rules.services, key)
+            }
+            Effect::Endpoints(key) => (&mut self.endpoints, key),
+            Effect::Secret(key) => {
+                // The default certificate is no matter of rules.
+                self.pairs.insert(key.clone());
+                (&mut rules.secrets, key)
+            }
+            Effect::Pair(key) => (&mut self.pairs, key),
+        };
+        keys.insert(key);
+    }
 }
 
 impl Watcher {
     pub(crate) fn new(
         client: Client,
-        class_name: String,
+        class_name: &str,
         default_secret: Option<ObjectKey>,
         publish_addresses: Vec<String>,
         installer: Installer,
         metrics: &Metrics,
     ) -> Self {
         Self {
-            secrets: secrets::Watches::new(client.clone(), metrics),
+            secrets: secrets::Watches::new(client.clone(), default_secret, metrics),
             reporter: report::Reporter::start(client.clone(), metrics),
             publisher: status::Publisher::start(client.clone(), publish_addresses),
             client,
-            class_name,
-            default_secret,
             snapshot: Snapshot::default(),
             relists: Relists::default(),
+            compiler: Compiler::new(class_name),
             installer,
             stale: Stale::default(),
-            last_compile: None,
+            rest_until: None,
         }
     }
 
@@ -95,8 +128,8 @@ impl Watcher {
             };
             let since = Instant::now();
             self.take(first);
-            if let Some(wait) = self.last_compile.and_then(|last| REBUILD_PAUSE.checked_sub(last.elapsed())) {
-                tokio::time::sleep(wait).await;
+            if let Some(until) = self.rest_until.take().filter(|until| *until > since) {
+                tokio::time::sleep_until(until.into()).await;
             }
             self.take_what_is_there(&mut changes);
             // Until every kind was listed once, what is missing may only be not there yet.
@@ -126,32 +159,30 @@ impl Watcher {
     }
 
     fn take(&mut self, change: Change) {
-        self.relists.apply(&mut self.snapshot, change, &mut |effect| match effect {
-            Effect::Routes => self.stale.routes = true,
-            Effect::Status => self.stale.status = true,
-            Effect::Endpoints(service) => {
-                self.stale.services.insert(service);
-            }
-        });
+        let stale = &mut self.stale;
+        self.relists.apply(&mut self.snapshot, change, &mut |effect| stale.note(effect));
     }
 
     fn bring_up_to_date(&mut self, since: Instant) {
-        let stale = std::mem::take(&mut self.stale);
-        if stale.routes {
-            let mut compiled = compile(&self.snapshot, &self.class_name);
-            compiled.secrets.extend(self.default_secret.clone());
-            self.secrets.watch_exactly(&compiled.secrets, &mut self.snapshot);
-            self.reporter.report(&compiled.problems);
-            self.publisher.publish(&self.snapshot, compiled.claimed.clone());
-            self.installer.install(&self.snapshot, compiled, since);
-            self.last_compile = Some(Instant::now());
-            tracing::debug!(took = ?since.elapsed(), "route table replaced");
-        } else {
-            self.installer.refresh(&self.snapshot, &stale.services);
-            if stale.status {
-                self.publisher.publish_again(&self.snapshot);
-            }
+        let mut stale = std::mem::take(&mut self.stale);
+        // Twice at most: secrets that are refused a watch are the verdict of the first time.
+        while !stale.rules.is_empty() {
+            let started = Instant::now();
+            let mut update = self.compiler.update(&self.snapshot, &std::mem::take(&mut stale.rules));
+            let named = std::mem::take(&mut update.secrets);
+            stale.rules.secrets = self.secrets.follow(named, &mut self.snapshot);
+            let (problems, mended) =
+                (std::mem::take(&mut update.problems), std::mem::take(&mut update.mended));
+            self.reporter.report(problems, mended);
+            self.publisher.claim(&self.snapshot, std::mem::take(&mut update.ingresses));
+            self.installer.install(&self.snapshot, update, since);
+            let took = started.elapsed();
+            self.rest_until = Some(Instant::now() + (took * PAUSES).min(MAX_PAUSE));
+            tracing::debug!(?took, since = ?since.elapsed(), "rules replaced");
         }
+        self.installer.refresh(&self.snapshot, &stale.endpoints);
+        self.installer.renew(&self.snapshot, &stale.pairs);
+        self.publisher.publish(&self.snapshot, &stale.statuses);
     }
 
     /// All watches but those of secrets, as one stream of changes.
@@ -194,3 +225,6 @@ where
         })
         .boxed()
 }
+
+#[cfg(test)]
+mod tests;

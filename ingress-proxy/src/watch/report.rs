@@ -3,7 +3,8 @@
 //! An Event is written when a problem appears, not on every compilation. Its name is made of the problem, so
 //! that a restart, or a second replica, refreshes the Event that is there instead of adding one.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use jiff::Timestamp;
@@ -24,14 +25,15 @@ const MAX_MESSAGE: usize = 1_024;
 
 /// Writes Events in the background.
 pub(super) struct Reporter {
-    reported: HashSet<Problem>,
+    /// How often each is there: the same may be wrong in two places.
+    reported: HashMap<Problem, usize>,
     queue: mpsc::Sender<Problem>,
     dropped: Counter,
 }
 
 impl Reporter {
     pub(super) fn start(client: Client, metrics: &Metrics) -> Self {
-        let (queue, mut problems) = mpsc::channel::<Problem>(QUEUE);
+        let (reporter, mut problems) = Self::new(metrics.events_dropped.clone());
         tokio::spawn(async move {
             while let Some(problem) = problems.recv().await {
                 if let Err(error) = write(&client, &problem).await {
@@ -39,19 +41,36 @@ impl Reporter {
                 }
             }
         });
-        Self { reported: HashSet::new(), queue, dropped: metrics.events_dropped.clone() }
+        reporter
     }
 
-    /// Reports what was not there at the last call.
-    pub(super) fn report(&mut self, problems: &[Problem]) {
-        let now: HashSet<Problem> = problems.iter().cloned().collect();
-        for problem in now.difference(&self.reported) {
+    /// And what it reports.
+    pub(super) fn new(dropped: Counter) -> (Self, mpsc::Receiver<Problem>) {
+        let (queue, problems) = mpsc::channel(QUEUE);
+        (Self { reported: HashMap::new(), queue, dropped }, problems)
+    }
+
+    /// Reports what was not there before. What is in both lists is there as before.
+    pub(super) fn report(&mut self, problems: Vec<Problem>, mended: Vec<Problem>) {
+        for problem in problems {
+            let before = self.reported.entry(problem.clone()).or_default();
+            *before += 1;
+            if *before > 1 {
+                continue;
+            }
             tracing::warn!(ingress = %problem.ingress, reason = problem.reason.as_str(), "{}", problem.text);
-            if self.queue.try_send(problem.clone()).is_err() {
+            if self.queue.try_send(problem).is_err() {
                 self.dropped.inc();
             }
         }
-        self.reported = now;
+        for problem in mended {
+            if let Entry::Occupied(mut known) = self.reported.entry(problem) {
+                *known.get_mut() -= 1;
+                if *known.get() == 0 {
+                    known.remove();
+                }
+            }
+        }
     }
 }
 
@@ -110,6 +129,21 @@ mod tests {
             reason: Reason::BadService,
             text: text.to_owned(),
         }
+    }
+
+    #[test]
+    fn a_problem_is_told_when_it_appears() {
+        let (mut reporter, mut told) = Reporter::new(Counter::default());
+        let mut report = |problems: &[&str], mended: &[&str]| {
+            let list = |texts: &[&str]| texts.iter().map(|text| problem(text)).collect();
+            reporter.report(list(problems), list(mended));
+            std::iter::from_fn(|| told.try_recv().ok()).map(|problem| problem.text).collect::<Vec<_>>()
+        };
+        assert_eq!(report(&["a", "b", "a"], &[]), ["a", "b"]);
+        assert_eq!(report(&["a"], &["a", "a"]), [""; 0], "it is still there, in one place");
+        assert_eq!(report(&[], &["a", "b"]), [""; 0]);
+        assert_eq!(report(&["a"], &[]), ["a"], "it is there again");
+        assert_eq!(reporter.reported.len(), 1);
     }
 
     #[test]

@@ -31,6 +31,10 @@ const QUEUE: usize = 64;
 pub(super) struct Watches {
     client: Client,
     running: BTreeMap<ObjectKey, AbortHandle>,
+    /// Named, but beyond the bound.
+    waiting: BTreeSet<ObjectKey>,
+    /// Watched whether an Ingress names it or not.
+    always: Option<ObjectKey>,
     changes: mpsc::Receiver<(ObjectKey, SecretFact)>,
     sender: mpsc::Sender<(ObjectKey, SecretFact)>,
     count: Gauge,
@@ -38,46 +42,53 @@ pub(super) struct Watches {
 }
 
 impl Watches {
-    pub(super) fn new(client: Client, metrics: &Metrics) -> Self {
+    pub(super) fn new(client: Client, always: Option<ObjectKey>, metrics: &Metrics) -> Self {
         let (sender, changes) = mpsc::channel(QUEUE);
         let (count, refused) = (metrics.secret_watches.clone(), metrics.secrets_refused.clone());
-        Self { client, running: BTreeMap::new(), changes, sender, count, refused }
+        let (running, waiting) = (BTreeMap::new(), BTreeSet::new());
+        let mut watches = Self { client, running, waiting, always, changes, sender, count, refused };
+        if let Some(always) = watches.always.clone() {
+            watches.start(always);
+        }
+        watches
     }
 
-    /// Starts and ends watches so that exactly these secrets are watched.
-    pub(super) fn watch_exactly(&mut self, wanted: &BTreeSet<ObjectKey>, snapshot: &mut Snapshot) {
-        self.running.retain(|key, watch| {
-            let keep = wanted.contains(key);
-            if !keep {
+    /// Starts and ends watches: these secrets are named now, or no more. Returns those that are not watched, for there are
+    /// too many; the snapshot says so of them.
+    pub(super) fn follow(
+        &mut self,
+        named: BTreeMap<ObjectKey, bool>,
+        snapshot: &mut Snapshot,
+    ) -> BTreeSet<ObjectKey> {
+        let named = named.into_iter().filter(|(key, _)| self.always.as_ref() != Some(key));
+        let (new, gone): (Vec<_>, Vec<_>) = named.partition(|(_, is_named)| *is_named);
+        for (key, _) in gone {
+            if let Some(watch) = self.running.remove(&key) {
                 watch.abort();
             }
-            keep
-        });
-        snapshot.secrets.retain(|key, _| wanted.contains(key));
-        let mut refused = 0;
-        for key in wanted {
-            if self.running.contains_key(key) {
-                continue;
-            }
-            if self.running.len() >= MAX_WATCHES {
-                refused += 1;
-                let why = format!("more than {MAX_WATCHES} secrets are in use");
-                self.tell_later(key, SecretFact::Broken(why), snapshot);
-                continue;
-            }
-            let task = tokio::spawn(follow(self.client.clone(), key.clone(), self.sender.clone()));
-            self.running.insert(key.clone(), task.abort_handle());
+            self.waiting.remove(&key);
+            snapshot.secrets.remove(&key);
+        }
+        self.waiting.extend(new.iter().map(|(key, _)| key.clone()));
+        while self.running.len() < MAX_WATCHES
+            && let Some(key) = self.waiting.pop_first()
+        {
+            self.start(key);
         }
         self.count.set(self.running.len() as i64);
-        self.refused.set(refused);
+        self.refused.set(self.waiting.len() as i64);
+        let new = new.into_iter().map(|(key, _)| key);
+        let refused: BTreeSet<ObjectKey> = new.filter(|key| self.waiting.contains(key)).collect();
+        for key in &refused {
+            let why = format!("more than {MAX_WATCHES} secrets are in use");
+            snapshot.secrets.insert(key.clone(), SecretFact::Broken(why));
+        }
+        refused
     }
 
-    /// The verdict on a refused secret, once: it goes the way of all changes, so that a compilation follows.
-    fn tell_later(&self, key: &ObjectKey, fact: SecretFact, snapshot: &Snapshot) {
-        if !snapshot.secrets.contains_key(key) {
-            // A full queue is tried again by the compilation that emptying it causes.
-            let _ = self.sender.try_send((key.clone(), fact));
-        }
+    fn start(&mut self, key: ObjectKey) {
+        let task = tokio::spawn(follow(self.client.clone(), key.clone(), self.sender.clone()));
+        self.running.insert(key, task.abort_handle());
     }
 
     /// Whether every watched secret was read, or found missing.
@@ -87,15 +98,31 @@ impl Watches {
 
     /// The next change. Never ends: this end of the queue is kept open.
     pub(super) async fn changed(&mut self) -> Change {
-        match self.changes.recv().await {
-            Some((key, fact)) => Change::Secret(key, fact),
-            None => std::future::pending().await,
+        loop {
+            match self.changes.recv().await {
+                Some(change) => {
+                    if let Some(change) = self.of_running(change) {
+                        return change;
+                    }
+                }
+                None => std::future::pending().await,
+            }
         }
     }
 
     /// The next change if there is one.
     pub(super) fn changed_already(&mut self) -> Option<Change> {
-        self.changes.try_recv().ok().map(|(key, fact)| Change::Secret(key, fact))
+        while let Ok(change) = self.changes.try_recv() {
+            if let Some(change) = self.of_running(change) {
+                return Some(change);
+            }
+        }
+        None
+    }
+
+    /// A watch that was ended may have left something in the queue.
+    fn of_running(&self, (key, fact): (ObjectKey, SecretFact)) -> Option<Change> {
+        self.running.contains_key(&key).then(|| Change::Secret(key, fact))
     }
 }
 
@@ -158,5 +185,32 @@ pub(crate) fn read(secret: &Secret) -> SecretFact {
     match pair {
         Ok(pair) => SecretFact::Usable(Arc::new(pair)),
         Err(error) => SecretFact::Broken(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_secret_beyond_the_bound_waits_for_a_place() {
+        let nobody = "http://127.0.0.1:1".parse().unwrap();
+        let client = Client::try_from(kube::Config::new(nobody)).unwrap();
+        let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
+        let key = |number: usize| ObjectKey::new("n", &format!("s{number:04}"));
+        let mut watches = Watches::new(client, Some(key(0)), &metrics);
+        let mut snapshot = Snapshot::default();
+        let mut follow = |numbers: std::ops::Range<usize>, is_named: bool| {
+            let named = numbers.map(|number| (key(number), is_named)).collect();
+            let refused = watches.follow(named, &mut snapshot);
+            assert!(refused.iter().all(|key| matches!(snapshot.secrets[key], SecretFact::Broken(_))));
+            (refused.into_iter().collect::<Vec<_>>(), snapshot.secrets.len())
+        };
+        assert_eq!(follow(0..MAX_WATCHES + 1, true), (vec![key(MAX_WATCHES)], 1));
+        assert_eq!((metrics.secret_watches.get(), metrics.secrets_refused.get()), (MAX_WATCHES as i64, 1));
+        assert_eq!(follow(7..8, false), (vec![], 1), "the place is taken, and the secret is not read yet");
+        assert_eq!((metrics.secret_watches.get(), metrics.secrets_refused.get()), (MAX_WATCHES as i64, 0));
+        assert_eq!(follow(0..MAX_WATCHES + 1, false), (vec![], 0));
+        assert_eq!(metrics.secret_watches.get(), 1, "the default one is always watched");
     }
 }

@@ -1,6 +1,6 @@
 //! `status.loadBalancer`: where an Ingress can be reached.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -20,38 +20,55 @@ const RETRY: Duration = Duration::from_secs(2);
 pub(super) struct Publisher {
     addresses: Vec<String>,
     claimed: BTreeSet<ObjectKey>,
-    /// The Ingresses whose status is wrong. The writer sees the newest list only.
-    wrong: watch::Sender<Vec<ObjectKey>>,
+    /// The Ingresses whose status is wrong.
+    wrong: watch::Sender<BTreeSet<ObjectKey>>,
 }
 
 impl Publisher {
     pub(super) fn start(client: Client, addresses: Vec<String>) -> Self {
-        let (wrong, lists) = watch::channel(Vec::new());
-        if !addresses.is_empty() {
-            tokio::spawn(write_all(client, body(&addresses), lists));
+        let body = body(&addresses);
+        let (publisher, lists) = Self::new(addresses);
+        if !publisher.addresses.is_empty() {
+            tokio::spawn(write_all(client, body, lists));
         }
-        Self { addresses, claimed: BTreeSet::new(), wrong }
+        publisher
     }
 
-    /// Publishes for these Ingresses.
-    pub(super) fn publish(&mut self, snapshot: &Snapshot, claimed: BTreeSet<ObjectKey>) {
-        self.claimed = claimed;
-        self.publish_again(snapshot);
+    /// And the Ingresses whose status is to be written.
+    pub(super) fn new(addresses: Vec<String>) -> (Self, watch::Receiver<BTreeSet<ObjectKey>>) {
+        let (wrong, lists) = watch::channel(BTreeSet::new());
+        (Self { addresses, claimed: BTreeSet::new(), wrong }, lists)
     }
 
-    /// Publishes for the Ingresses of the last call: a status changed.
-    pub(super) fn publish_again(&self, snapshot: &Snapshot) {
+    /// These Ingresses are ours now, or no more.
+    pub(super) fn claim(&mut self, snapshot: &Snapshot, ingresses: BTreeMap<ObjectKey, bool>) {
+        let mut looked_at = BTreeSet::new();
+        for (key, is_ours) in ingresses {
+            if is_ours {
+                self.claimed.insert(key.clone());
+            } else {
+                self.claimed.remove(&key);
+            }
+            looked_at.insert(key);
+        }
+        self.publish(snapshot, &looked_at);
+    }
+
+    /// Publishes where it is needed: the status of these Ingresses may have changed.
+    pub(super) fn publish(&self, snapshot: &Snapshot, ingresses: &BTreeSet<ObjectKey>) {
         if self.addresses.is_empty() {
             return;
         }
-        let is_wrong = |key: &&ObjectKey| {
-            snapshot.ingresses.get(*key).is_some_and(|ingress| ingress.published != self.addresses)
+        let is_wrong = |key: &ObjectKey| {
+            let ingress = snapshot.ingresses.get(key).filter(|_| self.claimed.contains(key));
+            ingress.is_some_and(|ingress| ingress.published != self.addresses)
         };
-        let wrong: Vec<ObjectKey> = self.claimed.iter().filter(is_wrong).cloned().collect();
-        self.wrong.send_if_modified(|list| {
-            let changed = *list != wrong;
-            *list = wrong;
-            changed
+        self.wrong.send_if_modified(|wrong| {
+            let mut modified = false;
+            for key in ingresses {
+                modified |= if is_wrong(key) { wrong.insert(key.clone()) } else { wrong.remove(key) };
+            }
+            modified
         });
     }
 }
@@ -68,7 +85,7 @@ fn body(addresses: &[String]) -> serde_json::Value {
 }
 
 /// Ends when the publisher is dropped.
-async fn write_all(client: Client, body: serde_json::Value, mut lists: watch::Receiver<Vec<ObjectKey>>) {
+async fn write_all(client: Client, body: serde_json::Value, mut lists: watch::Receiver<BTreeSet<ObjectKey>>) {
     let mut written: HashMap<ObjectKey, Instant> = HashMap::new();
     let mut failed = false;
     loop {

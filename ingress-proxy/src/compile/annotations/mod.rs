@@ -34,7 +34,7 @@ const HSTS_MAX_AGE_S: u32 = 31_536_000;
 const MAX_ALIASES: usize = 64;
 
 /// What the annotations of one Ingress say.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Annotations {
     pub(super) settings: Settings,
     /// Where the passwords are; their lookup is the caller's.

@@ -49,8 +49,7 @@ fn policy<'a>(compiled: &'a Compiled, host: &str, path: &str) -> Option<&'a Arc<
 
 /// The Service of a target's canary.
 fn canary<'a>(compiled: &'a Compiled, host: &str, path: &str) -> Option<&'a str> {
-    let TargetId(id) = service_for(compiled, host, path)?.canary?;
-    Some(&compiled.targets[id as usize].service)
+    service_for(compiled, host, path)?.canary.as_ref().map(|canary| canary.service.as_str())
 }
 
 #[test]
@@ -61,7 +60,6 @@ fn a_rule_without_policies_has_none() {
         ingress("j", 2, &[("proxy-body-size", "1m")], &["c.com / Prefix a"]),
     ]);
     assert!(policy(&compiled, "a.com", "/").is_none() && policy(&compiled, "c.com", "/").is_some());
-    assert_eq!(compiled.targets.len(), 2, "both hosts have the same target");
     assert_eq!(reasons(&compiled), []);
 }
 
@@ -174,6 +172,21 @@ fn aliases_and_www_leave_the_hosts_of_others_alone() {
 }
 
 #[test]
+fn an_alias_has_the_canaries_of_its_host_whoever_is_older() {
+    let canary_annotations = [("canary", "true"), ("canary-weight", "5")];
+    for (main, other) in [(1, 2), (2, 1)] {
+        let compiled = compiled(&[
+            ingress("main", main, &[("server-alias", "b.com")], &["a.com / Prefix a"]),
+            ingress("canary", other, &canary_annotations, &["a.com / Prefix b"]),
+        ]);
+        for host in ["a.com", "b.com"] {
+            assert_eq!(canary(&compiled, host, "/"), Some("b"), "{host}");
+        }
+        assert_eq!(reasons(&compiled), []);
+    }
+}
+
+#[test]
 fn another_protocol_is_another_pool() {
     let compiled = compiled(&[
         ingress("i", 1, &[("backend-protocol", "GRPC")], &["a.com / Prefix a"]),
@@ -189,8 +202,8 @@ fn a_missing_default_backend_is_told_once() {
     let compiled = compiled(&[ingress("i", 1, &[("default-backend", "gone")], &rules)]);
     assert_eq!(reasons(&compiled), [("i", Reason::BadService)]);
     let compiled = self::compiled(&[ingress("i", 1, &[("default-backend", "b")], &rules)]);
-    let TargetId(id) = service_for(&compiled, "a.com", "/").unwrap().fallback.unwrap();
-    let port = compiled.targets[id as usize].backend.clone().unwrap().port;
+    let fallback = service_for(&compiled, "a.com", "/").unwrap().fallback.clone().unwrap();
+    let port = fallback.backend.clone().unwrap().port;
     assert_eq!(port, "web", "the Service's first");
 }
 
