@@ -7,6 +7,7 @@ mod backend;
 mod cluster;
 mod exchange;
 mod frames;
+mod grpc;
 mod hostile;
 mod malformed;
 mod policies;

@@ -1,4 +1,4 @@
-//! Streams of HTTP/2: many on one connection, to endpoints of either version.
+//! Streams of HTTP/2: many on one connection, to endpoints that speak HTTP/1.1.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response, StatusCode};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use super::backend::Backend;
@@ -14,22 +14,22 @@ use super::cluster::{Cluster, eventually, in_time, quick};
 use super::script::{Act, Close, END, Endpoint, OK, Say, Until};
 
 /// A client's connection.
-struct Client {
-    sender: SendRequest<Bytes>,
+pub(super) struct Client {
+    pub(super) sender: SendRequest<Bytes>,
     /// How the connection ended.
-    ended: JoinHandle<Result<(), h2::Error>>,
+    pub(super) ended: JoinHandle<Result<(), h2::Error>>,
 }
 
 /// A response that has come to its end.
-struct Whole {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: String,
-    trailers: Option<HeaderMap>,
+pub(super) struct Whole {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: String,
+    pub(super) trailers: Option<HeaderMap>,
 }
 
 impl Client {
-    async fn connect(cluster: &Cluster) -> Self {
+    pub(super) async fn connect(cluster: &Cluster) -> Self {
         let stream = TcpStream::connect(cluster.http).await.unwrap();
         // A window for all streams that one stream cannot fill.
         let mut builder = h2::client::Builder::new();
@@ -39,13 +39,21 @@ impl Client {
     }
 
     /// Opens a stream.
-    async fn open(&self, request: Request<()>, is_all: bool) -> (ResponseFuture, SendStream<Bytes>) {
+    pub(super) async fn open(
+        &self,
+        request: Request<()>,
+        is_all: bool,
+    ) -> (ResponseFuture, SendStream<Bytes>) {
         let mut sender = self.sender.clone().ready().await.unwrap();
         sender.send_request(request, is_all).unwrap()
     }
 
     /// A whole request and its whole response.
-    async fn ask(&self, request: Request<()>, body: Option<&'static str>) -> Result<Whole, h2::Error> {
+    pub(super) async fn ask(
+        &self,
+        request: Request<()>,
+        body: Option<&'static str>,
+    ) -> Result<Whole, h2::Error> {
         let (response, mut stream) = self.open(request, body.is_none()).await;
         if let Some(body) = body {
             stream.send_data(Bytes::from_static(body.as_bytes()), true)?;
@@ -54,7 +62,7 @@ impl Client {
     }
 }
 
-async fn whole(response: Response<RecvStream>) -> Result<Whole, h2::Error> {
+pub(super) async fn whole(response: Response<RecvStream>) -> Result<Whole, h2::Error> {
     let (parts, mut stream) = response.into_parts();
     let mut body = Vec::new();
     while let Some(data) = in_time("more", stream.data()).await {
@@ -67,11 +75,11 @@ async fn whole(response: Response<RecvStream>) -> Result<Whole, h2::Error> {
     Ok(Whole { status: parts.status, headers: parts.headers, body, trailers })
 }
 
-fn get(path: &str) -> Request<()> {
+pub(super) fn get(path: &str) -> Request<()> {
     Request::get(format!("http://x{path}")).body(()).unwrap()
 }
 
-fn post(path: &str, fields: &[(&'static str, &'static str)]) -> Request<()> {
+pub(super) fn post(path: &str, fields: &[(&'static str, &'static str)]) -> Request<()> {
     let mut request = Request::post(format!("http://x{path}")).body(()).unwrap();
     for (name, value) in fields {
         request.headers_mut().append(*name, value.parse().unwrap());
@@ -255,106 +263,6 @@ async fn a_client_that_takes_nothing_holds_up_nobody_else() {
     assert_eq!(whole(slow).await.unwrap().body.len(), 1 << 20);
 }
 
-/// A service that answers piece by piece: each piece that comes goes back, and then trailers.
-async fn echoing() -> std::net::SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut connection = h2::server::handshake(stream).await.unwrap();
-                while let Some(Ok((request, mut respond))) = connection.accept().await {
-                    tokio::spawn(async move {
-                        let path = request.uri().path().to_owned();
-                        let mut response = Response::builder();
-                        for name in ["te", "x-forwarded-host", "x-forwarded-for"] {
-                            if let Some(value) = request.headers().get(name) {
-                                response = response.header(format!("saw-{name}"), value);
-                            }
-                        }
-                        let mut back = respond.send_response(response.body(()).unwrap(), false).unwrap();
-                        let mut body = request.into_body();
-                        if path == "/broken" {
-                            body.data().await;
-                            return back.send_reset(Reason::INTERNAL_ERROR);
-                        }
-                        while let Some(Ok(piece)) = body.data().await {
-                            let _ = body.flow_control().release_capacity(piece.len());
-                            back.send_data(piece, false).unwrap();
-                        }
-                        let mut trailers = body.trailers().await.unwrap().unwrap_or_default();
-                        trailers.insert("grpc-status", "0".parse().unwrap());
-                        back.send_trailers(trailers).unwrap();
-                    });
-                }
-            });
-        }
-    });
-    address
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn grpc_streams_both_ways_and_has_its_trailers() {
-    let address = echoing().await;
-    let cluster = Cluster::start();
-    cluster.service("a", true, &[address]);
-    cluster.route("x", "/", "a");
-    let client = Client::connect(&cluster).await;
-    let (response, mut stream) = client
-        .open(post("/pkg.Service/Method", &[("te", "trailers"), ("x-forwarded-for", "spoofed")]), false)
-        .await;
-    let response = in_time("a head before the body is over", response).await.unwrap();
-    assert_eq!(response.headers()["saw-te"], "trailers");
-    assert_eq!(response.headers()["saw-x-forwarded-host"], "x");
-    assert_eq!(response.headers()["saw-x-forwarded-for"], "127.0.0.1");
-    let mut body = response.into_body();
-    for piece in ["one", "two", "three"] {
-        stream.send_data(Bytes::from_static(piece.as_bytes()), false).unwrap();
-        let back = in_time("its echo", body.data()).await.unwrap().unwrap();
-        assert_eq!(back, piece);
-        body.flow_control().release_capacity(back.len()).unwrap();
-    }
-    let mut trailers = HeaderMap::new();
-    trailers.insert("x-mine", "1".parse().unwrap());
-    stream.send_trailers(trailers).unwrap();
-    assert!(in_time("the end", body.data()).await.is_none());
-    let trailers = body.trailers().await.unwrap().unwrap();
-    assert_eq!(
-        (&trailers["grpc-status"], &trailers["x-mine"]),
-        (&"0".parse().unwrap(), &"1".parse().unwrap())
-    );
-
-    let (broken, mut stream) = client.open(post("/broken", &[]), false).await;
-    let broken = in_time("a head", broken).await.unwrap();
-    stream.send_data(Bytes::from_static(b"now"), false).unwrap();
-    let error = whole(broken).await.err().and_then(|error| error.reason());
-    assert_eq!(error, Some(Reason::INTERNAL_ERROR));
-    // Many at once share a connection, and more than fit on one open another.
-    let asked: Vec<_> = (0..100).map(|_| client.ask(post("/", &[]), Some("body"))).collect();
-    for answer in futures::future::join_all(asked).await {
-        let answer = answer.unwrap();
-        assert_eq!((answer.body.as_str(), answer.trailers.is_some()), ("body", true));
-    }
-    drop(client.sender);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_http2_endpoint_that_is_not_there_is_told_and_passed_over() {
-    let address = echoing().await;
-    let nowhere = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let cluster = Cluster::start();
-    cluster.service("a", true, &[address, nowhere]);
-    cluster.route("x", "/", "a");
-    let client = Client::connect(&cluster).await;
-    for _ in 0..20 {
-        assert_eq!(client.ask(post("/", &[]), Some("body")).await.unwrap().status, 200);
-    }
-    cluster.endpoints("a", &[nowhere]);
-    let answer = client.ask(get("/"), None).await.unwrap();
-    assert_eq!(answer.status, 502);
-    assert!(answer.body.contains("refused the connection"), "{}", answer.body);
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_ends_streams_and_idle_connections() {
     let a = Backend::start("a").await;
@@ -402,5 +310,6 @@ async fn who_says_nothing_or_resets_too_much_is_let_go() {
     };
     in_time("the resets", resetting).await;
     let error = in_time("the end of a resetting one", client.ended).await.unwrap().unwrap_err();
-    assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM));
+    // Its own flood can keep it from reading why.
+    assert!(error.is_io() || error.reason() == Some(Reason::ENHANCE_YOUR_CALM), "{error}");
 }
