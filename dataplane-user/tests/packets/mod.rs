@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each table uses its part")]
 
 pub(crate) mod frame;
+mod loaded;
 pub(crate) mod network;
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, Pod, TestRun, TestRunOptions,
+    Pod, TestRun, TestRunOptions,
     maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf},
     programs::{SchedClassifier, Xdp},
 };
@@ -26,6 +27,7 @@ use weir_dataplane_ebpf::{
 };
 
 pub(crate) use frame::Frame;
+use loaded::Loaded;
 
 /// The node's address in the pod network, where masqueraded packets come from.
 pub(crate) const GATEWAY_V4: &str = "10.244.0.1";
@@ -231,7 +233,7 @@ fn socket(text: &str) -> SocketAddr {
 
 /// The programs over private maps.
 pub(crate) struct Dataplane {
-    ebpf: Ebpf,
+    ebpf: Loaded,
     services: u32,
     backends: u32,
 }
@@ -259,14 +261,17 @@ impl Dataplane {
 
     /// With bounds that are small where none is given.
     fn with_options(bounds: &[(&str, u32)], options: &Options<'_>) -> Self {
-        let small = [("flows_v4", 1024), ("flows_v6", 1024), ("maglev", 4096)];
+        let small = [
+            ("flows_v4", 1024),
+            ("flows_v6", 1024),
+            ("maglev", 4096),
+            ("backends_v4", 4096),
+            ("backends_v6", 4096),
+        ];
         // The last one counts.
         let max_entries = [&small, bounds].concat();
         let options = Options { max_entries: &max_entries, ..*options };
-        let ebpf = programs::load(&options).unwrap_or_else(|error| {
-            panic!("packet tests need root: {error}: {:?}", std::error::Error::source(&error))
-        });
-        let mut dataplane = Self { ebpf, services: 0, backends: 0 };
+        let mut dataplane = Self { ebpf: Loaded::new(&options), services: 0, backends: 0 };
         dataplane.configure(NodeConfig {
             gateway_v4: Ip4::parse(GATEWAY_V4.parse().expect("constant")),
             gateway_v6: Ip6::parse(GATEWAY_V6.parse().expect("constant")),
