@@ -200,6 +200,9 @@ impl<'c> ToClient<'c> {
         match head.status {
             101 if !self.asked.upgrades => return Err(MALFORMED),
             101 => {
+                if let Some(trouble) = unwanted(101, false) {
+                    return Err(trouble);
+                }
                 (self.status, self.stage, self.body) = (101, Stage::Body, Body::Tunnel);
                 self.end.keep_client = false;
                 write_response(self.reply, &head, After::Upgrade, false, self.passage);

@@ -1,19 +1,21 @@
-//! How endpoints are asked: how long is waited, and when another one is tried.
+//! How endpoints are asked: which of them, how long is waited, and when another one is tried.
 
 use std::time::Duration;
 
 use crate::config::Timeouts;
+use crate::upstream::Balance;
 
 /// The most attempts that `proxy-next-upstream-tries` can ask for.
 pub(crate) const MAX_TRIES: u8 = 10;
 
-/// `proxy-{connect,read,send}-timeout` and `proxy-next-upstream*`. What is `None` is as configured for all.
+/// `proxy-{connect,read,send}-timeout`, `proxy-next-upstream*` and `load-balance`. What is `None` is as configured for all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Upstream {
     pub(crate) connect: Option<Duration>,
     pub(crate) read: Option<Duration>,
     pub(crate) send: Option<Duration>,
     pub(crate) retry: Retry,
+    pub(crate) balance: Balance,
 }
 
 /// When a request is tried on another endpoint. The default is what every rule has without annotations: after a

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use super::{MAX_ATTEMPTS, Record, Trouble};
 use crate::metrics::{Metrics, UpstreamFailure};
 use crate::policy::{Passage, Retry};
-use crate::upstream::{Chosen, Pool};
+use crate::upstream::{Balance, Chosen, Pool};
 
 /// What holds for rules that say nothing of retries.
 static USUAL: LazyLock<Retry> = LazyLock::new(Retry::default);
@@ -29,7 +29,8 @@ impl<'r> Attempts<'r> {
     /// The next endpoint to ask.
     pub(crate) fn next(&self, record: &mut Record) -> Result<Chosen, Trouble> {
         let rank_by = self.passage.and_then(Passage::rank_by);
-        let Some(chosen) = self.pool.choose_by(rank_by, &self.failed) else {
+        let balance = self.passage.map_or_else(Balance::default, |passage| passage.upstream().balance);
+        let Some(chosen) = self.pool.choose(balance, rank_by, &self.failed) else {
             return Err(if self.failed.is_empty() { Trouble::NoneLeft } else { Trouble::AllTried });
         };
         if record.attempts > 0 {
@@ -43,7 +44,7 @@ impl<'r> Attempts<'r> {
     /// No connection came about, so nothing was sent: any request may be tried elsewhere. Says whether it is to be.
     pub(crate) fn refused(&mut self, record: &Record, chosen: &Chosen, failure: UpstreamFailure) -> bool {
         self.metrics.upstream_failure(failure);
-        chosen.avoid();
+        self.pool.refused(chosen);
         self.failed.push(chosen.address());
         self.retry.error && self.may_go_on(record)
     }
@@ -63,6 +64,9 @@ impl<'r> Attempts<'r> {
     ) -> bool {
         self.metrics.upstream_failure(failure);
         let broke = failure == UpstreamFailure::Closed;
+        if !(broke && is_reused) {
+            self.pool.failed(chosen);
+        }
         if broke && !is_reused {
             self.failed.push(chosen.address());
         }
@@ -94,7 +98,8 @@ impl<'r> Attempts<'r> {
         }
     }
 
-    /// Whether an endpoint's response is not what the client gets: another endpoint is asked, or an error page.
+    /// An endpoint answered with this status. Says whether that is not what the client gets: another endpoint is asked, or an
+    /// error page.
     pub(crate) fn is_unwanted(
         &self,
         record: &Record,
@@ -102,6 +107,7 @@ impl<'r> Attempts<'r> {
         status: u16,
         can_repeat: bool,
     ) -> bool {
+        self.pool.answered(chosen);
         record.page.is_none()
             && (self.goes_elsewhere(record, chosen, status, can_repeat)
                 || self.passage.is_some_and(|passage| passage.replaces(status)))
@@ -112,7 +118,7 @@ impl<'r> Attempts<'r> {
         self.retry.statuses.contains(&status)
             && self.is_harmless(record, can_repeat)
             && self.retry.may_go_on(record.attempts, MAX_ATTEMPTS, record.started.elapsed())
-            && self.pool.choose(&[&self.failed[..], &[chosen.address()]].concat()).is_some()
+            && self.pool.has_other(&self.failed, Some(chosen.address()))
     }
 
     fn is_harmless(&self, record: &Record, can_repeat: bool) -> bool {
@@ -121,6 +127,6 @@ impl<'r> Attempts<'r> {
 
     fn may_go_on(&self, record: &Record) -> bool {
         self.retry.may_go_on(record.attempts, MAX_ATTEMPTS, record.started.elapsed())
-            && self.pool.choose(&self.failed).is_some()
+            && self.pool.has_other(&self.failed, None)
     }
 }

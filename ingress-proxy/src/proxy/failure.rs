@@ -1,6 +1,7 @@
 //! When an endpoint fails: whether to try another, and what the client hears.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType};
@@ -10,6 +11,7 @@ use super::context::{Context, ErrorPage};
 use crate::live::Target;
 use crate::metrics::{Metrics, UpstreamFailure};
 use crate::policy::{By, Reply, Retry};
+use crate::upstream::{Chosen, Pool};
 
 /// How often a request is sent at most, unless its rule says otherwise; what may be sent again is decided for each failure.
 pub(crate) const MAX_ATTEMPTS: u8 = 3;
@@ -118,10 +120,10 @@ impl From<&Error> for Trouble {
 #[expect(clippy::unnecessary_box_returns, reason = "pingora hands the box over and wants it back")]
 pub(super) fn connecting(metrics: &Metrics, ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
     metrics.upstream_failure(failure(error.etype()));
-    if let Some(chosen) = &ctx.chosen {
-        chosen.avoid();
-        ctx.failed.push(chosen.address());
+    if let Some((pool, chosen)) = asked(ctx) {
+        pool.refused(chosen);
     }
+    ctx.failed.extend(ctx.chosen.as_ref().map(|chosen| chosen.address()));
     error.set_retry(may_go_on(ctx, |retry| retry.error) && another_is_left(ctx));
     error
 }
@@ -153,6 +155,9 @@ pub(super) fn exchanging(
         error.etype(),
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error
     );
+    if let Some((pool, chosen)) = asked(ctx).filter(|_| !(broke && reused)) {
+        pool.failed(chosen);
+    }
     if broke && !reused {
         ctx.failed.extend(ctx.chosen.as_ref().map(|chosen| chosen.address()));
     }
@@ -179,6 +184,10 @@ pub(super) fn judge_response(
     ctx: &mut Context,
     status: u16,
 ) -> Result<(), Box<Error>> {
+    let is_interim = (100..200).contains(&status) && status != 101;
+    if let Some((pool, chosen)) = asked(ctx).filter(|_| !is_interim) {
+        pool.answered(chosen);
+    }
     let Some(passage) = ctx.passage.as_ref().filter(|_| ctx.error_page.is_none()) else { return Ok(()) };
     let replaced = passage.replaces(status);
     let unwanted = |what| Err(Error::explain(UNWANTED_RESPONSE, what));
@@ -220,8 +229,16 @@ fn may_go_on(ctx: &Context, covered: impl FnOnce(&Retry) -> bool) -> bool {
 }
 
 fn another_is_left(ctx: &Context) -> bool {
-    let pool = ctx.target.as_ref().and_then(|target| target.backend.as_ref().ok());
-    pool.is_some_and(|pool| pool.choose(&ctx.failed).is_some())
+    pool(ctx).is_some_and(|pool| pool.has_other(&ctx.failed, None))
+}
+
+fn pool(ctx: &Context) -> Option<&Arc<Pool>> {
+    ctx.target.as_ref().and_then(|target| target.backend.as_ref().ok())
+}
+
+/// The endpoint that the request is at, and its pool.
+fn asked(ctx: &Context) -> Option<(&Arc<Pool>, &Chosen)> {
+    pool(ctx).zip(ctx.chosen.as_ref())
 }
 
 fn failure(error: &ErrorType) -> UpstreamFailure {

@@ -20,6 +20,7 @@ use crate::access_log::Line;
 use crate::policy::{Client, Decision};
 use crate::serve::Guard;
 use crate::table::{normalize_host, normalize_path};
+use crate::upstream::Balance;
 
 /// When the answer is the proxy's own, what is left of the request's body is read this long, so that the
 /// connection can be used again.
@@ -134,7 +135,9 @@ impl ProxyHttp for Phases {
         ctx.chosen = None; // no longer in flight there
         let pool = ctx.target.as_ref().and_then(|target| target.backend.as_ref().ok());
         let rank_by = ctx.passage.as_ref().and_then(|passage| passage.rank_by());
-        let Some(chosen) = pool.and_then(|pool| pool.choose_by(rank_by, &ctx.failed)) else {
+        let balance =
+            ctx.passage.as_ref().map_or_else(Balance::default, |passage| passage.upstream().balance);
+        let Some(chosen) = pool.and_then(|pool| pool.choose(balance, rank_by, &ctx.failed)) else {
             // The last endpoint went away, or every one was tried.
             let code = if ctx.failed.is_empty() { 503 } else { 502 };
             return Err(Error::explain(ErrorType::HTTPStatus(code), "no endpoint left to try"));

@@ -3,7 +3,8 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -18,6 +19,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub(super) struct Backend {
     pub(super) address: SocketAddr,
     pub(super) requests: Arc<AtomicUsize>,
+    /// What it answers requests that do not ask for another status.
+    pub(super) status: Arc<AtomicU16>,
     /// Until it is cancelled, requests for `/held` wait.
     pub(super) release: CancellationToken,
     _stop: DropGuard,
@@ -31,12 +34,19 @@ impl Backend {
 
     /// The same with another status for all that do not ask for one.
     pub(super) async fn answering(name: &'static str, status: u16) -> Self {
+        Self::taking(name, status, Duration::ZERO).await
+    }
+
+    /// The same, and each answer takes so long.
+    pub(super) async fn taking(name: &'static str, status: u16, pause: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
         let stop = CancellationToken::new();
         let release = CancellationToken::new();
+        let status = Arc::new(AtomicU16::new(status));
         let (counter, stopped, held) = (Arc::clone(&requests), stop.clone(), release.clone());
+        let answered = Arc::clone(&status);
         tokio::spawn(async move {
             loop {
                 let stream = tokio::select! {
@@ -44,10 +54,16 @@ impl Backend {
                     accepted = listener.accept() => accepted.unwrap().0,
                 };
                 let (counter, stopped, release) = (Arc::clone(&counter), stopped.clone(), held.clone());
+                let answered = Arc::clone(&answered);
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
                         counter.fetch_add(1, Ordering::SeqCst);
-                        answer(name, status, release.clone(), request)
+                        let answer =
+                            answer(name, answered.load(Ordering::SeqCst), release.clone(), request);
+                        async move {
+                            tokio::time::sleep(pause).await;
+                            answer.await
+                        }
                     });
                     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                     let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -58,7 +74,7 @@ impl Backend {
                 });
             }
         });
-        Self { address, requests, release, _stop: stop.drop_guard() }
+        Self { address, requests, status, release, _stop: stop.drop_guard() }
     }
 
     pub(super) fn count(&self) -> usize {

@@ -121,7 +121,7 @@ pub(crate) const KNOWN: &[(&str, Known)] = &[
     ("limit-rpm", Known::Served),
     ("limit-rps", Known::Served),
     ("limit-whitelist", Known::Served),
-    ("load-balance", Known::NotYet),
+    ("load-balance", Known::Served),
     ("mirror-host", Known::NotYet),
     ("mirror-request-body", Known::NotYet),
     ("mirror-target", Known::NotYet),

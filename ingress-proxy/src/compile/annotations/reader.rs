@@ -9,7 +9,8 @@ use crate::config::Network;
 use crate::policy::MAX_NETWORKS;
 
 /// Prefixes, the stronger one last.
-const PREFIXES: [&str; 2] = ["nginx.ingress.kubernetes.io/", "weir.dev/"];
+const PREFIXES: [&str; 2] = ["nginx.ingress.kubernetes.io/", OWN_PREFIX];
+const OWN_PREFIX: &str = "weir.dev/";
 
 /// What a value says in place of nothing.
 const NOTHING: [&str; 4] = ["", "false", "off", "no"];
@@ -77,6 +78,11 @@ impl<'a> Reader<'a> {
     pub(super) fn text(&self, name: &str) -> Option<&'a str> {
         debug_assert_eq!(known(name), Some(Known::Served), "{name}");
         self.values.get(name).map(|(_, value)| *value)
+    }
+
+    /// Whether the value is the one below our own prefix.
+    pub(super) fn is_own(&self, name: &str) -> bool {
+        self.values.get(name).is_some_and(|(key, _)| key.starts_with(OWN_PREFIX))
     }
 
     /// The value, as `parse` reads it. `expected` says what it should be.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::policy::{HeaderRule, Origins, Per, Retry};
+use crate::upstream::Method;
 
 fn read(pairs: &[(&str, &str)]) -> Annotations {
     let annotations = pairs
@@ -99,6 +100,7 @@ fn what_keeps_requests_out_fails_closed() {
         ("upstream-vhost", "a b"),
         ("server-alias", "~^www"),
         ("proxy-next-upstream", "always"),
+        ("load-balance", "least-request"),
     ] {
         let read = read(&[bad]);
         assert_eq!(read.settings.closed, None, "{bad:?}");
@@ -280,4 +282,23 @@ fn every_served_annotation_is_read() {
             assert!(!faults(&pairs).is_empty(), "{name} is not read");
         }
     }
+}
+
+#[test]
+fn load_balance_has_a_word_of_our_own() {
+    let method = |key: &str, value: &str| {
+        let annotations = [(key.to_owned(), value.to_owned())].into();
+        let read = Annotations::read(&ObjectKey::new("n", "i"), &annotations);
+        let faults: Vec<String> = read.problems.into_iter().map(|(_, text)| text).collect();
+        (read.settings.upstream.balance.method, faults)
+    };
+    let (theirs, own) = ("nginx.ingress.kubernetes.io/load-balance", "weir.dev/load-balance");
+    assert_eq!(method(theirs, "ewma"), (Method::Ewma, vec![]));
+    assert_eq!(method(theirs, "round_robin"), (Method::RoundRobin, vec![]));
+    assert_eq!(method(own, "round_robin"), (Method::RoundRobin, vec![]));
+    assert_eq!(method(own, "least-request"), (Method::LeastRequest, vec![]));
+    let fault = "annotation nginx.ingress.kubernetes.io/load-balance: \"least-request\" is not \"ewma\" or \
+                 \"round_robin\"; weir.dev/load-balance has \"least-request\" too: it is ignored";
+    assert_eq!(method(theirs, "least-request"), (Method::Ewma, vec![fault.to_owned()]));
+    assert_eq!(method(own, "ip_hash").1.len(), 1);
 }

@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use super::reader::{Reader, flag};
 use crate::policy::{Affinity, Canary, HeaderRule, MAX_TRIES, Retry, Upstream};
 use crate::table::Pattern;
+use crate::upstream::{Balance, Method};
 
 /// What is spoken with the endpoints.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -148,11 +149,25 @@ pub(super) fn upstream(r: &mut Reader<'_>) -> Upstream {
         retry.within = r.wait("proxy-next-upstream-timeout");
     }
     Upstream {
+        balance: balance(r),
         connect: r.wait("proxy-connect-timeout"),
         read: r.wait("proxy-read-timeout"),
         send: r.wait("proxy-send-timeout"),
         retry,
     }
+}
+
+fn balance(r: &mut Reader<'_>) -> Balance {
+    let method = if r.is_own("load-balance") {
+        r.read("load-balance", "\"ewma\", \"round_robin\" or \"least-request\"", Method::parse_own)
+    } else {
+        r.read(
+            "load-balance",
+            "\"ewma\" or \"round_robin\"; weir.dev/load-balance has \"least-request\" too",
+            Method::parse,
+        )
+    };
+    Balance { method: method.unwrap_or_default() }
 }
 
 pub(super) fn body_limit(r: &mut Reader<'_>) -> Option<NonZeroU64> {

@@ -1,6 +1,7 @@
 //! Each policy, seen from both sides of the proxy.
 
 mod access;
+mod balance;
 mod endpoints;
 mod places;
 

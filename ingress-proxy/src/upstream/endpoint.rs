@@ -1,0 +1,136 @@
+//! One endpoint, and what is known of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use pingora::upstreams::peer::HttpPeer;
+
+use super::latency::Latency;
+use crate::config::Timeouts;
+use crate::http2::Connections;
+use crate::idle::Idle;
+
+/// How long an endpoint that refused a connection is passed over while there are others.
+const AVOID: Duration = Duration::from_secs(1);
+/// Streams on one HTTP/2 connection to an endpoint (pingora's default is one).
+const MAX_H2_STREAMS: usize = 100;
+/// HTTP/2 connections to endpoints are asked for a sign of life this often.
+const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// One address that takes requests.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    address: SocketAddr,
+    /// Built once, cloned per request that goes by pingora.
+    peer: HttpPeer,
+    /// Connections of requests that went past pingora.
+    idle: Idle,
+    /// Connections by HTTP/2.
+    connections: Connections,
+    in_flight: AtomicU32,
+    pub(super) latency: Latency,
+    avoid_until_us: AtomicU64,
+}
+
+impl Endpoint {
+    pub(super) fn new(address: SocketAddr, h2c: bool, timeouts: &Timeouts) -> Self {
+        let mut peer = HttpPeer::new(address, false, String::new());
+        let options = &mut peer.options;
+        // pingora has no timeout at all by default: a black-holed pod would hold its requests forever.
+        options.connection_timeout = Some(timeouts.connect);
+        options.total_connection_timeout = Some(timeouts.connect);
+        options.read_timeout = Some(timeouts.read);
+        options.write_timeout = Some(timeouts.write);
+        options.idle_timeout = Some(timeouts.upstream_idle);
+        if h2c {
+            options.set_http_version(2, 2);
+            options.max_h2_streams = MAX_H2_STREAMS;
+            options.h2_ping_interval = Some(H2_PING_INTERVAL);
+        }
+        Self {
+            address,
+            peer,
+            idle: Idle::new(timeouts.upstream_idle),
+            connections: Connections::new(timeouts.upstream_idle),
+            in_flight: AtomicU32::new(0),
+            latency: Latency::default(),
+            avoid_until_us: AtomicU64::new(0),
+        }
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What pingora connects to.
+    pub(crate) fn peer(&self) -> Box<HttpPeer> {
+        Box::new(self.peer.clone())
+    }
+
+    /// Its connections that wait for a request.
+    pub(crate) fn idle(&self) -> &Idle {
+        &self.idle
+    }
+
+    /// Its connections by HTTP/2.
+    pub(crate) fn connections(&self) -> &Connections {
+        &self.connections
+    }
+
+    /// Requests that were sent to it and are not over.
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Closes connections that waited too long. Returns how many are left.
+    pub(super) fn sweep(&self) -> usize {
+        self.idle.sweep() + self.connections.sweep()
+    }
+
+    /// Passes it over for a while: it refused a connection.
+    pub(super) fn avoid(&self, now_us: u64) {
+        self.avoid_until_us.store(now_us + AVOID.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_avoided(&self, now_us: u64) -> bool {
+        self.avoid_until_us.load(Ordering::Relaxed) > now_us
+    }
+}
+
+/// A chosen endpoint; counts as one request in flight until dropped.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    endpoint: Arc<Endpoint>,
+    since_us: u64,
+    /// What came of it was told. An atomic, because who holds it shares it across waits.
+    is_settled: AtomicBool,
+}
+
+impl Chosen {
+    pub(super) fn new(endpoint: &Arc<Endpoint>, now_us: u64) -> Self {
+        endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self { endpoint: Arc::clone(endpoint), since_us: now_us, is_settled: AtomicBool::new(false) }
+    }
+
+    /// Settles what came of it; how long that took, the first time.
+    pub(super) fn settle(&self, now_us: u64) -> Option<u64> {
+        let is_first = !self.is_settled.swap(true, Ordering::Relaxed);
+        is_first.then(|| now_us.saturating_sub(self.since_us))
+    }
+}
+
+impl std::ops::Deref for Chosen {
+    type Target = Endpoint;
+    fn deref(&self) -> &Endpoint {
+        &self.endpoint
+    }
+}
+
+impl Drop for Chosen {
+    fn drop(&mut self) {
+        self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,200 @@
+//! The endpoints of a backend.
+//!
+//! A [`Pool`] lives as long as some rule names its backend; the table points at it. Endpoint changes swap the
+//! pool's list and touch nothing else, so that a rolling Deployment never rebuilds a route. Endpoints that stay
+//! keep their identity, and with it what is known of them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+
+use super::balance::{Balance, Method, is_second_better};
+use super::clock::now_us;
+use super::endpoint::{Chosen, Endpoint};
+use super::random::random_below;
+use crate::compile::Endpoints;
+use crate::config::Timeouts;
+
+/// The endpoints of one backend.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    list: ArcSwap<List>,
+    /// Whose turn it is, for those who ask one after the other.
+    turn: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    endpoints: Box<[Arc<Endpoint>]>,
+    h2c: bool,
+}
+
+impl Pool {
+    /// Makes the pool hold exactly these endpoints. Returns whether anything changed.
+    pub(crate) fn update(&self, wanted: &Endpoints, timeouts: &Timeouts) -> bool {
+        let now = self.list.load();
+        let same = now.h2c == wanted.h2c
+            && now.endpoints.iter().map(|endpoint| endpoint.address()).eq(wanted.addresses.iter().copied());
+        if same {
+            return false;
+        }
+        let keep = |address: &SocketAddr| {
+            let found = now.endpoints.iter().find(|endpoint| endpoint.address() == *address)?;
+            (now.h2c == wanted.h2c).then(|| Arc::clone(found))
+        };
+        let endpoints = wanted
+            .addresses
+            .iter()
+            .map(|address| {
+                keep(address).unwrap_or_else(|| Arc::new(Endpoint::new(*address, wanted.h2c, timeouts)))
+            })
+            .collect();
+        self.list.store(Arc::new(List { endpoints, h2c: wanted.h2c }));
+        true
+    }
+
+    /// Whether its endpoints speak HTTP/2 in cleartext.
+    pub(crate) fn is_h2c(&self) -> bool {
+        self.list.load().h2c
+    }
+
+    /// Closes connections that waited too long. Returns how many are left.
+    pub(crate) fn sweep(&self) -> usize {
+        self.list.load().endpoints.iter().map(|endpoint| endpoint.sweep()).sum()
+    }
+
+    /// Whether no endpoint is there.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.load().endpoints.is_empty()
+    }
+
+    /// How many endpoints are there.
+    pub(crate) fn len(&self) -> usize {
+        self.list.load().endpoints.len()
+    }
+
+    /// Whether there is an endpoint that is not in `failed`, nor `besides`.
+    pub(crate) fn has_other(&self, failed: &[SocketAddr], besides: Option<SocketAddr>) -> bool {
+        let is_out = |address: SocketAddr| failed.contains(&address) || besides == Some(address);
+        self.list.load().endpoints.iter().any(|endpoint| !is_out(endpoint.address()))
+    }
+
+    /// Chooses an endpoint that is not in `failed`: by rank for a key, if there is one, else as `balance` says.
+    pub(crate) fn choose(
+        &self,
+        balance: Balance,
+        rank_by: Option<u64>,
+        failed: &[SocketAddr],
+    ) -> Option<Chosen> {
+        self.choose_at(now_us(), balance, rank_by, failed)
+    }
+
+    fn choose_at(
+        &self,
+        now_us: u64,
+        balance: Balance,
+        rank_by: Option<u64>,
+        failed: &[SocketAddr],
+    ) -> Option<Chosen> {
+        let list = self.list.load();
+        let choice = Choice { all: &list.endpoints, failed, now_us };
+        let endpoint = match (rank_by, balance.method) {
+            (Some(key), _) => choice.ranked(key),
+            (None, Method::RoundRobin) => choice.in_turn(self.turn.fetch_add(1, Ordering::Relaxed)),
+            (None, method) => choice.of_two(method),
+        };
+        endpoint.map(|endpoint| Chosen::new(endpoint, now_us))
+    }
+
+    /// An endpoint answered: the head of its response is there.
+    pub(crate) fn answered(&self, chosen: &Chosen) {
+        let now_us = now_us();
+        if let Some(took_us) = chosen.settle(now_us) {
+            chosen.latency.answered(took_us, now_us);
+        }
+    }
+
+    /// An endpoint failed. Of no account behind its answer's head.
+    pub(crate) fn failed(&self, chosen: &Chosen) {
+        let now_us = now_us();
+        if let Some(took_us) = chosen.settle(now_us) {
+            chosen.latency.failed(took_us, now_us);
+        }
+    }
+
+    /// An endpoint refused a connection.
+    pub(crate) fn refused(&self, chosen: &Chosen) {
+        self.failed(chosen);
+        chosen.avoid(now_us());
+    }
+}
+
+/// One choice among endpoints. Those that refused lately come last, not never: when all did, trying is better than failing.
+struct Choice<'l> {
+    all: &'l [Arc<Endpoint>],
+    failed: &'l [SocketAddr],
+    now_us: u64,
+}
+
+impl<'l> Choice<'l> {
+    /// The better of two that are drawn at random.
+    fn of_two(&self, method: Method) -> Option<&'l Arc<Endpoint>> {
+        let all = self.all;
+        if all.len() < 2 {
+            return self.from(0);
+        }
+        let first = random_below(all.len());
+        let second = (first + 1 + random_below(all.len() - 1)) % all.len();
+        match (self.is_good(&all[first]), self.is_good(&all[second])) {
+            (true, true) if is_second_better(method, &all[first], &all[second], self.now_us) => {
+                Some(&all[second])
+            }
+            (true, _) => Some(&all[first]),
+            (false, true) => Some(&all[second]),
+            (false, false) => self.from(first),
+        }
+    }
+
+    /// The one whose turn it is.
+    fn in_turn(&self, turn: usize) -> Option<&'l Arc<Endpoint>> {
+        self.from(turn.checked_rem(self.all.len())?)
+    }
+
+    /// The one that ranks highest for `key` (rendezvous hashing): the same key finds the same endpoint, and when endpoints come
+    /// or go only those keys move that have to. One hash per endpoint.
+    fn ranked(&self, key: u64) -> Option<&'l Arc<Endpoint>> {
+        let good = self.all.iter().filter(|endpoint| self.is_good(endpoint));
+        let highest = good.max_by_key(|endpoint| rank(key, endpoint));
+        let left = || self.all.iter().filter(|endpoint| self.is_left(endpoint));
+        highest.or_else(|| left().max_by_key(|endpoint| rank(key, endpoint)))
+    }
+
+    /// The first good one from `start` on, or else the first that is left.
+    fn from(&self, start: usize) -> Option<&'l Arc<Endpoint>> {
+        let from_start = || self.all[start..].iter().chain(&self.all[..start]);
+        from_start()
+            .find(|endpoint| self.is_good(endpoint))
+            .or_else(|| from_start().find(|endpoint| self.is_left(endpoint)))
+    }
+
+    fn is_left(&self, endpoint: &Endpoint) -> bool {
+        !self.failed.contains(&endpoint.address())
+    }
+
+    fn is_good(&self, endpoint: &Endpoint) -> bool {
+        !endpoint.is_avoided(self.now_us) && self.is_left(endpoint)
+    }
+}
+
+/// How high an endpoint ranks for a key; the same on every replica.
+fn rank(key: u64, endpoint: &Endpoint) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new(); // the same in every process of one build
+    (key, endpoint.address()).hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests;

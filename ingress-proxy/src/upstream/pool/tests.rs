@@ -1,0 +1,170 @@
+//! Choices among endpoints, and what is learnt of them.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+const MS: u64 = 1_000;
+const S: u64 = 1_000_000;
+const EWMA: Balance = Balance { method: Method::Ewma };
+const ROUND_ROBIN: Balance = Balance { method: Method::RoundRobin };
+const LEAST_REQUEST: Balance = Balance { method: Method::LeastRequest };
+
+fn wanted(addresses: &[&str]) -> Endpoints {
+    Endpoints { addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(), h2c: false }
+}
+
+/// Of endpoints `10.0.0.1:80` to `10.0.0.size:80`.
+fn pool(size: usize) -> Pool {
+    let pool = Pool::default();
+    resize(&pool, size);
+    pool
+}
+
+fn resize(pool: &Pool, size: usize) {
+    let addresses: Vec<String> = (1..=size).map(|n| format!("10.0.0.{n}:80")).collect();
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    assert!(pool.update(&wanted(&addresses), &Timeouts::default()));
+}
+
+fn address(n: usize) -> SocketAddr {
+    format!("10.0.0.{n}:80").parse().unwrap()
+}
+
+impl Pool {
+    /// Which endpoint is chosen for a request at this time.
+    fn pick(&self, balance: Balance, now_us: u64) -> Chosen {
+        self.choose_at(now_us, balance, None, &[]).unwrap()
+    }
+
+    /// How often each endpoint is chosen for `requests` that are over at once, and leave no trace.
+    fn shares(&self, balance: Balance, requests: usize, now_us: u64) -> BTreeMap<SocketAddr, usize> {
+        let mut shares = BTreeMap::new();
+        for _ in 0..requests {
+            *shares.entry(self.pick(balance, now_us).address()).or_default() += 1;
+        }
+        shares
+    }
+
+    /// Endpoint `n` answers a request in so long.
+    fn answers(&self, n: usize, took_us: u64, now_us: u64) {
+        let list = self.list.load();
+        list.endpoints[n - 1].latency.answered(took_us, now_us);
+    }
+}
+
+#[test]
+fn an_empty_pool_chooses_nothing() {
+    for balance in [EWMA, ROUND_ROBIN, LEAST_REQUEST] {
+        assert!(pool(1).choose(balance, None, &[address(1)]).is_none());
+        for rank_by in [None, Some(1)] {
+            assert!(Pool::default().choose(balance, rank_by, &[]).is_none());
+        }
+    }
+}
+
+#[test]
+fn two_endpoints_share_evenly_when_requests_stay_in_flight() {
+    for balance in [EWMA, ROUND_ROBIN, LEAST_REQUEST] {
+        let pool = pool(2);
+        let held: Vec<_> = (0..100).map(|_| pool.pick(balance, S)).collect();
+        assert_eq!(held.iter().filter(|chosen| chosen.address() == address(1)).count(), 50);
+    }
+}
+
+#[test]
+fn every_endpoint_is_drawn() {
+    for balance in [EWMA, ROUND_ROBIN, LEAST_REQUEST] {
+        assert_eq!(pool(4).shares(balance, 200, S).len(), 4, "{balance:?}");
+    }
+}
+
+#[test]
+fn the_slow_one_is_chosen_when_the_others_have_more_ahead() {
+    let pool = pool(2);
+    pool.answers(1, 5 * MS, S);
+    pool.answers(2, 48 * MS, S);
+    // A tenth of the speed, a tenth of what is in flight.
+    let held: Vec<_> = (0..110).map(|_| pool.pick(EWMA, S)).collect();
+    assert_eq!(held.iter().filter(|chosen| chosen.address() == address(2)).count(), 10);
+}
+
+#[test]
+fn the_slow_one_is_asked_again_when_its_peak_is_forgiven() {
+    let pool = pool(2);
+    pool.answers(1, MS, S);
+    pool.answers(2, 500 * MS, S);
+    assert_eq!(pool.shares(EWMA, 100, S), [(address(1), 100)].into());
+    assert_eq!(pool.shares(EWMA, 100, 121 * S).len(), 2);
+    assert_eq!(pool.shares(LEAST_REQUEST, 100, S).len(), 2, "it does not look at latencies");
+}
+
+#[test]
+fn one_that_never_answered_is_neither_flooded_nor_left_out() {
+    for took_us in [MS, 2 * S] {
+        let pool = pool(2);
+        pool.answers(1, took_us, S);
+        let held: Vec<_> = (0..20).map(|_| pool.pick(EWMA, S)).collect();
+        assert_eq!(held.iter().filter(|chosen| chosen.address() == address(2)).count(), 10, "{took_us}");
+    }
+}
+
+#[test]
+fn what_is_told_of_a_request_is_learnt_once() {
+    let pool = pool(1);
+    let chosen = pool.choose(EWMA, None, &[]).unwrap();
+    pool.answered(&chosen);
+    let learnt = chosen.latency.estimate_us(now_us());
+    assert!(learnt.is_some());
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    pool.failed(&chosen);
+    pool.answered(&chosen);
+    assert_eq!(chosen.latency.estimate_us(now_us()), learnt);
+}
+
+#[test]
+fn turns_go_round_and_over_those_that_failed() {
+    let pool = pool(3);
+    let turns: Vec<_> = (0..6).map(|_| pool.pick(ROUND_ROBIN, S).address()).collect();
+    assert_eq!(turns, [1, 2, 3, 1, 2, 3].map(address));
+    let turns: Vec<_> =
+        (0..3).map(|_| pool.choose(ROUND_ROBIN, None, &[address(2)]).unwrap().address()).collect();
+    assert_eq!(turns, [1, 3, 3].map(address));
+    resize(&pool, 2);
+    assert_eq!(pool.shares(ROUND_ROBIN, 10, S), [(address(1), 5), (address(2), 5)].into());
+}
+
+#[test]
+fn failed_endpoints_are_never_chosen() {
+    for balance in [EWMA, ROUND_ROBIN, LEAST_REQUEST] {
+        let pool = pool(2);
+        for _ in 0..20 {
+            assert_eq!(pool.choose(balance, None, &[address(1)]).unwrap().address(), address(2));
+        }
+        assert!(pool.choose(balance, None, &[address(1), address(2)]).is_none());
+        assert!(pool.has_other(&[address(1)], None) && !pool.has_other(&[address(1)], Some(address(2))));
+    }
+}
+
+#[test]
+fn a_key_keeps_its_endpoint_while_others_come_and_go() {
+    let (seven, eight) = (pool(7), pool(8));
+    let of = |pool: &Pool, key| pool.choose(EWMA, Some(key), &[]).unwrap().address();
+    let moved: Vec<u64> = (0..800).filter(|key| of(&seven, *key) != of(&eight, *key)).collect();
+    assert!(moved.iter().all(|key| of(&eight, *key) == address(8)));
+    assert!((50..150).contains(&moved.len()), "an eighth of the keys, not {}", moved.len());
+    let second = eight.choose(EWMA, Some(1), &[of(&eight, 1)]).unwrap();
+    assert_ne!(second.address(), of(&eight, 1));
+}
+
+#[test]
+fn an_update_keeps_the_endpoints_that_stay() {
+    let pool = pool(1);
+    let held = pool.pick(EWMA, S);
+    assert!(!pool.update(&wanted(&["10.0.0.1:80"]), &Timeouts::default()));
+    resize(&pool, 2);
+    // The held one has a request in flight, so the new one is preferred.
+    assert_eq!(pool.pick(EWMA, S).address(), address(2));
+    drop(held);
+    assert_eq!(pool.len(), 2);
+}
