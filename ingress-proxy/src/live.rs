@@ -24,6 +24,15 @@ pub(crate) struct Live {
     pools: Arc<Pools>,
 }
 
+/// What a look at all pools found.
+#[derive(Debug, Default)]
+pub(crate) struct Swept {
+    /// Connections that wait for a request.
+    pub(crate) idle: usize,
+    /// Endpoints that are ejected.
+    pub(crate) ejected: usize,
+}
+
 /// Pools by what they are known by. A lock, because the watching task adds and removes them while others go through them;
 /// no request waits for it.
 type Pools = Mutex<Shared<Arc<BackendKey>, Arc<Pool>>>;
@@ -34,10 +43,15 @@ impl Live {
         self.table.lookup(host, path)
     }
 
-    /// Closes connections to endpoints that waited too long. Returns how many are left.
-    pub(crate) fn sweep(&self) -> usize {
+    /// Closes connections to endpoints that waited too long. Returns what is left.
+    pub(crate) fn sweep(&self) -> Swept {
         let pools: Vec<Arc<Pool>> = lock(&self.pools).0.values().map(|(pool, _)| Arc::clone(pool)).collect();
-        pools.into_iter().map(|pool| pool.sweep()).sum()
+        let mut swept = Swept::default();
+        for pool in pools {
+            swept.idle += pool.sweep();
+            swept.ejected += pool.ejected();
+        }
+        swept
     }
 }
 

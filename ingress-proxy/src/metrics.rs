@@ -131,6 +131,10 @@ pub(crate) struct Metrics {
     refusals: Family<RefusalLabels, Counter>,
     /// Retries on another endpoint or connection.
     pub(crate) retries: Counter,
+    /// Endpoints that got no requests for a while because they failed.
+    pub(crate) ejections: Counter,
+    /// Endpoints that get none now, at the last look.
+    pub(crate) ejected: Gauge,
     /// Requests being served.
     pub(crate) in_flight: Gauge,
     /// Open client connections.
@@ -192,6 +196,8 @@ impl Metrics {
             failures: registered(r, "upstream_failures", "Failed attempts to get an answer from an endpoint"),
             refusals: registered(r, "refused", "Connections and requests ended before routing"),
             retries: registered(r, "retries", "Requests tried again on another endpoint or connection"),
+            ejections: registered(r, "upstream_ejections", "Endpoints passed over for a while after failures"),
+            ejected: registered(r, "upstream_ejected", "Endpoints that are passed over"),
             in_flight: registered(r, "in_flight", "Requests being served"),
             connections: registered(r, "connections", "Open client connections"),
             idle: registered(r, "upstream_idle", "Connections to endpoints that wait for a request"),

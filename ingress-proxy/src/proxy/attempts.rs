@@ -44,7 +44,7 @@ impl<'r> Attempts<'r> {
     /// No connection came about, so nothing was sent: any request may be tried elsewhere. Says whether it is to be.
     pub(crate) fn refused(&mut self, record: &Record, chosen: &Chosen, failure: UpstreamFailure) -> bool {
         self.metrics.upstream_failure(failure);
-        self.pool.refused(chosen);
+        self.pool.failed(chosen, self.metrics);
         self.failed.push(chosen.address());
         self.retry.error && self.may_go_on(record)
     }
@@ -65,7 +65,7 @@ impl<'r> Attempts<'r> {
         self.metrics.upstream_failure(failure);
         let broke = failure == UpstreamFailure::Closed;
         if !(broke && is_reused) {
-            self.pool.failed(chosen);
+            self.pool.failed(chosen, self.metrics);
         }
         if broke && !is_reused {
             self.failed.push(chosen.address());
@@ -107,7 +107,7 @@ impl<'r> Attempts<'r> {
         status: u16,
         can_repeat: bool,
     ) -> bool {
-        self.pool.answered(chosen);
+        self.pool.answered(chosen, status, self.metrics);
         record.page.is_none()
             && (self.goes_elsewhere(record, chosen, status, can_repeat)
                 || self.passage.is_some_and(|passage| passage.replaces(status)))

@@ -121,7 +121,7 @@ impl From<&Error> for Trouble {
 pub(super) fn connecting(metrics: &Metrics, ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
     metrics.upstream_failure(failure(error.etype()));
     if let Some((pool, chosen)) = asked(ctx) {
-        pool.refused(chosen);
+        pool.failed(chosen, metrics);
     }
     ctx.failed.extend(ctx.chosen.as_ref().map(|chosen| chosen.address()));
     error.set_retry(may_go_on(ctx, |retry| retry.error) && another_is_left(ctx));
@@ -156,7 +156,7 @@ pub(super) fn exchanging(
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error
     );
     if let Some((pool, chosen)) = asked(ctx).filter(|_| !(broke && reused)) {
-        pool.failed(chosen);
+        pool.failed(chosen, metrics);
     }
     if broke && !reused {
         ctx.failed.extend(ctx.chosen.as_ref().map(|chosen| chosen.address()));
@@ -186,7 +186,7 @@ pub(super) fn judge_response(
 ) -> Result<(), Box<Error>> {
     let is_interim = (100..200).contains(&status) && status != 101;
     if let Some((pool, chosen)) = asked(ctx).filter(|_| !is_interim) {
-        pool.answered(chosen);
+        pool.answered(chosen, status, metrics);
     }
     let Some(passage) = ctx.passage.as_ref().filter(|_| ctx.error_page.is_none()) else { return Ok(()) };
     let replaced = passage.replaces(status);

@@ -85,7 +85,9 @@ impl Proxy {
 
     /// Closes connections to endpoints that waited too long.
     pub(crate) fn sweep(&self) {
-        self.metrics.idle.set(self.live.load().sweep() as i64);
+        let swept = self.live.load().sweep();
+        self.metrics.idle.set(swept.idle as i64);
+        self.metrics.ejected.set(swept.ejected as i64);
     }
 
     /// Counts a request that is over; `status` is 0 when the client got no answer.

@@ -58,8 +58,7 @@ impl Backend {
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
                         counter.fetch_add(1, Ordering::SeqCst);
-                        let answer =
-                            answer(name, answered.load(Ordering::SeqCst), release.clone(), request);
+                        let answer = answer(name, answered.load(Ordering::SeqCst), release.clone(), request);
                         async move {
                             tokio::time::sleep(pause).await;
                             answer.await

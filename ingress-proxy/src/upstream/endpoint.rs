@@ -2,18 +2,17 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use pingora::upstreams::peer::HttpPeer;
 
+use super::ejection::Ejection;
 use super::latency::Latency;
 use crate::config::Timeouts;
 use crate::http2::Connections;
 use crate::idle::Idle;
 
-/// How long an endpoint that refused a connection is passed over while there are others.
-const AVOID: Duration = Duration::from_secs(1);
 /// Streams on one HTTP/2 connection to an endpoint (pingora's default is one).
 const MAX_H2_STREAMS: usize = 100;
 /// HTTP/2 connections to endpoints are asked for a sign of life this often.
@@ -31,7 +30,7 @@ pub(crate) struct Endpoint {
     connections: Connections,
     in_flight: AtomicU32,
     pub(super) latency: Latency,
-    avoid_until_us: AtomicU64,
+    pub(super) ejection: Ejection,
 }
 
 impl Endpoint {
@@ -56,7 +55,7 @@ impl Endpoint {
             connections: Connections::new(timeouts.upstream_idle),
             in_flight: AtomicU32::new(0),
             latency: Latency::default(),
-            avoid_until_us: AtomicU64::new(0),
+            ejection: Ejection::default(),
         }
     }
 
@@ -88,15 +87,6 @@ impl Endpoint {
     /// Closes connections that waited too long. Returns how many are left.
     pub(super) fn sweep(&self) -> usize {
         self.idle.sweep() + self.connections.sweep()
-    }
-
-    /// Passes it over for a while: it refused a connection.
-    pub(super) fn avoid(&self, now_us: u64) {
-        self.avoid_until_us.store(now_us + AVOID.as_micros() as u64, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_avoided(&self, now_us: u64) -> bool {
-        self.avoid_until_us.load(Ordering::Relaxed) > now_us
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A [`Pool`] holds a backend's endpoints, and a [`Balance`], which is the rule's, says how one of them is chosen: two
 //! Ingresses may share a pool and want different things of it. What becomes of a request is told to the pool, which learns
-//! from it how fast an endpoint is ([`latency`]).
+//! from it how fast an endpoint is ([`latency`]) and whether it is worth asking ([`ejection`]).
 //!
 //! **Cost** of a choice and what is told of it: no allocation and no lock; two reads of the clock, two random numbers, two
 //! relaxed loads and maybe an exponential for each of the two candidates, and two counters, of requests in flight and of
@@ -11,6 +11,7 @@
 mod balance;
 mod clock;
 mod connect;
+mod ejection;
 mod endpoint;
 mod latency;
 mod pool;

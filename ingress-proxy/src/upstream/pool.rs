@@ -5,17 +5,19 @@
 //! keep their identity, and with it what is known of them.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 
 use super::balance::{Balance, Method, is_second_better};
 use super::clock::now_us;
+use super::ejection::{has_room, is_failure};
 use super::endpoint::{Chosen, Endpoint};
 use super::random::random_below;
 use crate::compile::Endpoints;
 use crate::config::Timeouts;
+use crate::metrics::Metrics;
 
 /// The endpoints of one backend.
 #[derive(Debug, Default)]
@@ -23,6 +25,8 @@ pub(crate) struct Pool {
     list: ArcSwap<List>,
     /// Whose turn it is, for those who ask one after the other.
     turn: AtomicUsize,
+    /// Held by who ejects an endpoint; nobody waits for it.
+    ejecting: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -109,29 +113,63 @@ impl Pool {
     }
 
     /// An endpoint answered: the head of its response is there.
-    pub(crate) fn answered(&self, chosen: &Chosen) {
+    pub(crate) fn answered(&self, chosen: &Chosen, status: u16, metrics: &Metrics) {
         let now_us = now_us();
-        if let Some(took_us) = chosen.settle(now_us) {
+        let Some(took_us) = chosen.settle(now_us) else { return };
+        if is_failure(status) {
+            chosen.latency.failed(took_us, now_us);
+            self.note_failure(chosen, now_us, metrics);
+        } else {
             chosen.latency.answered(took_us, now_us);
+            chosen.ejection.succeeded();
         }
     }
 
-    /// An endpoint failed. Of no account behind its answer's head.
-    pub(crate) fn failed(&self, chosen: &Chosen) {
+    /// An endpoint gave no answer. Of no account behind its answer's head.
+    pub(crate) fn failed(&self, chosen: &Chosen, metrics: &Metrics) {
         let now_us = now_us();
         if let Some(took_us) = chosen.settle(now_us) {
             chosen.latency.failed(took_us, now_us);
+            self.note_failure(chosen, now_us, metrics);
         }
     }
 
-    /// An endpoint refused a connection.
-    pub(crate) fn refused(&self, chosen: &Chosen) {
-        self.failed(chosen);
-        chosen.avoid(now_us());
+    fn note_failure(&self, endpoint: &Endpoint, now_us: u64, metrics: &Metrics) {
+        if endpoint.ejection.failed(now_us) && self.eject(endpoint, now_us) {
+            metrics.ejections.inc();
+        }
+    }
+
+    /// Ejects an endpoint, unless too many are.
+    fn eject(&self, endpoint: &Endpoint, now_us: u64) -> bool {
+        // One at a time, so that the count holds; who comes in between leaves it to the next failure.
+        let Ok(_turn) = self.ejecting.try_lock() else { return false };
+        let list = self.list.load();
+        let is_there = list.endpoints.iter().any(|one| std::ptr::eq(&**one, endpoint));
+        if !is_there
+            || endpoint.ejection.is_on(now_us)
+            || !has_room(list.ejected(now_us), list.endpoints.len())
+        {
+            return false;
+        }
+        endpoint.ejection.begin(now_us);
+        true
+    }
+
+    /// How many endpoints are ejected now.
+    pub(crate) fn ejected(&self) -> usize {
+        self.list.load().ejected(now_us())
     }
 }
 
-/// One choice among endpoints. Those that refused lately come last, not never: when all did, trying is better than failing.
+impl List {
+    fn ejected(&self, now_us: u64) -> usize {
+        self.endpoints.iter().filter(|endpoint| endpoint.ejection.is_on(now_us)).count()
+    }
+}
+
+/// One choice among endpoints. Those that are ejected come last, not never: when no other is left, trying is better than
+/// failing.
 struct Choice<'l> {
     all: &'l [Arc<Endpoint>],
     failed: &'l [SocketAddr],
@@ -184,7 +222,7 @@ impl<'l> Choice<'l> {
     }
 
     fn is_good(&self, endpoint: &Endpoint) -> bool {
-        !endpoint.is_avoided(self.now_us) && self.is_left(endpoint)
+        !endpoint.ejection.is_on(self.now_us) && self.is_left(endpoint)
     }
 }
 

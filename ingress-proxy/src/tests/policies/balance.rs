@@ -1,9 +1,11 @@
 //! How requests are spread over endpoints that are slow, or fail.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::join_all;
 
+use super::super::cluster::eventually;
 use super::*;
 
 /// No fast endpoint takes as long, not even on a busy machine.
@@ -23,4 +25,29 @@ async fn a_slow_endpoint_gets_little_unless_it_is_its_turn() {
     cluster.annotate("i", &[("load-balance", "round_robin")]);
     join_all((0..30).map(|_| cluster.echo("x.com", "/"))).await;
     assert_eq!(slow.count() - before, 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_fails_is_ejected_and_comes_back() {
+    let (a, cluster) = one(&[("load-balance", "round_robin")]).await;
+    let bad = Backend::answering("bad", 503).await;
+    cluster.service("a", false, &[a.address, bad.address]);
+    let failed = async |requests| {
+        let answers = join_all((0..requests).map(|_| cluster.get("x.com", "/"))).await;
+        answers.iter().filter(|(status, _)| *status == 503).count()
+    };
+    // In turn: three of the first six go there.
+    for expected in [1, 1, 1] {
+        assert_eq!(failed(2).await, expected);
+    }
+    let ejections = "weir_ingress_upstream_ejections_total 1\n";
+    assert!(cluster.metrics().contains(ejections), "{}", cluster.metrics());
+    bad.status.store(200, Ordering::SeqCst);
+    let before = bad.count();
+    eventually("it is back", async || {
+        assert_eq!(failed(2).await, 0);
+        bad.count() > before
+    })
+    .await;
+    assert!(cluster.metrics().contains(ejections));
 }

@@ -27,6 +27,10 @@ fn resize(pool: &Pool, size: usize) {
     assert!(pool.update(&wanted(&addresses), &Timeouts::default()));
 }
 
+fn metrics() -> Metrics {
+    Metrics::register(&mut prometheus_client::registry::Registry::default())
+}
+
 fn address(n: usize) -> SocketAddr {
     format!("10.0.0.{n}:80").parse().unwrap()
 }
@@ -44,6 +48,13 @@ impl Pool {
             *shares.entry(self.pick(balance, now_us).address()).or_default() += 1;
         }
         shares
+    }
+
+    /// An endpoint fails so many times at once.
+    fn fails(&self, endpoint: &Endpoint, times: usize, now_us: u64) {
+        for _ in 0..times {
+            self.note_failure(endpoint, now_us, &metrics());
+        }
     }
 
     /// Endpoint `n` answers a request in so long.
@@ -113,12 +124,12 @@ fn one_that_never_answered_is_neither_flooded_nor_left_out() {
 fn what_is_told_of_a_request_is_learnt_once() {
     let pool = pool(1);
     let chosen = pool.choose(EWMA, None, &[]).unwrap();
-    pool.answered(&chosen);
+    pool.answered(&chosen, 200, &metrics());
     let learnt = chosen.latency.estimate_us(now_us());
     assert!(learnt.is_some());
     std::thread::sleep(std::time::Duration::from_millis(5));
-    pool.failed(&chosen);
-    pool.answered(&chosen);
+    pool.failed(&chosen, &metrics());
+    pool.answered(&chosen, 200, &metrics());
     assert_eq!(chosen.latency.estimate_us(now_us()), learnt);
 }
 
@@ -155,6 +166,11 @@ fn a_key_keeps_its_endpoint_while_others_come_and_go() {
     assert!((50..150).contains(&moved.len()), "an eighth of the keys, not {}", moved.len());
     let second = eight.choose(EWMA, Some(1), &[of(&eight, 1)]).unwrap();
     assert_ne!(second.address(), of(&eight, 1));
+    let first = of(&eight, 1);
+    eight.fails(&eight.choose(EWMA, Some(1), &[]).unwrap(), 3, now_us());
+    assert_eq!(of(&eight, 1), second.address(), "the first is ejected");
+    let ejected = eight.choose_at(now_us() + 2 * S, EWMA, Some(1), &[]).unwrap();
+    assert_eq!(ejected.address(), first, "it is back");
 }
 
 #[test]
@@ -167,4 +183,55 @@ fn an_update_keeps_the_endpoints_that_stay() {
     assert_eq!(pool.pick(EWMA, S).address(), address(2));
     drop(held);
     assert_eq!(pool.len(), 2);
+}
+
+#[test]
+fn ejected_endpoints_come_last_and_back() {
+    for balance in [EWMA, ROUND_ROBIN, LEAST_REQUEST] {
+        let pool = pool(2);
+        let first = pool.choose_at(S, balance, None, &[address(2)]).unwrap();
+        pool.fails(&first, 3, S);
+        assert_eq!(pool.shares(balance, 20, S), [(address(2), 20)].into());
+        assert_eq!(pool.choose_at(S, balance, None, &[address(2)]).unwrap().address(), address(1), "last");
+        drop(first);
+        assert_eq!(pool.shares(balance, 100, 2 * S).len(), 2);
+    }
+}
+
+#[test]
+fn at_most_half_are_ejected() {
+    let pool = pool(5);
+    let list = pool.list.load_full();
+    for endpoint in &list.endpoints {
+        pool.fails(endpoint, 10, S);
+    }
+    assert_eq!(list.ejected(S), 2);
+    assert_eq!(pool.shares(ROUND_ROBIN, 30, S).len(), 3);
+    // Room for those that go on failing is there when others are back.
+    pool.fails(&list.endpoints[4], 1, 2 * S);
+    assert_eq!((list.ejected(2 * S), list.endpoints[4].ejection.is_on(2 * S)), (1, true));
+    let alone = super::tests::pool(1);
+    alone.fails(&alone.pick(EWMA, S), 10, S);
+    assert_eq!(alone.list.load().ejected(S), 0);
+}
+
+#[test]
+fn answers_end_a_row_of_failures_and_gateway_errors_do_not() {
+    let (pool, metrics) = (pool(2), metrics());
+    let answer = |status| pool.answered(&pool.choose(EWMA, None, &[address(2)]).unwrap(), status, &metrics);
+    for status in [502, 503, 404, 504, 502, 500, 503, 504] {
+        answer(status);
+    }
+    assert_eq!((pool.ejected(), metrics.ejections.get()), (0, 0));
+    answer(502);
+    assert_eq!((pool.ejected(), metrics.ejections.get()), (1, 1));
+}
+
+#[test]
+fn one_that_went_is_not_ejected() {
+    let pool = pool(3);
+    let gone = pool.choose_at(S, EWMA, None, &[address(1), address(2)]).unwrap();
+    resize(&pool, 2);
+    pool.fails(&gone, 3, S);
+    assert!(!gone.ejection.is_on(S));
 }
