@@ -135,6 +135,8 @@ pub(crate) struct Metrics {
     pub(crate) ejections: Counter,
     /// Endpoints that get none now, at the last look.
     pub(crate) ejected: Gauge,
+    /// Requests that were not tried again, at the bound on retries to a backend.
+    pub(crate) retries_refused: Counter,
     /// Requests being served.
     pub(crate) in_flight: Gauge,
     /// Open client connections.
@@ -196,8 +198,17 @@ impl Metrics {
             failures: registered(r, "upstream_failures", "Failed attempts to get an answer from an endpoint"),
             refusals: registered(r, "refused", "Connections and requests ended before routing"),
             retries: registered(r, "retries", "Requests tried again on another endpoint or connection"),
-            ejections: registered(r, "upstream_ejections", "Endpoints passed over for a while after failures"),
+            ejections: registered(
+                r,
+                "upstream_ejections",
+                "Endpoints passed over for a while after failures",
+            ),
             ejected: registered(r, "upstream_ejected", "Endpoints that are passed over"),
+            retries_refused: registered(
+                r,
+                "retries_refused",
+                "Requests not tried again, at the bound on retries",
+            ),
             in_flight: registered(r, "in_flight", "Requests being served"),
             connections: registered(r, "connections", "Open client connections"),
             idle: registered(r, "upstream_idle", "Connections to endpoints that wait for a request"),

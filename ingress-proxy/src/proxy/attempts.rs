@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{MAX_ATTEMPTS, Record, Trouble};
 use crate::metrics::{Metrics, UpstreamFailure};
@@ -18,12 +19,15 @@ pub(crate) struct Attempts<'r> {
     passage: Option<&'r Passage>,
     retry: &'r Retry,
     failed: Vec<SocketAddr>,
+    /// Another endpoint is asked because of a response; that is paid. An atomic, because who is told of responses shares this
+    /// across waits.
+    goes_elsewhere: AtomicBool,
 }
 
 impl<'r> Attempts<'r> {
     pub(crate) fn new(pool: &'r Pool, passage: Option<&'r Passage>, metrics: &'r Metrics) -> Self {
         let retry = passage.map_or(&*USUAL, |passage| &passage.upstream().retry);
-        Self { pool, metrics, passage, retry, failed: Vec::new() }
+        Self { pool, metrics, passage, retry, failed: Vec::new(), goes_elsewhere: AtomicBool::new(false) }
     }
 
     /// The next endpoint to ask.
@@ -35,6 +39,8 @@ impl<'r> Attempts<'r> {
         };
         if record.attempts > 0 {
             self.metrics.retries.inc();
+        } else {
+            self.pool.earn_retries();
         }
         record.attempts += 1;
         record.endpoint = Some(chosen.address());
@@ -89,8 +95,8 @@ impl<'r> Attempts<'r> {
     ) -> bool {
         match trouble {
             Trouble::Endpoint(failure) => self.broke(record, chosen, failure, is_reused, can_repeat),
-            Trouble::Unwanted { status, can_repeat } => {
-                let goes_on = self.goes_elsewhere(record, chosen, status, can_repeat);
+            Trouble::Unwanted { .. } => {
+                let goes_on = self.goes_elsewhere.swap(false, Ordering::Relaxed);
                 self.failed.extend(goes_on.then(|| chosen.address()));
                 goes_on
             }
@@ -108,17 +114,21 @@ impl<'r> Attempts<'r> {
         can_repeat: bool,
     ) -> bool {
         self.pool.answered(chosen, status, self.metrics);
-        record.page.is_none()
-            && (self.goes_elsewhere(record, chosen, status, can_repeat)
-                || self.passage.is_some_and(|passage| passage.replaces(status)))
+        if record.page.is_some() {
+            return false;
+        }
+        let goes_elsewhere = self.may_go_elsewhere(record, chosen, status, can_repeat);
+        self.goes_elsewhere.store(goes_elsewhere, Ordering::Relaxed);
+        goes_elsewhere || self.passage.is_some_and(|passage| passage.replaces(status))
     }
 
-    /// Whether another endpoint is asked because of this response.
-    fn goes_elsewhere(&self, record: &Record, chosen: &Chosen, status: u16, can_repeat: bool) -> bool {
+    /// Whether another endpoint is to be asked because of this response.
+    fn may_go_elsewhere(&self, record: &Record, chosen: &Chosen, status: u16, can_repeat: bool) -> bool {
         self.retry.statuses.contains(&status)
             && self.is_harmless(record, can_repeat)
             && self.retry.may_go_on(record.attempts, MAX_ATTEMPTS, record.started.elapsed())
             && self.pool.has_other(&self.failed, Some(chosen.address()))
+            && self.pool.spend_retry(self.metrics)
     }
 
     fn is_harmless(&self, record: &Record, can_repeat: bool) -> bool {
@@ -128,5 +138,6 @@ impl<'r> Attempts<'r> {
     fn may_go_on(&self, record: &Record) -> bool {
         self.retry.may_go_on(record.attempts, MAX_ATTEMPTS, record.started.elapsed())
             && self.pool.has_other(&self.failed, None)
+            && self.pool.spend_retry(self.metrics)
     }
 }

@@ -124,7 +124,7 @@ pub(super) fn connecting(metrics: &Metrics, ctx: &mut Context, mut error: Box<Er
         pool.failed(chosen, metrics);
     }
     ctx.failed.extend(ctx.chosen.as_ref().map(|chosen| chosen.address()));
-    error.set_retry(may_go_on(ctx, |retry| retry.error) && another_is_left(ctx));
+    error.set_retry(may_go_on(ctx, |retry| retry.error) && may_ask_another(metrics, ctx));
     error
 }
 
@@ -167,7 +167,7 @@ pub(super) fn exchanging(
         _ => broke && retry.error,
     };
     let harmless = session.response_written().is_none() && is_repeatable(session, ctx);
-    let retry = harmless && may_go_on(ctx, covered) && another_is_left(ctx);
+    let retry = harmless && may_go_on(ctx, covered) && may_ask_another(metrics, ctx);
     // Decided either way: pingora panics on an error whose retry was left open.
     error.set_retry(retry);
     error
@@ -194,7 +194,7 @@ pub(super) fn judge_response(
     if may_go_on(ctx, |retry| retry.statuses.contains(&status)) && is_repeatable(session, ctx) {
         let before = ctx.failed.len();
         ctx.failed.extend(ctx.chosen.as_ref().map(|chosen| chosen.address()));
-        if another_is_left(ctx) {
+        if may_ask_another(metrics, ctx) {
             return unwanted("proxy-next-upstream names its status");
         }
         ctx.failed.truncate(before);
@@ -228,8 +228,9 @@ fn may_go_on(ctx: &Context, covered: impl FnOnce(&Retry) -> bool) -> bool {
     covered(retry) && retry.may_go_on(ctx.attempts, MAX_ATTEMPTS, ctx.started.elapsed())
 }
 
-fn another_is_left(ctx: &Context) -> bool {
-    pool(ctx).is_some_and(|pool| pool.has_other(&ctx.failed, None))
+/// Whether there is another endpoint, and the backend's budget has a retry left; if so, that is spent.
+fn may_ask_another(metrics: &Metrics, ctx: &Context) -> bool {
+    pool(ctx).is_some_and(|pool| pool.has_other(&ctx.failed, None) && pool.spend_retry(metrics))
 }
 
 fn pool(ctx: &Context) -> Option<&Arc<Pool>> {

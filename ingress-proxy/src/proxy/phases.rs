@@ -128,12 +128,14 @@ impl ProxyHttp for Phases {
     }
 
     async fn upstream_peer(&self, _: &mut Session, ctx: &mut Context) -> pingora::Result<Box<HttpPeer>> {
-        if ctx.attempts > 0 && ctx.error_page.is_none() {
-            self.0.metrics.retries.inc();
-        }
-        ctx.attempts += 1;
         ctx.chosen = None; // no longer in flight there
         let pool = ctx.target.as_ref().and_then(|target| target.backend.as_ref().ok());
+        if ctx.attempts > 0 && ctx.error_page.is_none() {
+            self.0.metrics.retries.inc();
+        } else if let Some(pool) = pool {
+            pool.earn_retries();
+        }
+        ctx.attempts += 1;
         let rank_by = ctx.passage.as_ref().and_then(|passage| passage.rank_by());
         let balance =
             ctx.passage.as_ref().map_or_else(Balance::default, |passage| passage.upstream().balance);

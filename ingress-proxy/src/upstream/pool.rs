@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 
 use super::balance::{Balance, Method, is_second_better};
+use super::budget::RetryBudget;
 use super::clock::now_us;
 use super::ejection::{has_room, is_failure};
 use super::endpoint::{Chosen, Endpoint};
@@ -27,6 +28,7 @@ pub(crate) struct Pool {
     turn: AtomicUsize,
     /// Held by who ejects an endpoint; nobody waits for it.
     ejecting: Mutex<()>,
+    retries: RetryBudget,
 }
 
 #[derive(Debug, Default)]
@@ -154,6 +156,20 @@ impl Pool {
         }
         endpoint.ejection.begin(now_us);
         true
+    }
+
+    /// A request goes to the backend for the first time.
+    pub(crate) fn earn_retries(&self) {
+        self.retries.earn();
+    }
+
+    /// Whether one more request may be tried again there; if so, it is to be.
+    pub(crate) fn spend_retry(&self, metrics: &Metrics) -> bool {
+        let may = self.retries.spend(now_us());
+        if !may {
+            metrics.retries_refused.inc();
+        }
+        may
     }
 
     /// How many endpoints are ejected now.

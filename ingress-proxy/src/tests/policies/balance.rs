@@ -51,3 +51,28 @@ async fn an_endpoint_that_fails_is_ejected_and_comes_back() {
     .await;
     assert!(cluster.metrics().contains(ejections));
 }
+
+/// All endpoints fail, and each request may be tried at all of them: the backend gets a share more than it was sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_backend_is_not_hit_by_its_retries() {
+    const REQUESTS: usize = 400;
+    let (a, cluster) = one(&[("proxy-next-upstream", "http_503")]).await;
+    let (b, c) = (Backend::answering("b", 503).await, Backend::answering("c", 503).await);
+    a.status.store(503, Ordering::SeqCst);
+    cluster.service("a", false, &[a.address, b.address, c.address]);
+    for _ in 0..REQUESTS / 10 {
+        for (status, text) in join_all((0..10).map(|_| cluster.get("x.com", "/"))).await {
+            assert!(status == 503 && text.contains("\"name\""), "the last answer is the client's: {text}");
+        }
+    }
+    let retries = a.count() + b.count() + c.count() - REQUESTS;
+    let count = |name: &str| {
+        let metrics = cluster.metrics();
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("weir_ingress_{name}_total ")));
+        line.unwrap().parse::<usize>().unwrap()
+    };
+    assert_eq!(count("retries"), retries);
+    // A bucket and a fifth of the requests: what time adds, depends on how long it took.
+    assert!((180..2 * REQUESTS).contains(&retries), "{retries}");
+    assert!(count("retries_refused") > 0);
+}
