@@ -8,7 +8,7 @@ use crate::upstream::Balance;
 /// The most attempts that `proxy-next-upstream-tries` can ask for.
 pub(crate) const MAX_TRIES: u8 = 10;
 
-/// `proxy-{connect,read,send}-timeout`, `proxy-next-upstream*` and `load-balance`. What is `None` is as configured for all.
+/// `proxy-{connect,read,send}-timeout`, `proxy-next-upstream*`, `load-balance` and `slow-start`. What is `None` is as configured for all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Upstream {
     pub(crate) connect: Option<Duration>,

@@ -1,11 +1,15 @@
 //! How one of a backend's endpoints is chosen.
 
+use std::time::Duration;
+
 use super::endpoint::Endpoint;
 
 /// What a rule asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Balance {
     pub(crate) method: Method,
+    /// For how long an endpoint that came to others gets less than its share.
+    pub(crate) slow_start: Option<Duration>,
 }
 
 /// Whom a request goes to, if nothing else ties it to an endpoint.

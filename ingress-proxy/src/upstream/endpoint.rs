@@ -29,12 +29,14 @@ pub(crate) struct Endpoint {
     /// Connections by HTTP/2.
     connections: Connections,
     in_flight: AtomicU32,
+    joined_us: u64,
     pub(super) latency: Latency,
     pub(super) ejection: Ejection,
 }
 
 impl Endpoint {
-    pub(super) fn new(address: SocketAddr, h2c: bool, timeouts: &Timeouts) -> Self {
+    /// One that came to its pool at this time; 0 if it was there from the start.
+    pub(super) fn new(address: SocketAddr, h2c: bool, timeouts: &Timeouts, joined_us: u64) -> Self {
         let mut peer = HttpPeer::new(address, false, String::new());
         let options = &mut peer.options;
         // pingora has no timeout at all by default: a black-holed pod would hold its requests forever.
@@ -54,6 +56,7 @@ impl Endpoint {
             idle: Idle::new(timeouts.upstream_idle),
             connections: Connections::new(timeouts.upstream_idle),
             in_flight: AtomicU32::new(0),
+            joined_us,
             latency: Latency::default(),
             ejection: Ejection::default(),
         }
@@ -82,6 +85,11 @@ impl Endpoint {
     /// Requests that were sent to it and are not over.
     pub(super) fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// For how long it has been in its pool.
+    pub(super) fn age_us(&self, now_us: u64) -> u64 {
+        if self.joined_us == 0 { u64::MAX } else { now_us.saturating_sub(self.joined_us) }
     }
 
     /// Closes connections that waited too long. Returns how many are left.

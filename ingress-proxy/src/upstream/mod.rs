@@ -11,6 +11,7 @@
 
 mod balance;
 mod budget;
+mod choice;
 mod clock;
 mod connect;
 mod ejection;
@@ -18,6 +19,7 @@ mod endpoint;
 mod latency;
 mod pool;
 mod random;
+mod slow_start;
 
 pub(crate) use balance::{Balance, Method};
 pub(crate) use connect::connect;

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 
-use super::balance::{Balance, Method, is_second_better};
+use super::balance::Balance;
 use super::budget::RetryBudget;
+use super::choice::Choice;
 use super::clock::now_us;
 use super::ejection::{has_room, is_failure};
 use super::endpoint::{Chosen, Endpoint};
-use super::random::random_below;
 use crate::compile::Endpoints;
 use crate::config::Timeouts;
 use crate::metrics::Metrics;
@@ -50,11 +50,14 @@ impl Pool {
             let found = now.endpoints.iter().find(|endpoint| endpoint.address() == *address)?;
             (now.h2c == wanted.h2c).then(|| Arc::clone(found))
         };
+        // Where nobody was before, there is nobody to start slower than.
+        let joined_us = if now.endpoints.is_empty() { 0 } else { now_us() };
         let endpoints = wanted
             .addresses
             .iter()
             .map(|address| {
-                keep(address).unwrap_or_else(|| Arc::new(Endpoint::new(*address, wanted.h2c, timeouts)))
+                keep(address)
+                    .unwrap_or_else(|| Arc::new(Endpoint::new(*address, wanted.h2c, timeouts, joined_us)))
             })
             .collect();
         self.list.store(Arc::new(List { endpoints, h2c: wanted.h2c }));
@@ -105,12 +108,8 @@ impl Pool {
         failed: &[SocketAddr],
     ) -> Option<Chosen> {
         let list = self.list.load();
-        let choice = Choice { all: &list.endpoints, failed, now_us };
-        let endpoint = match (rank_by, balance.method) {
-            (Some(key), _) => choice.ranked(key),
-            (None, Method::RoundRobin) => choice.in_turn(self.turn.fetch_add(1, Ordering::Relaxed)),
-            (None, method) => choice.of_two(method),
-        };
+        let choice = Choice { all: &list.endpoints, failed, now_us, balance };
+        let endpoint = choice.endpoint(rank_by, || self.turn.fetch_add(1, Ordering::Relaxed));
         endpoint.map(|endpoint| Chosen::new(endpoint, now_us))
     }
 
@@ -147,7 +146,7 @@ impl Pool {
         // One at a time, so that the count holds; who comes in between leaves it to the next failure.
         let Ok(_turn) = self.ejecting.try_lock() else { return false };
         let list = self.list.load();
-        let is_there = list.endpoints.iter().any(|one| std::ptr::eq(&**one, endpoint));
+        let is_there = list.endpoints.iter().any(|one| std::ptr::eq(one.as_ref(), endpoint));
         if !is_there
             || endpoint.ejection.is_on(now_us)
             || !has_room(list.ejected(now_us), list.endpoints.len())
@@ -182,72 +181,6 @@ impl List {
     fn ejected(&self, now_us: u64) -> usize {
         self.endpoints.iter().filter(|endpoint| endpoint.ejection.is_on(now_us)).count()
     }
-}
-
-/// One choice among endpoints. Those that are ejected come last, not never: when no other is left, trying is better than
-/// failing.
-struct Choice<'l> {
-    all: &'l [Arc<Endpoint>],
-    failed: &'l [SocketAddr],
-    now_us: u64,
-}
-
-impl<'l> Choice<'l> {
-    /// The better of two that are drawn at random.
-    fn of_two(&self, method: Method) -> Option<&'l Arc<Endpoint>> {
-        let all = self.all;
-        if all.len() < 2 {
-            return self.from(0);
-        }
-        let first = random_below(all.len());
-        let second = (first + 1 + random_below(all.len() - 1)) % all.len();
-        match (self.is_good(&all[first]), self.is_good(&all[second])) {
-            (true, true) if is_second_better(method, &all[first], &all[second], self.now_us) => {
-                Some(&all[second])
-            }
-            (true, _) => Some(&all[first]),
-            (false, true) => Some(&all[second]),
-            (false, false) => self.from(first),
-        }
-    }
-
-    /// The one whose turn it is.
-    fn in_turn(&self, turn: usize) -> Option<&'l Arc<Endpoint>> {
-        self.from(turn.checked_rem(self.all.len())?)
-    }
-
-    /// The one that ranks highest for `key` (rendezvous hashing): the same key finds the same endpoint, and when endpoints come
-    /// or go only those keys move that have to. One hash per endpoint.
-    fn ranked(&self, key: u64) -> Option<&'l Arc<Endpoint>> {
-        let good = self.all.iter().filter(|endpoint| self.is_good(endpoint));
-        let highest = good.max_by_key(|endpoint| rank(key, endpoint));
-        let left = || self.all.iter().filter(|endpoint| self.is_left(endpoint));
-        highest.or_else(|| left().max_by_key(|endpoint| rank(key, endpoint)))
-    }
-
-    /// The first good one from `start` on, or else the first that is left.
-    fn from(&self, start: usize) -> Option<&'l Arc<Endpoint>> {
-        let from_start = || self.all[start..].iter().chain(&self.all[..start]);
-        from_start()
-            .find(|endpoint| self.is_good(endpoint))
-            .or_else(|| from_start().find(|endpoint| self.is_left(endpoint)))
-    }
-
-    fn is_left(&self, endpoint: &Endpoint) -> bool {
-        !self.failed.contains(&endpoint.address())
-    }
-
-    fn is_good(&self, endpoint: &Endpoint) -> bool {
-        !endpoint.ejection.is_on(self.now_us) && self.is_left(endpoint)
-    }
-}
-
-/// How high an endpoint ranks for a key; the same on every replica.
-fn rank(key: u64, endpoint: &Endpoint) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new(); // the same in every process of one build
-    (key, endpoint.address()).hash(&mut hasher);
-    hasher.finish()
 }
 
 #[cfg(test)]

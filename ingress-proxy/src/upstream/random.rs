@@ -8,6 +8,11 @@ pub(super) fn random_below(bound: usize) -> usize {
     (random() % bound as u64) as usize
 }
 
+/// A number from 0 up to 1.
+pub(super) fn random_part() -> f64 {
+    (random() >> 11) as f64 / (1_u64 << 53) as f64
+}
+
 /// 64 bits, from a per-thread xorshift, that are good enough to spread load and to tell requests apart in a log.
 pub(crate) fn random() -> u64 {
     thread_local! {

@@ -176,6 +176,7 @@ pub(crate) const KNOWN: &[(&str, Known)] = &[
     ("session-cookie-path", Known::Served),
     ("session-cookie-samesite", Known::Served),
     ("session-cookie-secure", Known::Served),
+    ("slow-start", Known::Served),
     ("ssl-ciphers", Known::NotYet),
     ("ssl-passthrough", Known::NotYetClosed),
     ("ssl-prefer-server-ciphers", Known::NotYet),

@@ -302,3 +302,11 @@ fn load_balance_has_a_word_of_our_own() {
     assert_eq!(method(theirs, "least-request"), (Method::Ewma, vec![fault.to_owned()]));
     assert_eq!(method(own, "ip_hash").1.len(), 1);
 }
+
+#[test]
+fn a_slow_start_has_its_time() {
+    assert_eq!(fine(&[]).settings.upstream.balance.slow_start, None);
+    let slow_start = fine(&[("slow-start", "90s")]).settings.upstream.balance.slow_start;
+    assert_eq!(slow_start, Some(Duration::from_secs(90)));
+    assert_eq!(faults(&[("slow-start", "soon")]).len(), 1);
+}

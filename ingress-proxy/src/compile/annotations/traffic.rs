@@ -167,7 +167,7 @@ fn balance(r: &mut Reader<'_>) -> Balance {
             Method::parse,
         )
     };
-    Balance { method: method.unwrap_or_default() }
+    Balance { method: method.unwrap_or_default(), slow_start: r.wait("slow-start") }
 }
 
 pub(super) fn body_limit(r: &mut Reader<'_>) -> Option<NonZeroU64> {

@@ -1,14 +1,16 @@
 //! Choices among endpoints, and what is learnt of them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use super::super::Method;
 use super::*;
 
 const MS: u64 = 1_000;
 const S: u64 = 1_000_000;
-const EWMA: Balance = Balance { method: Method::Ewma };
-const ROUND_ROBIN: Balance = Balance { method: Method::RoundRobin };
-const LEAST_REQUEST: Balance = Balance { method: Method::LeastRequest };
+const EWMA: Balance = Balance { method: Method::Ewma, slow_start: None };
+const ROUND_ROBIN: Balance = Balance { method: Method::RoundRobin, slow_start: None };
+const LEAST_REQUEST: Balance = Balance { method: Method::LeastRequest, slow_start: None };
 
 fn wanted(addresses: &[&str]) -> Endpoints {
     Endpoints { addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(), h2c: false }
@@ -127,7 +129,7 @@ fn what_is_told_of_a_request_is_learnt_once() {
     pool.answered(&chosen, 200, &metrics());
     let learnt = chosen.latency.estimate_us(now_us());
     assert!(learnt.is_some());
-    std::thread::sleep(std::time::Duration::from_millis(5));
+    std::thread::sleep(Duration::from_millis(5));
     pool.failed(&chosen, &metrics());
     pool.answered(&chosen, 200, &metrics());
     assert_eq!(chosen.latency.estimate_us(now_us()), learnt);
@@ -234,4 +236,29 @@ fn one_that_went_is_not_ejected() {
     resize(&pool, 2);
     pool.fails(&gone, 3, S);
     assert!(!gone.ejection.is_on(S));
+}
+
+#[test]
+fn who_comes_later_gets_its_share_by_and_by() {
+    let pool = pool(3);
+    let before_us = now_us();
+    resize(&pool, 4);
+    let gets = |balance: Balance, slow_start, age_us| {
+        let shares =
+            pool.shares(Balance { slow_start: Some(slow_start), ..balance }, 8_000, before_us + age_us);
+        shares.get(&address(4)).copied().unwrap_or_default()
+    };
+    let window = Duration::from_secs(100);
+    for balance in [EWMA, ROUND_ROBIN, LEAST_REQUEST] {
+        for (age_s, expected) in [(0, 200), (50, 1_000), (200, 2_000)] {
+            let got = gets(balance, window, age_s * S);
+            assert!(got.abs_diff(expected) < expected / 3, "{got} of 8000 after {age_s} s of {balance:?}");
+        }
+    }
+    // What is tied to it stays so.
+    let slow = Balance { slow_start: Some(window), ..EWMA };
+    let of = |balance, key| pool.choose(balance, Some(key), &[]).unwrap().address();
+    assert!((0..100).all(|key| of(slow, key) == of(EWMA, key)));
+    // Where the others failed, it gets all.
+    assert_eq!(pool.choose(slow, None, &[1, 2, 3].map(address)).unwrap().address(), address(4));
 }
