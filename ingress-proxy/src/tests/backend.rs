@@ -18,9 +18,18 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub(super) struct Backend {
     pub(super) address: SocketAddr,
     pub(super) requests: Arc<AtomicUsize>,
-    /// Until it is cancelled, requests for `/held` wait.
+    /// Requests for `/held` that have come.
+    pub(super) held: Arc<AtomicUsize>,
+    /// Until it is cancelled, they wait.
     pub(super) release: CancellationToken,
     _stop: DropGuard,
+}
+
+/// What requests for `/held` wait for.
+#[derive(Clone)]
+struct Held {
+    count: Arc<AtomicUsize>,
+    release: CancellationToken,
 }
 
 impl Backend {
@@ -35,19 +44,20 @@ impl Backend {
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
         let stop = CancellationToken::new();
-        let release = CancellationToken::new();
-        let (counter, stopped, held) = (Arc::clone(&requests), stop.clone(), release.clone());
+        let (held, release) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
+        let waits = Held { count: Arc::clone(&held), release: release.clone() };
+        let (counter, stopped) = (Arc::clone(&requests), stop.clone());
         tokio::spawn(async move {
             loop {
                 let stream = tokio::select! {
                     () = stopped.cancelled() => return,
                     accepted = listener.accept() => accepted.unwrap().0,
                 };
-                let (counter, stopped, release) = (Arc::clone(&counter), stopped.clone(), held.clone());
+                let (counter, stopped, waits) = (Arc::clone(&counter), stopped.clone(), waits.clone());
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
                         counter.fetch_add(1, Ordering::SeqCst);
-                        answer(name, status, release.clone(), request)
+                        answer(name, status, waits.clone(), request)
                     });
                     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                     let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -58,7 +68,7 @@ impl Backend {
                 });
             }
         });
-        Self { address, requests, release, _stop: stop.drop_guard() }
+        Self { address, requests, held, release, _stop: stop.drop_guard() }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -69,7 +79,7 @@ impl Backend {
 async fn answer(
     name: &'static str,
     status: u16,
-    release: CancellationToken,
+    held: Held,
     mut request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     if request.headers().get("upgrade").is_some_and(|value| value == "websocket") {
@@ -89,7 +99,8 @@ async fn answer(
     }
     let (parts, body) = request.into_parts();
     if parts.uri.path() == "/held" {
-        release.cancelled().await;
+        held.count.fetch_add(1, Ordering::SeqCst);
+        held.release.cancelled().await;
     }
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let headers: serde_json::Map<String, serde_json::Value> = parts
