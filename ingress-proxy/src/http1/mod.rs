@@ -37,7 +37,7 @@ use crate::wire::{Buffer, Deadline, HeadEnd};
 
 /// When the proxy drains, a connection may wait so long for its next request, which is then told that it is the last one.
 /// Closed at once, it would break a request that is on its way.
-const LAST_REQUEST: Duration = Duration::from_secs(1);
+pub(crate) const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// A connection that pingora goes on with, and what was read of it.
 pub(crate) struct HandOver(pub(crate) ClientStream, pub(crate) Bytes);
