@@ -47,6 +47,11 @@ pub struct Config {
     #[arg(long, default_value = "-")]
     pub access_log: PathBuf,
 
+    /// A Unix socket by which the listeners pass from a running process to the next one that is started with the same path,
+    /// for upgrades that refuse nobody.
+    #[arg(long, value_name = "FILE")]
+    pub handover: Option<PathBuf>,
+
     /// Longest wait for the requests in flight when asked to stop; it ends earlier when none is left.
     #[arg(long, default_value = "30s", value_parser = parse_duration)]
     #[serde(deserialize_with = "duration")]
@@ -130,6 +135,7 @@ impl Default for Config {
             workers: 0,
             default_tls_secret: None,
             access_log: PathBuf::from("-"),
+            handover: None,
             drain_timeout: Duration::from_secs(30),
             shutdown_delay: Duration::ZERO,
             timeouts: Timeouts::default(),

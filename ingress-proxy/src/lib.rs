@@ -13,8 +13,8 @@
 //! - `watch` keeps the facts, and is the only writer of what is live;
 //! - `policy` decides about requests, and knows neither protocols nor connections;
 //! - `wire` is HTTP/1.1 as bytes;
-//! - `serve` owns sockets, `http1` and `http2` own connections (pingora those of HTTP/1 for endpoints that speak HTTP/2), `proxy` says what becomes of a request; all only read what
-//!   is live.
+//! - `serve` owns sockets, which `handover` passes on to the next process; `http1` and `http2` own connections (pingora those
+//!   of HTTP/1 for endpoints that speak HTTP/2), `proxy` says what becomes of a request; all only read what is live.
 //!
 //! The crate speaks the Kubernetes API and nothing else: it cannot tell whose apiserver it talks to.
 
@@ -22,6 +22,7 @@ mod access_log;
 mod check;
 pub mod compile;
 mod config;
+mod handover;
 mod http1;
 mod http2;
 mod idle;
@@ -38,6 +39,7 @@ mod watch;
 mod wire;
 
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +56,7 @@ pub use serve::BindError;
 
 use access_log::AccessLog;
 use compile::ObjectKey;
+use handover::{Predecessor, Successors};
 use live::{Installer, Live};
 use metrics::Metrics;
 use proxy::{Ports, Proxy};
@@ -88,6 +91,15 @@ pub enum Error {
     /// TLS could not be set up.
     #[error("cannot set up TLS: {0}")]
     Tls(#[source] rustls::Error),
+    /// The next process cannot be waited for.
+    #[error("--handover {path:?}: {source}; name a file in a directory that this process may write to")]
+    Handover {
+        /// As configured.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
     /// Threads could not be started.
     #[error("cannot start {workers} worker threads: {source}")]
     Workers {
@@ -138,10 +150,26 @@ impl Ingress {
             workers => workers,
         };
         let runtime = Workers::start(workers)?;
+        let mut predecessor = match &config.handover {
+            Some(path) => Predecessor::find(path).await,
+            None => None,
+        };
         let (http, https) = {
             let _inside = runtime.handle().enter();
-            (serve::bind(config.http_address)?, serve::bind(config.https_address)?)
+            let mut listener = |address| {
+                let taken = predecessor.as_mut().and_then(|predecessor| predecessor.take(address));
+                taken.map_or_else(|| serve::bind(address), |taken| serve::adopt(taken, address))
+            };
+            (listener(config.http_address)?, listener(config.https_address)?)
         };
+        let mut successors = None;
+        if let Some(path) = &config.handover {
+            let own = [&http, &https].map(|listener| listener.as_fd().try_clone_to_owned());
+            let own: io::Result<Vec<OwnedFd>> = own.into_iter().collect();
+            let prepared = own.and_then(|own| Successors::prepare(path, own));
+            let failed = |source| Error::Handover { path: path.clone(), source };
+            successors = Some(prepared.map_err(failed)?);
+        }
         let (log, log_writer) = AccessLog::open(&config.access_log, self.metrics.log_dropped.clone())
             .map_err(|source| Error::AccessLog { path: config.access_log.clone(), source })?;
 
@@ -190,11 +218,32 @@ impl Ingress {
         let _ = ready.send(());
         tracing::info!(http = %config.http_address, https = %config.https_address, workers, "ingress serves");
 
+        let relieved = async {
+            let Some(successors) = &mut successors else { return std::future::pending().await };
+            successors.listen()?;
+            if let Some(predecessor) = predecessor {
+                predecessor.relieve();
+            }
+            successors.relieved().await
+        };
         tokio::select! {
-            () = shutdown.cancelled() => {}
+            () = shutdown.cancelled() => tokio::time::sleep(config.shutdown_delay).await,
             _ = watcher => return Err(Error::WatcherEnded),
+            relieved = relieved => match relieved {
+                Ok(()) => {
+                    tracing::info!("another process serves now");
+                    // Whatever else listens for this role ends, so that the other can have its address.
+                    shutdown.cancel();
+                    server.leave_listeners();
+                }
+                Err(source) => {
+                    let path = config.handover.unwrap_or_default();
+                    return Err(Error::Handover { path, source });
+                }
+            },
         }
-        tokio::time::sleep(config.shutdown_delay).await;
+        // A listener that nobody accepts from would let clients wait for nothing.
+        drop(successors);
         let cut = server.drain(config.drain_timeout).await;
         tracing::info!(cut, "ingress drained");
         drop(server);

@@ -109,7 +109,7 @@ fn zero_batch(map: &MapData) -> io::Result<()> {
     let count = info.max_entries() as usize;
     let (mut keys, mut values) = (vec![0_u32; count], vec![0_u8; count * info.value_size() as usize]);
     let mut next = 0_u32;
-    let mut attributes = Batch {
+    let mut attributes = Elements {
         in_batch: 0,
         out_batch: std::ptr::from_mut(&mut next).expose_provenance() as u64,
         keys: keys.as_mut_ptr().expose_provenance() as u64,
@@ -173,7 +173,7 @@ struct Element {
 
 /// Attributes of commands on many.
 #[repr(C)]
-struct Batch {
+struct Elements {
     in_batch: u64,
     out_batch: u64,
     keys: u64,

@@ -35,6 +35,10 @@ use crate::serve::{LINGER, LINGER_BYTES, MAX_HEAD_BYTES};
 use crate::stream::ClientStream;
 use crate::wire::{Buffer, Deadline, HeadEnd};
 
+/// When the proxy drains, a connection may wait so long for its next request, which is then told that it is the last one.
+/// Closed at once, it would break a request that is on its way.
+pub(crate) const LAST_REQUEST: Duration = Duration::from_secs(1);
+
 /// A connection that pingora goes on with, and what was read of it.
 pub(crate) struct HandOver(pub(crate) ClientStream, pub(crate) Bytes);
 
@@ -54,7 +58,7 @@ struct Connection<'p> {
 
 /// Why there is no next request.
 enum Missing {
-    /// The client has closed the connection, or the proxy drains and the client is not saying anything.
+    /// The client has closed the connection.
     Closed,
     Late,
     Fault(Fault),
@@ -112,6 +116,7 @@ impl Connection<'_> {
             self.deadline.set(Instant::now(), wait);
         }
         let mut end = HeadEnd::default();
+        let mut is_ending = false;
         std::future::poll_fn(|cx| {
             loop {
                 match end.find(self.input.filled()) {
@@ -133,12 +138,17 @@ impl Connection<'_> {
                     }
                     Poll::Ready(Ok(1..)) => {}
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Missing::Closed)),
-                    Poll::Pending if self.deadline.has_passed(cx) => return Poll::Ready(Err(Missing::Late)),
-                    // A connection that was never used has its first request still on the way.
-                    Poll::Pending if !is_first && was_silent && self.draining.has_begun(cx) => {
-                        return Poll::Ready(Err(Missing::Closed));
+                    Poll::Pending => {
+                        // A connection that was never used has its first request still on the way.
+                        if !is_ending && !is_first && was_silent && self.draining.has_begun(cx) {
+                            is_ending = true;
+                            self.deadline.set(Instant::now(), LAST_REQUEST);
+                        }
+                        if self.deadline.has_passed(cx) {
+                            return Poll::Ready(Err(Missing::Late));
+                        }
+                        return Poll::Pending;
                     }
-                    Poll::Pending => return Poll::Pending,
                 }
             }
         })

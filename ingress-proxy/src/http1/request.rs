@@ -6,7 +6,7 @@ use super::Connection;
 use super::exchange::{Asked, End, Exchange};
 use crate::live::Target;
 use crate::policy::{Decision, Passage};
-use crate::proxy::{Answer, Attempts, Record, Trouble};
+use crate::proxy::{Answer, Attempts, PageRequest, Record, Trouble};
 use crate::upstream::{Pool, connect};
 use crate::wire::{Body, RequestHead, Space, Version, redirect_request, write_request};
 
@@ -92,7 +92,7 @@ impl Connection<'_> {
     ) -> Result<(u16, Next), Answer> {
         let mut pool = request.record.endpoints(passage)?;
         loop {
-            if let Some((target, fields)) = request.record.page_request() {
+            if let Some(PageRequest { target, fields }) = request.record.page_request() {
                 redirect_request(&mut self.head, target, &fields);
             }
             match self.attempt(request, passage, &pool).await {

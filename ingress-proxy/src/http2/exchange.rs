@@ -56,7 +56,6 @@ struct ToEndpoint {
     has_chunks: bool,
     /// All of it is in `front` and `piece`.
     is_ended: bool,
-    is_sent: bool,
     /// The endpoint takes no more. It may have answered before.
     deaf: bool,
     moves: u64,
@@ -92,7 +91,6 @@ impl<'s> Exchange<'s> {
             piece: Bytes::new(),
             has_chunks: false,
             is_ended: false,
-            is_sent: false,
             deaf: false,
             moves: 0,
         };
@@ -119,7 +117,7 @@ impl<'s> Exchange<'s> {
         unwanted: impl Fn(u16, bool) -> bool,
     ) -> Result<bool, Trouble> {
         std::future::poll_fn(|cx| self.poll(&mut patience, &unwanted, cx)).await?;
-        Ok(self.response.keep_endpoint && self.request.is_sent)
+        Ok(self.response.keep_endpoint && self.request.is_sent())
     }
 
     fn poll(
@@ -143,9 +141,9 @@ impl<'s> Exchange<'s> {
         let request = &self.request;
         if self.reply.waits_for_client() {
             Lack::Window
-        } else if request.deaf || request.is_sent {
+        } else if request.deaf || request.is_sent() {
             Lack::Response
-        } else if !request.front.is_empty() || !request.piece.is_empty() {
+        } else if request.has_more() {
             Lack::Write
         } else {
             Lack::Body
@@ -158,7 +156,7 @@ impl<'s> Exchange<'s> {
         if self.response.stage != Stage::Head && !body.is_read() {
             body.settle();
         }
-        while !request.deaf && !request.is_sent {
+        while !request.deaf && !request.is_sent() {
             // What came of the body goes on with what is in front of it.
             if request.piece.is_empty() && !request.is_ended {
                 match body.poll_piece(&mut request.place, cx) {
@@ -167,12 +165,11 @@ impl<'s> Exchange<'s> {
                     Poll::Ready(None) => request.end(asked.chunks),
                 }
             }
-            if request.front.is_empty() && request.piece.is_empty() {
-                if !request.is_ended {
-                    return Ok(());
+            if !request.has_more() {
+                if request.is_ended {
+                    break;
                 }
-                request.is_sent = true;
-                continue;
+                return Ok(());
             }
             match write(*endpoint, &request.front, &request.piece, cx) {
                 Poll::Pending => return Ok(()),
@@ -275,6 +272,15 @@ impl<'s> Exchange<'s> {
 }
 
 impl ToEndpoint {
+    /// Whether something is at hand that the endpoint has not taken.
+    fn has_more(&self) -> bool {
+        !self.front.is_empty() || !self.piece.is_empty()
+    }
+
+    fn is_sent(&self) -> bool {
+        self.is_ended && !self.has_more()
+    }
+
     /// Puts a piece of the body behind what is in front of it.
     fn take(&mut self, piece: Bytes, chunks: bool) {
         if chunks && !piece.is_empty() {

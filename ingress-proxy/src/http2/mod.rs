@@ -38,7 +38,7 @@ pub(crate) use endpoint::Connections;
 use rewound::Rewound;
 use stream::Shared;
 
-use crate::http1::Draining;
+use crate::http1::{Draining, LAST_REQUEST};
 use crate::metrics::Refusal;
 use crate::proxy::Proxy;
 use crate::serve::{LINGER, MAX_HEAD_BYTES};
@@ -91,6 +91,7 @@ pub(crate) async fn serve(
         keepalive: proxy.timeouts.keepalive,
         draining: Draining::new(draining),
         state: State::Open,
+        is_used: false,
     };
     std::future::poll_fn(|cx| connection.poll(&mut streams, &open, cx)).await;
 }
@@ -99,8 +100,10 @@ pub(crate) async fn serve(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    /// The client was told to open no more streams; those that are open end.
-    Draining,
+    /// The client is told to open no more streams; those that are open end.
+    Draining {
+        is_told: bool,
+    },
     /// The client was told that it is over.
     Closing,
 }
@@ -113,6 +116,8 @@ struct Connection {
     keepalive: Duration,
     draining: Draining,
     state: State,
+    /// The client has opened a stream.
+    is_used: bool,
 }
 
 impl Connection {
@@ -124,14 +129,24 @@ impl Connection {
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         if self.state == State::Open && self.draining.has_begun(cx) {
-            self.frames.graceful_shutdown();
-            self.state = State::Draining;
+            self.state = State::Draining { is_told: false };
+            if !self.is_used {
+                // Its first stream is still on the way.
+                self.idle.set(Instant::now(), LAST_REQUEST);
+            }
         }
         loop {
             // This also sends what streams have made ready.
             while let Poll::Ready(next) = self.frames.poll_accept(cx) {
                 let Some(Ok((request, respond))) = next else { return Poll::Ready(()) };
+                self.is_used = true;
                 streams.push(open(request, respond));
+            }
+            if self.is_used && self.state == (State::Draining { is_told: false }) {
+                // Streams that are on the way are still served (RFC 9113 §6.8).
+                self.frames.graceful_shutdown();
+                self.state = State::Draining { is_told: true };
+                continue;
             }
             let mut has_ended = false;
             while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {

@@ -176,19 +176,18 @@ impl<'s> Relay<'s> {
                     self.reply.head(head::of_http2(parts.status, parts.headers, self.passage), is_all)?;
                     self.response.stage = if is_all { Stage::Done } else { Stage::Body(stream) };
                 }
-                Stage::Body(stream) => match ready!(stream.poll_data(cx)) {
-                    Some(data) => {
+                Stage::Body(stream) => {
+                    if let Some(data) = ready!(stream.poll_data(cx)) {
                         let data = data.map_err(|_| CLOSED)?;
                         // What came before was taken by the client, so it is the client's pace that the endpoint sees.
                         stream.flow_control().release_capacity(data.len()).map_err(|_| CLOSED)?;
                         self.reply.push(data);
-                    }
-                    None => {
+                    } else {
                         let trailers = ready!(stream.poll_trailers(cx)).map_err(|_| CLOSED)?;
                         self.reply.end(trailers);
                         self.response.stage = Stage::Done;
                     }
-                },
+                }
             }
             self.response.moves += 1;
         }

@@ -16,7 +16,7 @@ use super::relay::Relay;
 use super::reply::Reply;
 use crate::config::Timeouts;
 use crate::policy::Passage;
-use crate::proxy::{Answer, Attempts, Peer, Proxy, Record, Trouble};
+use crate::proxy::{Answer, Attempts, PageRequest, Peer, Proxy, Record, Trouble};
 use crate::upstream::{Pool, connect};
 use crate::wire::{Deadline, Normal, RequestHead, redirect_request, write_request};
 
@@ -89,14 +89,14 @@ impl Stream<'_> {
             let attempted = if pool.is_h2c() {
                 let forwarded = head::for_http2(request, headers, peer, &record.id, networks, passage);
                 let mut forwarded = forwarded.map_err(Answer::from)?;
-                if let Some((target, fields)) = page {
+                if let Some(PageRequest { target, fields }) = page {
                     head::redirect(&mut forwarded, target, fields);
                 }
                 self.relay(record, passage, &pool, timeouts, forwarded).await
             } else {
                 let mut forwarded = Vec::with_capacity(HEAD_BYTES);
                 write_request(&mut forwarded, request, peer, &record.id, networks, passage);
-                if let Some((target, fields)) = page {
+                if let Some(PageRequest { target, fields }) = page {
                     redirect_request(&mut forwarded, target, &fields);
                 }
                 self.exchange(record, passage, &pool, timeouts, &forwarded, request.head).await

@@ -30,7 +30,7 @@ pub(crate) use attempts::Attempts;
 pub(crate) use failure::{MAX_ATTEMPTS, Trouble};
 pub(crate) use headers::{Peer, RequestId, forwarding};
 pub(crate) use phases::Phases;
-pub(crate) use record::Record;
+pub(crate) use record::{PageRequest, Record};
 pub(crate) use respond::Answer;
 pub(crate) use strict::Fault;
 

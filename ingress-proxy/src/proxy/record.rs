@@ -63,6 +63,13 @@ pub(crate) struct Page {
     asked: ErrorPage,
 }
 
+/// The request for it, as far as it is not the client's.
+pub(crate) struct PageRequest {
+    pub(crate) target: Option<&'static str>,
+    /// What it is for.
+    pub(crate) fields: Vec<(&'static str, Vec<u8>)>,
+}
+
 /// A request that is being served.
 struct InFlight(Gauge);
 
@@ -163,8 +170,8 @@ impl Record {
         }
     }
 
-    /// What who makes the error page is asked for: the target if it is another, and fields that say what for.
-    pub(crate) fn page_request(&self) -> Option<(Option<&'static str>, Vec<(&'static str, Vec<u8>)>)> {
+    /// What who makes the error page is asked for.
+    pub(crate) fn page_request(&self) -> Option<PageRequest> {
         let Page { origin, asked } = self.page.as_ref()?;
         let mut fields = vec![("x-code", asked.status.to_string().into_bytes())];
         if let Some(original) = &self.original {
@@ -177,7 +184,7 @@ impl Record {
         {
             fields.push((field, value.as_bytes().to_vec()));
         }
-        Some((asked.instead_of_response.then_some("/"), fields))
+        Some(PageRequest { target: asked.instead_of_response.then_some("/"), fields })
     }
 }
 

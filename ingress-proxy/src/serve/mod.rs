@@ -11,6 +11,7 @@ mod guard;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pingora::apps::HttpServerApp;
@@ -83,6 +84,12 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     listen().map_err(|source| BindError { address, source })
 }
 
+/// A listening socket that another process had at this address; likewise.
+pub(crate) fn adopt(listener: std::net::TcpListener, address: SocketAddr) -> Result<TcpListener, BindError> {
+    let adopted = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+    adopted.map_err(|source| BindError { address, source })
+}
+
 /// Everything a connection needs.
 pub(crate) struct Server {
     proxy: Arc<Proxy>,
@@ -93,6 +100,8 @@ pub(crate) struct Server {
     metrics: Metrics,
     slots: Arc<Semaphore>,
     connections: TaskTracker,
+    /// The listeners are another process's too: what waits to be accepted is not ours to care for.
+    shares_listeners: AtomicBool,
     /// Ends the accept loops; connections finish what they do and close.
     draining: CancellationToken,
     /// The same for pingora.
@@ -120,6 +129,7 @@ impl Server {
             metrics,
             slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             connections: TaskTracker::new(),
+            shares_listeners: AtomicBool::new(false),
             draining: CancellationToken::new(),
             stopping: watch::Sender::new(false),
         }
@@ -143,6 +153,9 @@ impl Server {
                 Err(_) => {} // the client left before it was looked at
             }
         }
+        if self.shares_listeners.load(Ordering::Relaxed) {
+            return;
+        }
         if let Ok(listener) = listener.into_std() {
             while let Ok((stream, peer)) = listener.accept() {
                 let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
@@ -151,6 +164,11 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Another process accepts from the same listeners.
+    pub(crate) fn leave_listeners(&self) {
+        self.shares_listeners.store(true, Ordering::Relaxed);
     }
 
     /// Stops accepting, lets what is in flight end, and returns when nothing is left or `longest` has passed.

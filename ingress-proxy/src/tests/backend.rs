@@ -21,9 +21,18 @@ pub(super) struct Backend {
     pub(super) requests: Arc<AtomicUsize>,
     /// What it answers requests that do not ask for another status.
     pub(super) status: Arc<AtomicU16>,
-    /// Until it is cancelled, requests for `/held` wait.
+    /// Requests for `/held` that have come.
+    pub(super) held: Arc<AtomicUsize>,
+    /// Until it is cancelled, they wait.
     pub(super) release: CancellationToken,
     _stop: DropGuard,
+}
+
+/// What requests for `/held` wait for.
+#[derive(Clone)]
+struct Held {
+    count: Arc<AtomicUsize>,
+    release: CancellationToken,
 }
 
 impl Backend {
@@ -43,22 +52,22 @@ impl Backend {
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
         let stop = CancellationToken::new();
-        let release = CancellationToken::new();
+        let (held, release) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
+        let waits = Held { count: Arc::clone(&held), release: release.clone() };
         let status = Arc::new(AtomicU16::new(status));
-        let (counter, stopped, held) = (Arc::clone(&requests), stop.clone(), release.clone());
-        let answered = Arc::clone(&status);
+        let (counter, stopped, answered) = (Arc::clone(&requests), stop.clone(), Arc::clone(&status));
         tokio::spawn(async move {
             loop {
                 let stream = tokio::select! {
                     () = stopped.cancelled() => return,
                     accepted = listener.accept() => accepted.unwrap().0,
                 };
-                let (counter, stopped, release) = (Arc::clone(&counter), stopped.clone(), held.clone());
+                let (counter, stopped, waits) = (Arc::clone(&counter), stopped.clone(), waits.clone());
                 let answered = Arc::clone(&answered);
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
                         counter.fetch_add(1, Ordering::SeqCst);
-                        let answer = answer(name, answered.load(Ordering::SeqCst), release.clone(), request);
+                        let answer = answer(name, answered.load(Ordering::SeqCst), waits.clone(), request);
                         async move {
                             tokio::time::sleep(pause).await;
                             answer.await
@@ -73,7 +82,7 @@ impl Backend {
                 });
             }
         });
-        Self { address, requests, status, release, _stop: stop.drop_guard() }
+        Self { address, requests, status, held, release, _stop: stop.drop_guard() }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -84,7 +93,7 @@ impl Backend {
 async fn answer(
     name: &'static str,
     status: u16,
-    release: CancellationToken,
+    held: Held,
     mut request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     if request.headers().get("upgrade").is_some_and(|value| value == "websocket") {
@@ -104,7 +113,8 @@ async fn answer(
     }
     let (parts, body) = request.into_parts();
     if parts.uri.path() == "/held" {
-        release.cancelled().await;
+        held.count.fetch_add(1, Ordering::SeqCst);
+        held.release.cancelled().await;
     }
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let headers: serde_json::Map<String, serde_json::Value> = parts

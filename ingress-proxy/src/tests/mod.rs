@@ -8,6 +8,7 @@ mod cluster;
 mod exchange;
 mod frames;
 mod grpc;
+mod handover;
 mod hostile;
 mod malformed;
 mod policies;

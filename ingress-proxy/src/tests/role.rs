@@ -23,7 +23,7 @@ use super::cluster::{eventually, in_time, read_all};
 use crate::{Config, Ingress};
 
 /// Lists what it was given, streams what it is given later, and keeps what it is sent.
-struct Api {
+pub(super) struct Api {
     address: SocketAddr,
     lists: Mutex<HashMap<String, Vec<Value>>>,
     changes: broadcast::Sender<(String, Value)>,
@@ -51,6 +51,28 @@ impl Api {
             }
         });
         api
+    }
+
+    /// One with the Ingress `first`, for x.com, in front of this backend, and a client of it.
+    pub(super) async fn of(backend: &Backend) -> (Arc<Self>, kube::Client) {
+        let api = Self::start().await;
+        let class = json!({"metadata": {"name": "weir"}, "spec": {"controller": "weir.dev/ingress"}});
+        api.list("/apis/networking.k8s.io/v1/ingressclasses", class);
+        api.list(INGRESSES, ingress("first", "x.com", "a"));
+        let ports = json!([{"name": "web", "port": 80}]);
+        api.list("/api/v1/services", json!({"metadata": meta("a"), "spec": {"ports": ports}}));
+        let mut slice_meta = meta("a-1");
+        slice_meta["labels"] = json!({"kubernetes.io/service-name": "a"});
+        let slice = json!({
+            "metadata": slice_meta,
+            "addressType": "IPv4",
+            "ports": [{"name": "web", "port": backend.address.port()}],
+            "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}],
+        });
+        api.list("/apis/discovery.k8s.io/v1/endpointslices", slice);
+        let url = format!("http://{}", api.address);
+        let client = kube::Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+        (api, client)
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
@@ -130,7 +152,7 @@ fn ingress(name: &str, host: &str, service: &str) -> Value {
 const INGRESSES: &str = "/apis/networking.k8s.io/v1/ingresses";
 const SECRET: &str = "/api/v1/namespaces/n/secrets?metadata.name%3Dpair";
 
-async fn get(address: SocketAddr, host: &str) -> String {
+pub(super) async fn get(address: SocketAddr, host: &str) -> String {
     use tokio::io::AsyncWriteExt;
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
@@ -139,7 +161,7 @@ async fn get(address: SocketAddr, host: &str) -> String {
 }
 
 /// A port that is free now.
-fn free() -> SocketAddr {
+pub(super) fn free() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -147,29 +169,11 @@ fn free() -> SocketAddr {
 async fn the_role_serves_what_the_apiserver_lists_and_follows_what_it_watches() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let backend = Backend::start("a").await;
-    let api = Api::start().await;
-    let class = json!({"metadata": {"name": "weir"}, "spec": {"controller": "weir.dev/ingress"}});
-    api.list("/apis/networking.k8s.io/v1/ingressclasses", class);
-    api.list(INGRESSES, ingress("first", "x.com", "a"));
-    api.list(
-        "/api/v1/services",
-        json!({"metadata": meta("a"), "spec": {"ports": [{"name": "web", "port": 80}]}}),
-    );
-    let mut slice_meta = meta("a-1");
-    slice_meta["labels"] = json!({"kubernetes.io/service-name": "a"});
-    let slice = json!({
-        "metadata": slice_meta,
-        "addressType": "IPv4",
-        "ports": [{"name": "web", "port": backend.address.port()}],
-        "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}],
-    });
-    api.list("/apis/discovery.k8s.io/v1/endpointslices", slice);
+    let (api, client) = Api::of(&backend).await;
     let base64 = base64::engine::general_purpose::STANDARD;
     let bad = json!({"tls.crt": base64.encode("x"), "tls.key": base64.encode("y")});
     api.list(SECRET, json!({"metadata": meta("pair"), "data": bad}));
 
-    let url = format!("http://{}", api.address);
-    let client = kube::Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
     let config = Config {
         http_address: free(),
         https_address: free(),

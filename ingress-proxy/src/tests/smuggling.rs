@@ -18,6 +18,7 @@ use super::cluster::{Cluster, in_time, read_all};
 const SENTINEL: &str = "GET /sentinel HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 
 /// One of the ways in which servers read HTTP/1.1.
+#[expect(clippy::struct_excessive_bools, reason = "each is a leniency of its own")]
 #[derive(Debug, Clone, Copy)]
 struct Reading {
     /// `Transfer-Encoding` counts when there is a `Content-Length` too.
@@ -44,16 +45,12 @@ impl Reading {
     fn requests(self, mut bytes: &[u8]) -> Vec<String> {
         let mut found = Vec::new();
         while !bytes.is_empty() {
-            match self.request(bytes) {
-                Some((line, length, rest)) => {
-                    found.push(format!("{line} +{length}"));
-                    bytes = rest;
-                }
-                None => {
-                    found.push(format!("unfinished: {}", String::from_utf8_lossy(bytes)));
-                    break;
-                }
-            }
+            let Some((line, length, rest)) = self.request(bytes) else {
+                found.push(format!("unfinished: {}", String::from_utf8_lossy(bytes)));
+                break;
+            };
+            found.push(format!("{line} +{length}"));
+            bytes = rest;
         }
         found
     }

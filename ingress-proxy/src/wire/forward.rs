@@ -154,7 +154,8 @@ pub(crate) fn write_response(
 /// Whether a field of a response is the client's affair, not only that of the connection to the endpoint.
 pub(crate) fn goes_on_to_client(head: &ResponseHead<'_, '_>, name: &str) -> bool {
     let known = Known::of(name);
-    !known.is_hop_by_hop() && !(head.connection.nominates && is_nominated(head.fields, name, known))
+    let is_nominated = || head.connection.nominates && is_nominated(head.fields, name, known);
+    !known.is_hop_by_hop() && !is_nominated()
 }
 
 /// What policies do to a response's head.

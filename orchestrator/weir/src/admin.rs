@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    io::ErrorKind,
     net::SocketAddr,
     sync::{
         Arc,
@@ -20,13 +21,15 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{net::TcpListener, sync::Semaphore, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Scrapers at a time; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 16;
 /// A client that has not sent its request by then is let go.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
+/// Between two looks at whether an address is free.
+const BIND_AGAIN: Duration = Duration::from_millis(100);
 /// The format that `prometheus-client` writes.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -44,15 +47,33 @@ impl Readiness {
     }
 }
 
-/// Binds `address` and serves until `shutdown`.
+/// Binds `address` and serves until `shutdown`. `follows`: the process that has the address is about to end, so that it is
+/// waited for.
 pub(crate) async fn serve(
     address: SocketAddr,
+    follows: bool,
     registry: Registry,
     readiness: Readiness,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    let listener =
-        TcpListener::bind(address).await.with_context(|| format!("--metrics-address {address}"))?;
+    match TcpListener::bind(address).await {
+        Ok(listener) => accept(listener, registry, readiness, shutdown),
+        Err(error) if follows && error.kind() == ErrorKind::AddrInUse => {
+            tokio::spawn(shutdown.clone().run_until_cancelled_owned(async move {
+                loop {
+                    sleep(BIND_AGAIN).await;
+                    if let Ok(listener) = TcpListener::bind(address).await {
+                        return accept(listener, registry, readiness, shutdown);
+                    }
+                }
+            }));
+        }
+        Err(error) => return Err(error).with_context(|| format!("--metrics-address {address}")),
+    }
+    Ok(())
+}
+
+fn accept(listener: TcpListener, registry: Registry, readiness: Readiness, shutdown: CancellationToken) {
     let registry = Arc::new(registry);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     tokio::spawn(shutdown.run_until_cancelled_owned(async move {
@@ -74,7 +95,6 @@ pub(crate) async fn serve(
             });
         }
     }));
-    Ok(())
 }
 
 fn answer(request: &Request<Incoming>, registry: &Registry, readiness: &Readiness) -> Response<Full<Bytes>> {

@@ -96,14 +96,17 @@ pub(crate) fn apiserver(flags: Flags<weir_apiserver::Config>) -> Result<()> {
     )
 }
 
-/// The roles that are clients of the API server differ in nothing but their type and their threads.
+/// The roles that are clients of the API server differ in nothing but their type, their threads, and whether they may follow
+/// a process that still has their address for metrics.
 macro_rules! client_role {
-    ($name:ident, $crate_name:ident :: $role:ident, $threads:expr) => {
+    ($name:ident, $crate_name:ident :: $role:ident, $threads:expr, $follows:expr) => {
         pub(crate) fn $name(flags: ClientFlags<$crate_name::Config>) -> Result<()> {
             start(&flags.log)?;
             block_on($threads, async move {
                 let client = client(flags.kubeconfig).await?;
-                supervise(flags.metrics_address, |registry| {
+                let follows: fn(&$crate_name::Config) -> bool = $follows;
+                let admin = flags.metrics_address.map(|address| (address, follows(&flags.config)));
+                supervise(admin, |registry| {
                     let role = $crate_name::$role::new(flags.config, client, registry)?;
                     Ok(|running: Running| async { Ok(role.run(running.ready, running.shutdown).await?) })
                 })
@@ -113,11 +116,11 @@ macro_rules! client_role {
     };
 }
 
-client_role!(scheduler, weir_scheduler::Scheduler, 1);
-client_role!(controllers, weir_controllers::Controllers, 1);
-client_role!(kubelet, weir_kubelet::Kubelet, 2);
-client_role!(dataplane, weir_dataplane::Dataplane, 1);
-client_role!(ingress, weir_ingress::Ingress, 1);
+client_role!(scheduler, weir_scheduler::Scheduler, 1, |_| false);
+client_role!(controllers, weir_controllers::Controllers, 1, |_| false);
+client_role!(kubelet, weir_kubelet::Kubelet, 2, |_| false);
+client_role!(dataplane, weir_dataplane::Dataplane, 1, |_| false);
+client_role!(ingress, weir_ingress::Ingress, 1, |config| config.handover.is_some());
 
 /// `weir dataplane detach`.
 pub(crate) fn detach(run_dir: &Path) -> Result<()> {
@@ -179,9 +182,10 @@ async fn client(kubeconfig: Option<PathBuf>) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-/// Runs a role until SIGTERM or SIGINT, with its admin server beside it.
+/// Runs a role until SIGTERM or SIGINT, with its admin server beside it: where, and whether the address may still be another
+/// process's for a while.
 async fn supervise<R, F>(
-    metrics_address: Option<SocketAddr>,
+    admin: Option<(SocketAddr, bool)>,
     new: impl FnOnce(&mut Registry) -> Result<R>,
 ) -> Result<()>
 where
@@ -196,8 +200,8 @@ where
 
     let (ready, is_ready) = oneshot::channel();
     let readiness = admin::Readiness::default();
-    if let Some(address) = metrics_address {
-        admin::serve(address, registry, readiness.clone(), shutdown.clone()).await?;
+    if let Some((address, follows)) = admin {
+        admin::serve(address, follows, registry, readiness.clone(), shutdown.clone()).await?;
     }
     tokio::spawn(async move {
         if is_ready.await.is_ok() {
