@@ -113,7 +113,7 @@ impl<'r> Attempts<'r> {
         status: u16,
         can_repeat: bool,
     ) -> bool {
-        self.pool.answered(chosen, status, self.metrics);
+        self.pool.answered(chosen, status, record.has_body, self.metrics);
         if record.page.is_some() {
             return false;
         }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use http::header;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType};
 
@@ -186,7 +187,10 @@ pub(super) fn judge_response(
 ) -> Result<(), Box<Error>> {
     let is_interim = (100..200).contains(&status) && status != 101;
     if let Some((pool, chosen)) = asked(ctx).filter(|_| !is_interim) {
-        pool.answered(chosen, status, metrics);
+        let fields = &session.req_header().headers;
+        let has_body =
+            [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| fields.contains_key(name));
+        pool.answered(chosen, status, has_body, metrics);
     }
     let Some(passage) = ctx.passage.as_ref().filter(|_| ctx.error_page.is_none()) else { return Ok(()) };
     let replaced = passage.replaces(status);

@@ -23,6 +23,7 @@ pub(crate) struct Record {
     pub(crate) id: RequestId,
     /// Whether doing it twice is the same as once.
     pub(crate) is_idempotent: bool,
+    pub(crate) has_body: bool,
     pub(crate) target: Option<Arc<Target>>,
     /// What the rule's policies ask for.
     pub(crate) passage: Option<Box<Passage>>,
@@ -93,6 +94,7 @@ impl Record {
             started: Instant::now(),
             id: RequestId::of(None, false),
             is_idempotent: false,
+            has_body: false,
             target: None,
             passage: None,
             original: None,
@@ -216,6 +218,7 @@ impl Proxy {
     ) -> Result<Normal<'h, 'b>, Answer> {
         // RFC 9110 §9.2.2.
         record.is_idempotent = matches!(head.method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS");
+        record.has_body = !head.body.is_done();
         if peer.trusted {
             let given = head.fields.iter().find(|field| Known::of(field.name) == Known::RequestId);
             record.id = RequestId::of(given.map(|field| field.value), true);

@@ -20,12 +20,22 @@ pub(super) struct Latency(AtomicU64);
 impl Latency {
     /// Takes an answer's time into account. Writes at most once a millisecond, but for peaks.
     pub(super) fn answered(&self, took_us: u64, now_us: u64) {
+        self.learn(took_us, now_us, true);
+    }
+
+    /// The same for an answer to a request with a body. What a client took to send it is in the time, so that it may be no
+    /// peak of the endpoint's: it only has its weight.
+    pub(super) fn answered_body(&self, took_us: u64, now_us: u64) {
+        self.learn(took_us, now_us, false);
+    }
+
+    fn learn(&self, took_us: u64, now_us: u64, may_be_peak: bool) {
         let took = (took_us as f32).max(1.0);
         let mut word = self.0.load(Ordering::Relaxed);
         loop {
             let next = match unpack(word) {
                 None => took,
-                Some((_, estimate)) if took >= estimate => took,
+                Some((_, estimate)) if may_be_peak && took >= estimate => took,
                 Some((at_ms, estimate)) => {
                     let kept = kept(at_ms, now_us);
                     if kept >= 1.0 {
@@ -83,42 +93,58 @@ mod tests {
     const MS: u64 = 1_000;
     const S: u64 = 1_000_000;
 
-    /// In milliseconds.
-    fn after(samples: &[(u64, u64)], now_us: u64) -> f32 {
+    /// In whole milliseconds.
+    fn millis_of(latency: &Latency, now_us: u64) -> u64 {
+        (latency.estimate_us(now_us).unwrap() / 1_000.0).round() as u64
+    }
+
+    fn after(samples: &[(u64, u64)], now_us: u64) -> u64 {
         let latency = Latency::default();
         for (took_us, at_us) in samples {
             latency.answered(*took_us, *at_us);
         }
-        latency.estimate_us(now_us).unwrap() / 1_000.0
+        millis_of(&latency, now_us)
     }
 
     #[test]
     fn a_peak_counts_at_once_and_time_forgives_it() {
         assert_eq!(Latency::default().estimate_us(S), None);
-        assert_eq!(after(&[(20 * MS, S)], S), 20.0);
-        assert_eq!(after(&[(20 * MS, S), (500 * MS, S)], S), 500.0);
-        for (passed, expected) in [(10 * S, 183.9), (20 * S, 67.7), (200 * S, 1.0)] {
-            let left = after(&[(500 * MS, S)], S + passed);
-            assert!((left - expected).abs() < 0.1, "{left} after {passed}");
+        assert_eq!(after(&[(20 * MS, S)], S), 20);
+        assert_eq!(after(&[(20 * MS, S), (500 * MS, S)], S), 500);
+        for (passed_s, expected) in [(10, 184), (20, 68), (200, 1)] {
+            assert_eq!(after(&[(500 * MS, S)], S + passed_s * S), expected, "after {passed_s} s");
         }
     }
 
     #[test]
     fn a_sample_weighs_the_time_since_the_last() {
-        assert_eq!(after(&[(500 * MS, S), (2 * MS, S)], S), 500.0);
+        assert_eq!(after(&[(500 * MS, S), (2 * MS, S)], S), 500);
         let later = after(&[(500 * MS, S), (100 * MS, 11 * S)], 11 * S);
-        assert!((later - 247.2).abs() < 0.1, "{later}");
+        assert_eq!(later, 247);
         // As many samples as it may be in the same time come to the same.
         let many: Vec<(u64, u64)> = (0..=10_000).map(|n| (100 * MS, S + n * MS)).collect();
         let many = after(&[&[(500 * MS, S)], &many[..]].concat(), 11 * S);
-        assert!((many - later).abs() < 0.5, "{many}, not {later}");
+        assert!(many.abs_diff(later) <= 1, "{many}, not {later}");
+    }
+
+    #[test]
+    fn a_slow_client_makes_no_peak() {
+        let latency = Latency::default();
+        latency.answered(10 * MS, S);
+        latency.answered_body(S, S + 100 * MS);
+        assert_eq!(millis_of(&latency, S + 100 * MS), 20);
+        // An endpoint that is slow to answer bodies is found out all the same.
+        for n in 0..300 {
+            latency.answered_body(S, 2 * S + n * 100 * MS);
+        }
+        assert!(millis_of(&latency, 32 * S) > 900);
     }
 
     #[test]
     fn what_is_fast_enough_is_all_the_same() {
-        assert_eq!(after(&[(10, S)], S), 1.0);
-        assert_eq!(after(&[(900, S)], S), 1.0);
-        assert_eq!(after(&[(0, S)], S), 1.0);
+        assert_eq!(after(&[(10, S)], S), 1);
+        assert_eq!(after(&[(900, S)], S), 1);
+        assert_eq!(after(&[(0, S)], S), 1);
     }
 
     #[test]
@@ -128,16 +154,15 @@ mod tests {
         assert_eq!(latency.estimate_us(S), None);
         latency.answered(50 * MS, S);
         latency.failed(10, 21 * S);
-        assert!(latency.estimate_us(21 * S).unwrap() > 6_000.0);
+        assert_eq!(millis_of(&latency, 21 * S), 7, "time did that");
         latency.failed(5 * S, 21 * S);
-        assert_eq!(latency.estimate_us(21 * S), Some(5e6));
+        assert_eq!(millis_of(&latency, 21 * S), 5_000);
     }
 
     #[test]
     fn a_clock_that_wraps_or_runs_behind_changes_nothing() {
         let wrap = u64::from(u32::MAX) * MS;
-        let left = after(&[(500 * MS, wrap)], wrap + 10 * S);
-        assert!((left - 183.9).abs() < 0.1, "{left}");
-        assert_eq!(after(&[(500 * MS, 2 * S)], S), 500.0);
+        assert_eq!(after(&[(500 * MS, wrap)], wrap + 10 * S), 184);
+        assert_eq!(after(&[(500 * MS, 2 * S)], S), 500);
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! A [`Pool`] holds a backend's endpoints, and a [`Balance`], which is the rule's, says how one of them is chosen: two
 //! Ingresses may share a pool and want different things of it. What becomes of a request is told to the pool, which learns
-//! from it how fast an endpoint is ([`latency`]) and whether it is worth asking ([`ejection`]);
-//! how often is asked again has a bound for each backend ([`budget`]).
+//! from it how fast an endpoint is ([`latency`]) and whether it is worth asking ([`ejection`]). How often requests are tried
+//! again has a bound for each backend ([`budget`]).
 //!
-//! **Cost** of a choice and what is told of it: no allocation and no lock; two reads of the clock, two random numbers, two
-//! relaxed loads and maybe an exponential for each of the two candidates, and two counters, of requests in flight and of
-//! references, up and down again.
+//! **Cost** of a choice and what is told of it: no allocation and no lock; two reads of the clock and two random numbers;
+//! for each of the two candidates three relaxed loads, and an exponential where its latency is above a millisecond; one load
+//! of the budget; four atomic writes, which are the counts of requests in flight and of references, up and down again, one
+//! that settles the choice, and at most one in a millisecond for the latency.
 
 mod balance;
 mod budget;

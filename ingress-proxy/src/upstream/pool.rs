@@ -113,15 +113,19 @@ impl Pool {
         endpoint.map(|endpoint| Chosen::new(endpoint, now_us))
     }
 
-    /// An endpoint answered: the head of its response is there.
-    pub(crate) fn answered(&self, chosen: &Chosen, status: u16, metrics: &Metrics) {
+    /// An endpoint answered with this status a request that has a body or not: the head of its response is there.
+    pub(crate) fn answered(&self, chosen: &Chosen, status: u16, has_body: bool, metrics: &Metrics) {
         let now_us = now_us();
         let Some(took_us) = chosen.settle(now_us) else { return };
         if is_failure(status) {
             chosen.latency.failed(took_us, now_us);
             self.note_failure(chosen, now_us, metrics);
         } else {
-            chosen.latency.answered(took_us, now_us);
+            if has_body {
+                chosen.latency.answered_body(took_us, now_us);
+            } else {
+                chosen.latency.answered(took_us, now_us);
+            }
             chosen.ejection.succeeded();
         }
     }
