@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{MAX_ATTEMPTS, Record, Trouble};
 use crate::metrics::{Metrics, UpstreamFailure};
 use crate::policy::{Passage, Retry};
-use crate::upstream::{Balance, Chosen, Pool};
+use crate::upstream::{Balance, Chosen, Pool, is_failure};
 
 /// What holds for rules that say nothing of retries.
 static USUAL: LazyLock<Retry> = LazyLock::new(Retry::default);
@@ -113,9 +113,15 @@ impl<'r> Attempts<'r> {
         status: u16,
         can_repeat: bool,
     ) -> bool {
-        self.pool.answered(chosen, status, record.has_body, self.metrics);
+        // Who makes error pages answers with the status that the page is for.
         if record.page.is_some() {
+            chosen.answered(record.has_body);
             return false;
+        }
+        if is_failure(status) {
+            self.pool.failed(chosen, self.metrics);
+        } else {
+            chosen.answered(record.has_body);
         }
         let goes_elsewhere = self.may_go_elsewhere(record, chosen, status, can_repeat);
         self.goes_elsewhere.store(goes_elsewhere, Ordering::Relaxed);

@@ -12,7 +12,7 @@ use super::context::{Context, ErrorPage};
 use crate::live::Target;
 use crate::metrics::{Metrics, UpstreamFailure};
 use crate::policy::{By, Reply, Retry};
-use crate::upstream::{Chosen, Pool};
+use crate::upstream::{Chosen, Pool, is_failure};
 
 /// How often a request is sent at most, unless its rule says otherwise; what may be sent again is decided for each failure.
 pub(crate) const MAX_ATTEMPTS: u8 = 3;
@@ -187,10 +187,14 @@ pub(super) fn judge_response(
 ) -> Result<(), Box<Error>> {
     let is_interim = (100..200).contains(&status) && status != 101;
     if let Some((pool, chosen)) = asked(ctx).filter(|_| !is_interim) {
-        let fields = &session.req_header().headers;
-        let has_body =
-            [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| fields.contains_key(name));
-        pool.answered(chosen, status, has_body, metrics);
+        // Who makes error pages answers with the status that the page is for.
+        if is_failure(status) && ctx.error_page.is_none() {
+            pool.failed(chosen, metrics);
+        } else {
+            let fields = &session.req_header().headers;
+            let framing = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+            chosen.answered(framing.iter().any(|name| fields.contains_key(name)));
+        }
     }
     let Some(passage) = ctx.passage.as_ref().filter(|_| ctx.error_page.is_none()) else { return Ok(()) };
     let replaced = passage.replaces(status);

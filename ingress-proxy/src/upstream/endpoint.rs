@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pingora::upstreams::peer::HttpPeer;
 
+use super::clock::now_us;
 use super::ejection::Ejection;
 use super::latency::Latency;
 use crate::config::Timeouts;
@@ -111,6 +112,18 @@ impl Chosen {
     pub(super) fn new(endpoint: &Arc<Endpoint>, now_us: u64) -> Self {
         endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
         Self { endpoint: Arc::clone(endpoint), since_us: now_us, is_settled: AtomicBool::new(false) }
+    }
+
+    /// The endpoint answered a request that has a body or not: the head of its response is there.
+    pub(crate) fn answered(&self, has_body: bool) {
+        let now_us = now_us();
+        let Some(took_us) = self.settle(now_us) else { return };
+        if has_body {
+            self.latency.answered_body(took_us, now_us);
+        } else {
+            self.latency.answered(took_us, now_us);
+        }
+        self.ejection.succeeded();
     }
 
     /// Settles what came of it; how long that took, the first time.

@@ -24,6 +24,7 @@ mod slow_start;
 
 pub(crate) use balance::{Balance, Method};
 pub(crate) use connect::connect;
+pub(crate) use ejection::is_failure;
 pub(crate) use endpoint::Chosen;
 pub(crate) use pool::Pool;
 pub(crate) use random::random;

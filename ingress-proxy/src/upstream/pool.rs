@@ -14,7 +14,7 @@ use super::balance::Balance;
 use super::budget::RetryBudget;
 use super::choice::Choice;
 use super::clock::now_us;
-use super::ejection::{has_room, is_failure};
+use super::ejection::has_room;
 use super::endpoint::{Chosen, Endpoint};
 use crate::compile::Endpoints;
 use crate::config::Timeouts;
@@ -113,24 +113,7 @@ impl Pool {
         endpoint.map(|endpoint| Chosen::new(endpoint, now_us))
     }
 
-    /// An endpoint answered with this status a request that has a body or not: the head of its response is there.
-    pub(crate) fn answered(&self, chosen: &Chosen, status: u16, has_body: bool, metrics: &Metrics) {
-        let now_us = now_us();
-        let Some(took_us) = chosen.settle(now_us) else { return };
-        if is_failure(status) {
-            chosen.latency.failed(took_us, now_us);
-            self.note_failure(chosen, now_us, metrics);
-        } else {
-            if has_body {
-                chosen.latency.answered_body(took_us, now_us);
-            } else {
-                chosen.latency.answered(took_us, now_us);
-            }
-            chosen.ejection.succeeded();
-        }
-    }
-
-    /// An endpoint gave no answer. Of no account behind its answer's head.
+    /// An endpoint gave no answer, or [one that is none](super::is_failure). Of no account behind an answer's head.
     pub(crate) fn failed(&self, chosen: &Chosen, metrics: &Metrics) {
         let now_us = now_us();
         if let Some(took_us) = chosen.settle(now_us) {

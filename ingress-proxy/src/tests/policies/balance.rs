@@ -53,6 +53,25 @@ async fn an_endpoint_that_fails_is_ejected_and_comes_back() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_page_is_no_failure_of_who_makes_it() {
+    for protocol in ["HTTP", "GRPC"] {
+        let (_a, cluster) = one(&[
+            ("default-backend", "errors"),
+            ("backend-protocol", protocol),
+            ("load-balance", "round_robin"),
+        ])
+        .await;
+        let (b, c) = (Backend::answering("b", 503).await, Backend::answering("c", 503).await);
+        cluster.service("errors", false, &[b.address, c.address]);
+        cluster.endpoints("a", &[]);
+        for _ in 0..10 {
+            assert_eq!(cluster.get("x.com", "/").await.0, 503);
+        }
+        assert_eq!((b.count(), c.count()), (5, 5));
+    }
+}
+
 /// All endpoints fail, and each request may be tried at all of them: the backend gets a share more than it was sent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_backend_is_not_hit_by_its_retries() {

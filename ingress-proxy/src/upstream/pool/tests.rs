@@ -126,12 +126,12 @@ fn one_that_never_answered_is_neither_flooded_nor_left_out() {
 fn what_is_told_of_a_request_is_learnt_once() {
     let pool = pool(1);
     let chosen = pool.choose(EWMA, None, &[]).unwrap();
-    pool.answered(&chosen, 200, false, &metrics());
+    chosen.answered(false);
     let learnt = chosen.latency.estimate_us(now_us());
     assert!(learnt.is_some());
     std::thread::sleep(Duration::from_millis(5));
     pool.failed(&chosen, &metrics());
-    pool.answered(&chosen, 200, false, &metrics());
+    chosen.answered(false);
     assert_eq!(chosen.latency.estimate_us(now_us()), learnt);
 }
 
@@ -218,15 +218,17 @@ fn at_most_half_are_ejected() {
 }
 
 #[test]
-fn answers_end_a_row_of_failures_and_gateway_errors_do_not() {
+fn an_answer_ends_a_row_of_failures() {
     let (pool, metrics) = (pool(2), metrics());
-    let answer =
-        |status| pool.answered(&pool.choose(EWMA, None, &[address(2)]).unwrap(), status, false, &metrics);
-    for status in [502, 503, 404, 504, 502, 500, 503, 504] {
-        answer(status);
-    }
+    let asked = || pool.choose(EWMA, None, &[address(2)]).unwrap();
+    let fails = || pool.failed(&asked(), &metrics);
+    fails();
+    fails();
+    asked().answered(true);
+    fails();
+    fails();
     assert_eq!((pool.ejected(), metrics.ejections.get()), (0, 0));
-    answer(502);
+    fails();
     assert_eq!((pool.ejected(), metrics.ejections.get()), (1, 1));
 }
 
