@@ -13,8 +13,9 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::net::TcpStream;
 
 use super::body::{Place, RequestBody};
+use super::both_ways::BothWays;
 use super::head;
-use super::patience::{Lack, Patience};
+use super::patience::Lack;
 use super::reply::Reply;
 use crate::http1::write;
 use crate::metrics::UpstreamFailure;
@@ -104,40 +105,26 @@ impl<'s> Exchange<'s> {
         Self { endpoint, body, reply, asked, request, response }
     }
 
-    /// Whether the same request can be sent once more: nothing reached the client, and all of the body is at hand.
-    pub(super) fn can_repeat(&self) -> bool {
+    /// Whether the endpoint's connection can be used again, after an exchange that ended well.
+    pub(super) fn keeps_endpoint(&self) -> bool {
+        self.response.keep_endpoint && self.request.is_sent()
+    }
+}
+
+impl BothWays for Exchange<'_> {
+    fn check(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        self.reply.check(cx)
+    }
+
+    fn moves(&self) -> u64 {
+        self.request.moves + self.response.moves + self.reply.moves
+    }
+
+    fn can_repeat(&self) -> bool {
         self.reply.is_unheard() && self.body.is_at_hand()
     }
 
-    /// To the end of the response; says whether the endpoint's connection can be used again. `unwanted` is asked, of a status
-    /// and of whether the same request can be sent once more, whether the response is not for the client.
-    pub(super) async fn run(
-        &mut self,
-        mut patience: Patience<'_>,
-        unwanted: impl Fn(u16, bool) -> bool,
-    ) -> Result<bool, Trouble> {
-        std::future::poll_fn(|cx| self.poll(&mut patience, &unwanted, cx)).await?;
-        Ok(self.response.keep_endpoint && self.request.is_sent())
-    }
-
-    fn poll(
-        &mut self,
-        patience: &mut Patience<'_>,
-        unwanted: &impl Fn(u16, bool) -> bool,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Trouble>> {
-        self.reply.check(cx)?;
-        self.poll_request(cx)?;
-        if self.poll_response(unwanted, cx)?.is_ready() {
-            return Poll::Ready(Ok(()));
-        }
-        let moves = self.request.moves + self.response.moves + self.reply.moves;
-        patience.check(moves, self.lack(), cx)?;
-        Poll::Pending
-    }
-
-    /// What is waited for.
-    pub(super) fn lack(&self) -> Lack {
+    fn lack(&self) -> Lack {
         let request = &self.request;
         if self.reply.waits_for_client() {
             Lack::Window
@@ -150,7 +137,6 @@ impl<'s> Exchange<'s> {
         }
     }
 
-    /// Moves the request on until it is sent or something must be waited for.
     fn poll_request(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
         let Self { endpoint, body, request, asked, .. } = self;
         if self.response.stage != Stage::Head && !body.is_read() {
@@ -185,7 +171,6 @@ impl<'s> Exchange<'s> {
         Ok(())
     }
 
-    /// Moves the response on until the client was sent all of it or something must be waited for.
     fn poll_response(
         &mut self,
         unwanted: &impl Fn(u16, bool) -> bool,
@@ -214,7 +199,9 @@ impl<'s> Exchange<'s> {
             }
         }
     }
+}
 
+impl Exchange<'_> {
     /// Reads on in what the endpoint sent. False: more of it is needed.
     fn understand(&mut self, unwanted: &impl Fn(u16, bool) -> bool) -> Result<bool, Trouble> {
         if self.response.stage == Stage::Head {

@@ -12,6 +12,7 @@
 //! time that it may do nothing.
 
 mod body;
+mod both_ways;
 mod endpoint;
 mod exchange;
 mod head;

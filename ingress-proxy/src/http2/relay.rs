@@ -10,8 +10,9 @@ use http::Request;
 use tokio::time::timeout;
 
 use super::body::{Place, RequestBody};
+use super::both_ways::BothWays;
 use super::head;
-use super::patience::{Lack, Patience};
+use super::patience::Lack;
 use super::reply::Reply;
 use crate::config::Timeouts;
 use crate::metrics::UpstreamFailure;
@@ -79,40 +80,22 @@ impl<'s> Relay<'s> {
         let response = FromEndpoint { stage: Stage::Head(response), moves: 0 };
         Ok(Self { body, reply, passage, request, response })
     }
+}
 
-    /// Whether the same request can be sent once more: nothing reached the client, and all of the body is at hand.
-    pub(super) fn can_repeat(&self) -> bool {
+impl BothWays for Relay<'_> {
+    fn check(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        self.reply.check(cx)
+    }
+
+    fn moves(&self) -> u64 {
+        self.request.moves + self.response.moves + self.reply.moves
+    }
+
+    fn can_repeat(&self) -> bool {
         self.reply.is_unheard() && self.body.is_at_hand()
     }
 
-    /// To the end of the response. `unwanted` is asked, of a status and of whether the same request can be sent once more,
-    /// whether the response is not for the client.
-    pub(super) async fn run(
-        &mut self,
-        mut patience: Patience<'_>,
-        unwanted: impl Fn(u16, bool) -> bool,
-    ) -> Result<(), Trouble> {
-        std::future::poll_fn(|cx| self.poll(&mut patience, &unwanted, cx)).await
-    }
-
-    fn poll(
-        &mut self,
-        patience: &mut Patience<'_>,
-        unwanted: &impl Fn(u16, bool) -> bool,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Trouble>> {
-        self.reply.check(cx)?;
-        self.poll_request(cx)?;
-        if self.poll_response(unwanted, cx)?.is_ready() {
-            return Poll::Ready(Ok(()));
-        }
-        let moves = self.request.moves + self.response.moves + self.reply.moves;
-        patience.check(moves, self.lack(), cx)?;
-        Poll::Pending
-    }
-
-    /// What is waited for.
-    pub(super) fn lack(&self) -> Lack {
+    fn lack(&self) -> Lack {
         let request = &self.request;
         if self.reply.waits_for_client() {
             Lack::Window
@@ -125,7 +108,6 @@ impl<'s> Relay<'s> {
         }
     }
 
-    /// Moves the request on until it is sent or something must be waited for.
     fn poll_request(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
         let Self { body, request, response, .. } = self;
         if !matches!(response.stage, Stage::Head(_)) && !body.is_read() {
@@ -150,7 +132,6 @@ impl<'s> Relay<'s> {
         Ok(())
     }
 
-    /// Moves the response on until the client was sent all of it or something must be waited for.
     fn poll_response(
         &mut self,
         unwanted: &impl Fn(u16, bool) -> bool,

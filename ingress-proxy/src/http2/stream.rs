@@ -8,6 +8,7 @@ use http::{HeaderMap, Method, Request};
 use tokio::time::Instant;
 
 use super::body::RequestBody;
+use super::both_ways::{self, BothWays as _};
 use super::endpoint::Taken;
 use super::exchange::{Asked, Exchange};
 use super::head;
@@ -134,13 +135,13 @@ impl Stream<'_> {
             let mut exchange = Exchange::new(&mut endpoint, forwarded, &mut self.body, reply, asked);
             let patience = Patience::new(&mut self.deadline, timeouts, exchange.lack());
             let unwanted = |status, can_repeat| attempts.is_unwanted(record, &chosen, status, can_repeat);
-            let result = exchange.run(patience, unwanted).await;
+            let result = both_ways::run(&mut exchange, patience, unwanted).await;
             let can_repeat = exchange.can_repeat();
             let result = match result {
-                Ok(keep_endpoint) => {
+                Ok(()) => {
                     let status = exchange.reply.status;
                     record.bytes_out = exchange.reply.bytes;
-                    if keep_endpoint {
+                    if exchange.keeps_endpoint() {
                         chosen.idle().put(endpoint, Instant::now());
                     }
                     return Ok(status);
@@ -182,7 +183,7 @@ impl Stream<'_> {
                     let patience = Patience::new(&mut self.deadline, timeouts, relay.lack());
                     let unwanted =
                         |status, can_repeat| attempts.is_unwanted(record, &chosen, status, can_repeat);
-                    let result = relay.run(patience, unwanted).await;
+                    let result = both_ways::run(&mut relay, patience, unwanted).await;
                     record.bytes_out = relay.reply.bytes;
                     let can_repeat = relay.can_repeat();
                     let status = relay.reply.status;
