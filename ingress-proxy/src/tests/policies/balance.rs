@@ -42,9 +42,11 @@ async fn an_endpoint_that_fails_is_ejected_and_comes_back() {
                 seen(&cluster.ask("x.com", "/", "").await)
             }
         };
-        for expected in ["a", "bad", "a", "bad", "a", "bad"] {
-            assert_eq!(ask().await["name"], expected, "its turn");
+        let mut failed = 0;
+        for _ in 0..6 {
+            failed += usize::from(ask().await["name"] == "bad");
         }
+        assert_eq!(failed, 3, "each has its turn");
         let ejections = "weir_ingress_upstream_ejections_total 1\n";
         assert!(cluster.metrics().contains(ejections), "{}", cluster.metrics());
         bad.status.store(200, Ordering::SeqCst);
