@@ -14,7 +14,7 @@
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -26,8 +26,11 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
+
+use crate::{Config, Error, serve};
 
 /// What comes with the sockets; another version of this exchange says something else.
 const GREETING: &[u8; 14] = b"weir-ingress 1";
@@ -40,15 +43,71 @@ const GREETING_LIMIT: Duration = Duration::from_secs(5);
 /// A follower that does not serve by then has failed; another may try.
 const START_LIMIT: Duration = Duration::from_mins(5);
 
+/// Where clients come in.
+pub(crate) struct Listeners {
+    pub(crate) http: TcpListener,
+    pub(crate) https: TcpListener,
+    pub(crate) succession: Succession,
+}
+
+/// Who served before this process, and who does after it.
+pub(crate) struct Succession {
+    path: PathBuf,
+    predecessor: Option<Predecessor>,
+    successors: Option<Successors>,
+}
+
+impl Listeners {
+    /// Takes over those of a running process, where that is wanted and there is one, and binds the others; inside `runtime`.
+    pub(crate) async fn open(config: &Config, runtime: &Handle) -> Result<Self, Error> {
+        let path = config.handover.as_deref();
+        let mut predecessor = match path {
+            Some(path) => Predecessor::find(path).await,
+            None => None,
+        };
+        let mut listener = |address| {
+            let _inside = runtime.enter();
+            let taken = predecessor.as_mut().and_then(|predecessor| predecessor.take(address));
+            taken.map_or_else(|| serve::bind(address), |taken| serve::adopt(taken, address))
+        };
+        let (http, https) = (listener(config.http_address)?, listener(config.https_address)?);
+        let prepare = |path| {
+            let own = [&http, &https].map(|listener| listener.as_fd().try_clone_to_owned());
+            let own: io::Result<Vec<OwnedFd>> = own.into_iter().collect();
+            own.and_then(|own| Successors::prepare(path, own))
+        };
+        let successors = path.map(prepare).transpose();
+        let path = path.unwrap_or(Path::new("")).to_owned();
+        let successors = successors.map_err(|source| Error::Handover { path: path.clone(), source })?;
+        let succession = Succession { path, predecessor, successors };
+        Ok(Self { http, https, succession })
+    }
+}
+
+impl Succession {
+    /// Tells the process before that this one serves, and returns when another serves; for ever where none can.
+    pub(crate) async fn relieved(&mut self) -> Result<(), Error> {
+        let Some(successors) = &mut self.successors else { return std::future::pending().await };
+        let relieved = async {
+            successors.listen()?;
+            if let Some(predecessor) = self.predecessor.take() {
+                predecessor.relieve();
+            }
+            successors.relieved().await
+        };
+        relieved.await.map_err(|source| Error::Handover { path: self.path.clone(), source })
+    }
+}
+
 /// The process that serves until this one does.
-pub(crate) struct Predecessor {
+struct Predecessor {
     stream: UnixStream,
-    sockets: Vec<TcpListener>,
+    sockets: Vec<StdListener>,
 }
 
 impl Predecessor {
     /// Asks at `path`; nothing where nobody answers.
-    pub(crate) async fn find(path: &Path) -> Option<Self> {
+    async fn find(path: &Path) -> Option<Self> {
         let path = path.to_owned();
         let asked = spawn_blocking(move || match ask(&path) {
             Ok(found) => Some(found),
@@ -66,13 +125,13 @@ impl Predecessor {
     }
 
     /// Its listener at an address, if it has one there.
-    pub(crate) fn take(&mut self, address: SocketAddr) -> Option<TcpListener> {
+    fn take(&mut self, address: SocketAddr) -> Option<StdListener> {
         let at = self.sockets.iter().position(|socket| socket.local_addr().is_ok_and(|at| at == address))?;
         Some(self.sockets.swap_remove(at))
     }
 
     /// Tells it that this process serves.
-    pub(crate) fn relieve(mut self) {
+    fn relieve(mut self) {
         if let Err(error) = self.stream.write_all(SERVING) {
             tracing::warn!(%error, "the process that served before is gone already");
         }
@@ -94,11 +153,11 @@ fn ask(path: &Path) -> io::Result<Predecessor> {
         RecvAncillaryMessage::ScmRights(files) => Some(files),
         _ => None,
     });
-    Ok(Predecessor { stream, sockets: files.flatten().map(TcpListener::from).collect() })
+    Ok(Predecessor { stream, sockets: files.flatten().map(StdListener::from).collect() })
 }
 
 /// Where the process that follows is waited for. The path goes with it, unless it is the follower's by then.
-pub(crate) struct Successors {
+struct Successors {
     /// Where others will look, and where the socket is until then.
     path: PathBuf,
     at: PathBuf,
@@ -109,7 +168,7 @@ pub(crate) struct Successors {
 
 impl Successors {
     /// Makes the socket beside `path`, with these listeners to give away.
-    pub(crate) fn prepare(path: &Path, sockets: Vec<OwnedFd>) -> io::Result<Self> {
+    fn prepare(path: &Path, sockets: Vec<OwnedFd>) -> io::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let mut at = path.as_os_str().to_owned();
         at.push(format!(".{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
@@ -121,14 +180,14 @@ impl Successors {
     }
 
     /// Waits at the path from now on, in place of whoever did before.
-    pub(crate) fn listen(&mut self) -> io::Result<()> {
+    fn listen(&mut self) -> io::Result<()> {
         fs::rename(&self.at, &self.path)?;
         self.at.clone_from(&self.path);
         Ok(())
     }
 
     /// Returns when another process serves.
-    pub(crate) async fn relieved(&mut self) -> io::Result<()> {
+    async fn relieved(&mut self) -> io::Result<()> {
         loop {
             let (stream, _) = self.listener.accept().await?;
             let stream = stream.into_std()?;

@@ -39,7 +39,6 @@ mod watch;
 mod wire;
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,7 +55,7 @@ pub use serve::BindError;
 
 use access_log::AccessLog;
 use compile::ObjectKey;
-use handover::{Predecessor, Successors};
+use handover::Listeners;
 use live::{Installer, Live};
 use metrics::Metrics;
 use proxy::{Ports, Proxy};
@@ -150,26 +149,7 @@ impl Ingress {
             workers => workers,
         };
         let runtime = Workers::start(workers)?;
-        let mut predecessor = match &config.handover {
-            Some(path) => Predecessor::find(path).await,
-            None => None,
-        };
-        let (http, https) = {
-            let _inside = runtime.handle().enter();
-            let mut listener = |address| {
-                let taken = predecessor.as_mut().and_then(|predecessor| predecessor.take(address));
-                taken.map_or_else(|| serve::bind(address), |taken| serve::adopt(taken, address))
-            };
-            (listener(config.http_address)?, listener(config.https_address)?)
-        };
-        let mut successors = None;
-        if let Some(path) = &config.handover {
-            let own = [&http, &https].map(|listener| listener.as_fd().try_clone_to_owned());
-            let own: io::Result<Vec<OwnedFd>> = own.into_iter().collect();
-            let prepared = own.and_then(|own| Successors::prepare(path, own));
-            let failed = |source| Error::Handover { path: path.clone(), source };
-            successors = Some(prepared.map_err(failed)?);
-        }
+        let Listeners { http, https, mut succession } = Listeners::open(&config, runtime.handle()).await?;
         let (log, log_writer) = AccessLog::open(&config.access_log, self.metrics.log_dropped.clone())
             .map_err(|source| Error::AccessLog { path: config.access_log.clone(), source })?;
 
@@ -218,32 +198,19 @@ impl Ingress {
         let _ = ready.send(());
         tracing::info!(http = %config.http_address, https = %config.https_address, workers, "ingress serves");
 
-        let relieved = async {
-            let Some(successors) = &mut successors else { return std::future::pending().await };
-            successors.listen()?;
-            if let Some(predecessor) = predecessor {
-                predecessor.relieve();
-            }
-            successors.relieved().await
-        };
         tokio::select! {
             () = shutdown.cancelled() => tokio::time::sleep(config.shutdown_delay).await,
             _ = watcher => return Err(Error::WatcherEnded),
-            relieved = relieved => match relieved {
-                Ok(()) => {
-                    tracing::info!("another process serves now");
-                    // Whatever else listens for this role ends, so that the other can have its address.
-                    shutdown.cancel();
-                    server.leave_listeners();
-                }
-                Err(source) => {
-                    let path = config.handover.unwrap_or_default();
-                    return Err(Error::Handover { path, source });
-                }
-            },
+            relieved = succession.relieved() => {
+                relieved?;
+                tracing::info!("another process serves now");
+                // Whatever else listens for this role ends, so that the other can have its address.
+                shutdown.cancel();
+                server.leave_listeners();
+            }
         }
         // A listener that nobody accepts from would let clients wait for nothing.
-        drop(successors);
+        drop(succession);
         let cut = server.drain(config.drain_timeout).await;
         tracing::info!(cut, "ingress drained");
         drop(server);
