@@ -13,8 +13,8 @@
 //! - `watch` keeps the facts, and is the only writer of what is live;
 //! - `policy` decides about requests, and knows neither protocols nor connections;
 //! - `wire` is HTTP/1.1 as bytes;
-//! - `serve` owns sockets, which `handover` passes on to the next process; `http1` and `http2` own connections (pingora those
-//!   of HTTP/1 for endpoints that speak HTTP/2), `proxy` says what becomes of a request; all only read what is live.
+//! - `serve` owns sockets, which `handover` passes on to the next process; `http1` and `http2` own connections, `proxy` says
+//!   what becomes of a request; all only read what is live.
 //!
 //! The crate speaks the Kubernetes API and nothing else: it cannot tell whose apiserver it talks to.
 
@@ -22,6 +22,7 @@ mod access_log;
 mod check;
 pub mod compile;
 mod config;
+mod ending;
 mod handover;
 mod http1;
 mod http2;
@@ -166,7 +167,7 @@ impl Ingress {
             Ports { plain: config.http_address.port(), tls: config.https_address.port() },
         );
         let tls = tls::server_config(Arc::clone(&certificates)).map_err(Error::Tls)?;
-        let server = Arc::new(Server::new(proxy, tls, timeouts.clone(), workers));
+        let server = Arc::new(Server::new(proxy, tls, timeouts.clone()));
         let installer = Installer::new(
             live,
             certificates,

@@ -51,7 +51,6 @@ pub(crate) enum UpstreamFailure {
     WriteTimeout,
     Closed,
     InvalidResponse,
-    Other,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

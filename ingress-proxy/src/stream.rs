@@ -31,14 +31,6 @@ impl ClientStream {
             Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(H2),
         }
     }
-
-    /// The socket below.
-    pub(crate) fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
-        }
-    }
 }
 
 /// The same call on whichever it is.

@@ -7,12 +7,9 @@
 //! **Cost** of a request without a body whose response fits a buffer: one `send` and one `recv` at the endpoint, one
 //! `send` at the client, no allocation.
 
-use std::io::{self, IoSlice};
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -150,20 +147,5 @@ impl<'c> Exchange<'c> {
         } else {
             (timeouts.read, Trouble::Endpoint(UpstreamFailure::ReadTimeout))
         }
-    }
-}
-
-/// One call for what is there of both.
-pub(crate) fn write(
-    stream: &mut (impl AsyncWrite + Unpin),
-    first: &[u8],
-    second: &[u8],
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    let stream = Pin::new(stream);
-    match (first.is_empty(), second.is_empty()) {
-        (_, true) => stream.poll_write(cx, first),
-        (true, false) => stream.poll_write(cx, second),
-        (false, false) => stream.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)]),
     }
 }

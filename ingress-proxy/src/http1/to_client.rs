@@ -7,13 +7,12 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 
-use super::exchange::{Asked, End, write};
+use super::exchange::{Asked, End};
 use crate::metrics::UpstreamFailure;
 use crate::policy::Passage;
 use crate::proxy::Trouble;
-use crate::serve::MAX_HEAD_BYTES;
 use crate::stream::ClientStream;
-use crate::wire::{After, Body, Buffer, ResponseHead, Space, write_response};
+use crate::wire::{After, Body, Buffer, MAX_HEAD_BYTES, ResponseHead, Space, write, write_response};
 
 const MALFORMED: Trouble = Trouble::Endpoint(UpstreamFailure::InvalidResponse);
 const CLOSED: Trouble = Trouble::Endpoint(UpstreamFailure::Closed);

@@ -6,10 +6,9 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 
-use super::exchange::write;
 use crate::proxy::Trouble;
 use crate::stream::ClientStream;
-use crate::wire::{Body, Buffer};
+use crate::wire::{Body, Buffer, write};
 
 /// A request on its way.
 pub(super) struct ToEndpoint<'c> {

@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::metrics::UpstreamFailure;
-use crate::serve::MAX_HEAD_BYTES;
 use crate::upstream::connect;
+use crate::wire::MAX_HEAD_BYTES;
 
 /// Requests on one connection before another is opened; an endpoint may allow fewer.
 const MAX_STREAMS: usize = 100;
@@ -57,11 +57,11 @@ impl Open {
 
 /// A connection for one request, which counts as its load until dropped.
 #[derive(Debug)]
-pub(super) struct Taken {
-    pub(super) sender: SendRequest<Bytes>,
+pub(crate) struct Taken {
+    pub(crate) sender: SendRequest<Bytes>,
     /// It was there before.
-    pub(super) is_reused: bool,
-    pub(super) _load: Arc<()>,
+    pub(crate) is_reused: bool,
+    pub(crate) _load: Arc<()>,
 }
 
 impl Connections {
@@ -71,7 +71,7 @@ impl Connections {
     }
 
     /// A connection that takes a request.
-    pub(super) async fn take(
+    pub(crate) async fn take(
         &self,
         address: SocketAddr,
         longest: Duration,

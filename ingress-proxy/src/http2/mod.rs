@@ -3,7 +3,7 @@
 //! ```text
 //!                                                          ┌─▶ exchange ─▶ an HTTP/1.1 endpoint
 //! client ─▶ h2: frames ─▶ stream: judged as in `http1` ────┤
-//!    ▲                                                     └─▶ relay ────▶ an HTTP/2 endpoint
+//!    ▲                                                     └─▶ relay ────▶ an HTTP/2 endpoint, also for HTTP/1.1 clients
 //!    └───────── reply: heads and bodies as the client takes them ◀─┘
 //! ```
 //!
@@ -13,6 +13,7 @@
 
 mod body;
 mod both_ways;
+mod client;
 mod endpoint;
 mod exchange;
 mod head;
@@ -35,16 +36,20 @@ use http::Request;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use endpoint::Connections;
+pub(crate) use both_ways::{BothWays, run};
+pub(crate) use client::Client;
+pub(crate) use endpoint::{Connections, Taken};
+pub(crate) use head::from_http1;
+pub(crate) use patience::Patience;
+pub(crate) use relay::Relay;
 use rewound::Rewound;
 use stream::Shared;
 
-use crate::http1::{Draining, LAST_REQUEST};
+use crate::ending::{Draining, LAST_REQUEST, LINGER};
 use crate::metrics::Refusal;
 use crate::proxy::Proxy;
-use crate::serve::{LINGER, MAX_HEAD_BYTES};
 use crate::stream::ClientStream;
-use crate::wire::{Buffer, Deadline};
+use crate::wire::{Buffer, Deadline, MAX_HEAD_BYTES};
 
 /// Streams that a client may have open on one connection.
 const MAX_STREAMS: u32 = 128;

@@ -83,7 +83,7 @@ impl Cluster {
             Ports { plain: ports.0.port(), tls: ports.1.port() },
         );
         let tls = crate::tls::server_config(Arc::clone(&certificates)).unwrap();
-        let server = Arc::new(Server::new(proxy, tls, timeouts.clone(), 1));
+        let server = Arc::new(Server::new(proxy, tls, timeouts.clone()));
         server.track(http, false, &Handle::current());
         server.track(https, true, &Handle::current());
         let installer = Installer::new(live, certificates, metrics, timeouts, Arc::clone(&default), None);

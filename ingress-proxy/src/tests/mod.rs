@@ -20,3 +20,4 @@ mod smuggling;
 mod staying_up;
 mod streams;
 mod tls;
+mod to_http2;

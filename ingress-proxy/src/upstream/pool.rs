@@ -56,8 +56,7 @@ impl Pool {
             .addresses
             .iter()
             .map(|address| {
-                keep(address)
-                    .unwrap_or_else(|| Arc::new(Endpoint::new(*address, wanted.h2c, timeouts, joined_us)))
+                keep(address).unwrap_or_else(|| Arc::new(Endpoint::new(*address, timeouts, joined_us)))
             })
             .collect();
         self.list.store(Arc::new(List { endpoints, h2c: wanted.h2c }));
