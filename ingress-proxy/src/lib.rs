@@ -31,6 +31,7 @@ mod live;
 mod metrics;
 mod policy;
 mod proxy;
+mod rewound;
 mod serve;
 mod stream;
 pub mod table;

@@ -47,6 +47,8 @@ pub(crate) enum UpstreamFailure {
     ConnectRefused,
     ConnectTimeout,
     ConnectOther,
+    TlsHandshake,
+    TlsUntrusted,
     ReadTimeout,
     WriteTimeout,
     Closed,

@@ -12,12 +12,12 @@ use super::exchange::Asked;
 use crate::ending::Draining;
 use crate::http2::Client;
 use crate::proxy::Trouble;
-use crate::stream::ClientStream;
+use crate::stream::Stream;
 use crate::wire::{Body, Buffer, Part, Trailers, write, write_trailers};
 
 /// One request's client.
 pub(super) struct ConnectionClient<'c> {
-    stream: &'c mut ClientStream,
+    stream: &'c mut Stream,
     draining: &'c Draining,
     asked: Asked,
     request: Incoming<'c>,
@@ -76,7 +76,7 @@ impl<'c> ConnectionClient<'c> {
     /// Of a request whose body begins in `input` and has at most `limit` bytes of data. `reply` lends its memory to the
     /// response's head.
     pub(super) fn new(
-        stream: &'c mut ClientStream,
+        stream: &'c mut Stream,
         (input, expects): (&'c mut Buffer, &'c mut bool),
         reply: &'c mut Vec<u8>,
         asked: Asked,

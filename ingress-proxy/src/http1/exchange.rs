@@ -10,7 +10,6 @@
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::to_client::ToClient;
@@ -19,7 +18,7 @@ use crate::config::Timeouts;
 use crate::metrics::UpstreamFailure;
 use crate::policy::Passage;
 use crate::proxy::Trouble;
-use crate::stream::ClientStream;
+use crate::stream::Stream;
 use crate::wire::{Body, Buffer, Deadline, Version};
 
 /// What an exchange must know of the request.
@@ -50,8 +49,8 @@ pub(super) struct End {
 
 /// Both directions of one exchange.
 pub(super) struct Exchange<'c> {
-    client: &'c mut ClientStream,
-    endpoint: &'c mut TcpStream,
+    client: &'c mut Stream,
+    endpoint: &'c mut Stream,
     timeouts: &'c Timeouts,
     pub(super) request: ToEndpoint<'c>,
     pub(super) response: ToClient<'c>,
@@ -63,8 +62,8 @@ impl<'c> Exchange<'c> {
     /// Of a request with this head, whose body begins in `input`. `reply` lends its memory to the response's head, `passage`
     /// says what the rule's policies ask for.
     pub(super) fn new(
-        client: &'c mut ClientStream,
-        endpoint: &'c mut TcpStream,
+        client: &'c mut Stream,
+        endpoint: &'c mut Stream,
         input: &'c mut Buffer,
         (head, reply): (&'c [u8], &'c mut Vec<u8>),
         asked: Asked,

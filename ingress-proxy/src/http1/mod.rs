@@ -30,13 +30,13 @@ use request::Next;
 use crate::ending::{Draining, LAST_REQUEST, LINGER, LINGER_BYTES};
 use crate::metrics::Refusal;
 use crate::proxy::{Answer, Fault, Peer, Proxy, RequestId};
-use crate::stream::ClientStream;
+use crate::stream::Stream;
 use crate::wire::{Buffer, Deadline, HeadEnd, MAX_HEAD_BYTES};
 
 /// One client's connection.
 struct Connection<'p> {
     proxy: &'p Proxy,
-    stream: ClientStream,
+    stream: Stream,
     peer: Peer,
     input: Buffer,
     /// The head for the endpoint.
@@ -58,7 +58,7 @@ enum Missing {
 /// Serves a connection of which `input` was read. Its first head must be complete at `deadline`.
 pub(crate) async fn serve(
     proxy: &Proxy,
-    stream: ClientStream,
+    stream: Stream,
     input: Buffer,
     address: SocketAddr,
     deadline: Instant,

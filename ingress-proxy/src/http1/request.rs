@@ -109,8 +109,9 @@ impl Connection<'_> {
     ) -> Result<(u16, Next), Trouble> {
         let own_timeouts = passage.map(|passage| passage.upstream().over(&self.proxy.timeouts));
         let timeouts = own_timeouts.as_ref().unwrap_or(&self.proxy.timeouts);
-        let by_http2 = if pool.is_h2c() {
-            Some(http2::from_http1(&self.head).map_err(|_| Trouble::BadRequest)?)
+        let protocol = pool.protocol();
+        let by_http2 = if protocol.is_http2() {
+            Some(http2::from_http1(&self.head, protocol.is_tls()).map_err(|_| Trouble::BadRequest)?)
         } else {
             None
         };
@@ -139,7 +140,7 @@ impl Connection<'_> {
         let record = &mut request.record;
         let (mut endpoint, is_reused) = match chosen.idle().take(record.started) {
             Some(stream) => (stream, true),
-            None => (connect(chosen.address(), timeouts.connect).await.map_err(Failed::Connect)?, false),
+            None => (connect(chosen, timeouts.connect).await.map_err(Failed::Connect)?, false),
         };
         let mut exchange = Exchange::new(
             &mut self.stream,
@@ -179,7 +180,7 @@ impl Connection<'_> {
     ) -> Result<(u16, Next), Failed> {
         let To { attempts, chosen, passage, timeouts } = to;
         let Request { record, asked, expects } = request;
-        let taken = chosen.connections().take(chosen.address(), timeouts.connect).await;
+        let taken = chosen.connections().take(chosen, timeouts.connect).await;
         let Taken { sender, is_reused, _load } = taken.map_err(Failed::Connect)?;
         let client = ConnectionClient::new(
             &mut self.stream,

@@ -1,6 +1,5 @@
 //! Connections to an endpoint that speaks HTTP/2. Each carries many requests, and belongs to its endpoint.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -8,12 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::metrics::UpstreamFailure;
-use crate::upstream::connect;
+use crate::stream::Stream;
+use crate::upstream::{Endpoint, connect};
 use crate::wire::MAX_HEAD_BYTES;
 
 /// Requests on one connection before another is opened; an endpoint may allow fewer.
@@ -73,7 +72,7 @@ impl Connections {
     /// A connection that takes a request.
     pub(crate) async fn take(
         &self,
-        address: SocketAddr,
+        endpoint: &Endpoint,
         longest: Duration,
     ) -> Result<Taken, UpstreamFailure> {
         if let Some(taken) = self.with_room() {
@@ -83,7 +82,7 @@ impl Connections {
             let _turn = self.opening.lock().await;
             match self.with_room() {
                 Some(taken) => Ok(taken),
-                None => self.open(address, longest).await,
+                None => self.open(endpoint, longest).await,
             }
         };
         timeout(longest, opening).await.unwrap_or(Err(UpstreamFailure::ConnectTimeout))
@@ -107,8 +106,8 @@ impl Connections {
         candidates.min_by_key(|one| one.load()).map(|one| one.take(true))
     }
 
-    async fn open(&self, address: SocketAddr, longest: Duration) -> Result<Taken, UpstreamFailure> {
-        let stream = connect(address, longest).await?;
+    async fn open(&self, endpoint: &Endpoint, longest: Duration) -> Result<Taken, UpstreamFailure> {
+        let stream = connect(endpoint, longest).await?;
         let mut builder = Builder::new();
         builder
             .enable_push(false)
@@ -132,7 +131,7 @@ impl Connections {
 }
 
 /// Moves a connection's frames until it ends or is silent for too long.
-async fn drive(mut connection: Connection<TcpStream, Bytes>) {
+async fn drive(mut connection: Connection<Stream, Bytes>) {
     let pings = connection.ping_pong();
     let silence = async {
         match pings {

@@ -7,11 +7,12 @@
 //! allocations; what the client gets leaves with what other streams have for it.
 
 use std::fmt::Write as _;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::HeaderMap;
-use tokio::net::TcpStream;
+use tokio::io::AsyncWrite as _;
 
 use super::both_ways::BothWays;
 use super::client::{Client as _, StreamClient};
@@ -20,6 +21,7 @@ use super::patience::Lack;
 use crate::metrics::UpstreamFailure;
 use crate::policy::Passage;
 use crate::proxy::Trouble;
+use crate::stream::Stream;
 use crate::wire::{Body, Buffer, MAX_HEAD_BYTES, Part, ResponseHead, Space, Trailers, write, write_trailers};
 
 const MALFORMED: Trouble = Trouble::Endpoint(UpstreamFailure::InvalidResponse);
@@ -27,7 +29,7 @@ const CLOSED: Trouble = Trouble::Endpoint(UpstreamFailure::Closed);
 
 /// Both directions of one exchange.
 pub(super) struct Exchange<'s> {
-    endpoint: &'s mut TcpStream,
+    endpoint: &'s mut Stream,
     pub(super) client: StreamClient<'s>,
     asked: Asked<'s>,
     request: ToEndpoint,
@@ -77,7 +79,7 @@ enum Stage {
 
 impl<'s> Exchange<'s> {
     pub(super) fn new(
-        endpoint: &'s mut TcpStream,
+        endpoint: &'s mut Stream,
         head: &[u8],
         client: StreamClient<'s>,
         asked: Asked<'s>,
@@ -148,10 +150,7 @@ impl BothWays for Exchange<'_> {
                 }
             }
             if !request.has_more() {
-                if request.is_ended {
-                    break;
-                }
-                return Ok(());
+                break;
             }
             match write(*endpoint, &request.front, &request.piece, cx) {
                 Poll::Pending => return Ok(()),
@@ -163,6 +162,10 @@ impl BothWays for Exchange<'_> {
                     request.moves += 1;
                 }
             }
+        }
+        // TLS may hold some of it back.
+        if !request.deaf {
+            request.deaf = matches!(Pin::new(&mut **endpoint).poll_flush(cx), Poll::Ready(Err(_)));
         }
         Ok(())
     }

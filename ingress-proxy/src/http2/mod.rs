@@ -20,7 +20,6 @@ mod head;
 mod patience;
 mod relay;
 mod reply;
-mod rewound;
 mod stream;
 
 use std::net::SocketAddr;
@@ -42,13 +41,13 @@ pub(crate) use endpoint::{Connections, Taken};
 pub(crate) use head::from_http1;
 pub(crate) use patience::Patience;
 pub(crate) use relay::Relay;
-use rewound::Rewound;
 use stream::Shared;
 
 use crate::ending::{Draining, LAST_REQUEST, LINGER};
 use crate::metrics::Refusal;
 use crate::proxy::Proxy;
-use crate::stream::ClientStream;
+use crate::rewound::Rewound;
+use crate::stream::Stream;
 use crate::wire::{Buffer, Deadline, MAX_HEAD_BYTES};
 
 /// Streams that a client may have open on one connection.
@@ -66,7 +65,7 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// Serves a connection of which `input` was read. Its preface must be complete at `deadline`.
 pub(crate) async fn serve(
     proxy: &Proxy,
-    stream: ClientStream,
+    stream: Stream,
     input: Buffer,
     address: SocketAddr,
     deadline: Instant,
@@ -116,7 +115,7 @@ enum State {
 
 /// One client's connection.
 struct Connection {
-    frames: h2::server::Connection<Rewound, Bytes>,
+    frames: h2::server::Connection<Rewound<Stream>, Bytes>,
     /// Passes when the client has had no stream for too long.
     idle: Deadline,
     keepalive: Duration,

@@ -102,10 +102,11 @@ impl Stream<'_> {
         let mut pool = record.endpoints(passage)?;
         let asked = Asked { is_head: request.head.method == "HEAD", chunks: request.head.chunks, passage };
         loop {
-            let page = record.page_request();
+            let (page, protocol) = (record.page_request(), pool.protocol());
             let networks = &proxy.trusted;
-            let forwarded = if pool.is_h2c() {
-                let forwarded = head::for_http2(request, headers, peer, &record.id, networks, passage);
+            let forwarded = if protocol.is_http2() {
+                let forwarded =
+                    head::for_http2(request, headers, protocol.is_tls(), peer, &record.id, networks, passage);
                 let mut forwarded = forwarded.map_err(Answer::from)?;
                 if let Some(PageRequest { target, fields }) = page {
                     head::redirect(&mut forwarded, target, fields);
@@ -165,7 +166,7 @@ impl Stream<'_> {
         let To { attempts, chosen, timeouts } = to;
         let (mut endpoint, is_reused) = match chosen.idle().take(record.started) {
             Some(stream) => (stream, true),
-            None => (connect(chosen.address(), timeouts.connect).await.map_err(Failed::Connect)?, false),
+            None => (connect(chosen, timeouts.connect).await.map_err(Failed::Connect)?, false),
         };
         let client = StreamClient::new(&mut self.body, Reply::new(&mut self.respond));
         let mut exchange = Exchange::new(&mut endpoint, head, client, asked);
@@ -198,7 +199,7 @@ impl Stream<'_> {
         passage: Option<&Passage>,
     ) -> Result<u16, Failed> {
         let To { attempts, chosen, timeouts } = to;
-        let taken = chosen.connections().take(chosen.address(), timeouts.connect).await;
+        let taken = chosen.connections().take(chosen, timeouts.connect).await;
         let Taken { sender, is_reused, _load } = taken.map_err(Failed::Connect)?;
         let can_repeat = self.body.is_at_hand();
         let client = StreamClient::new(&mut self.body, Reply::new(&mut self.respond));

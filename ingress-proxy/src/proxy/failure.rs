@@ -66,6 +66,8 @@ fn said_of(failure: UpstreamFailure) -> (u16, &'static str) {
         }
         UpstreamFailure::ConnectRefused => (502, "the endpoint refused the connection"),
         UpstreamFailure::ConnectOther => (502, "the endpoint could not be reached"),
+        UpstreamFailure::TlsHandshake => (502, "TLS could not be agreed on with the endpoint"),
+        UpstreamFailure::TlsUntrusted => (502, "the endpoint's certificate is not trusted"),
         UpstreamFailure::InvalidResponse => (502, "the endpoint's response is malformed"),
         UpstreamFailure::Closed => (502, "the endpoint closed the connection without a full response"),
     }

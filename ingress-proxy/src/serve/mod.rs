@@ -22,7 +22,8 @@ use crate::http1;
 use crate::http2;
 use crate::metrics::{Metrics, Refusal};
 use crate::proxy::Proxy;
-use crate::stream::ClientStream;
+use crate::rewound::Rewound;
+use crate::stream::Stream;
 use crate::wire::Buffer;
 
 /// Open client connections. Beyond, new ones are closed at once and counted: memory per connection is bounded,
@@ -184,8 +185,8 @@ impl Server {
         }
         let mut input = Buffer::default();
         let (stream, h2c) = if tls {
-            match timeout_at(deadline, self.tls.accept(stream)).await {
-                Ok(Ok(stream)) => (ClientStream::Tls(Box::new(stream)), false),
+            match timeout_at(deadline, self.tls.accept(Rewound::from(stream))).await {
+                Ok(Ok(stream)) => (Stream::Tls(Box::new(stream.into())), false),
                 Ok(Err(error)) => {
                     self.metrics.refused(Refusal::HandshakeFailed);
                     tracing::debug!(%peer, %error, "TLS handshake failed");
@@ -197,7 +198,7 @@ impl Server {
             let mut stream = stream;
             match timeout_at(deadline, sniff(&mut stream, &mut input)).await {
                 Ok(Ok(_)) if input.is_empty() => return,
-                Ok(Ok(h2c)) => (ClientStream::Plain(stream), h2c),
+                Ok(Ok(h2c)) => (Stream::Plain(stream), h2c),
                 Ok(Err(_)) => return,
                 Err(_) => return self.metrics.refused(Refusal::HeaderTimeout),
             }

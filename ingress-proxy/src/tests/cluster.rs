@@ -14,8 +14,8 @@ use tokio::runtime::Handle;
 
 use crate::access_log::AccessLog;
 use crate::compile::{
-    Changes, ClassFact, Compiler, EndpointFact, IngressFact, ObjectKey, PortFact, SecretFact, ServiceFact,
-    SliceFact, Snapshot,
+    Changes, ClassFact, Compiler, EndpointFact, IngressFact, ObjectKey, PortFact, Protocol, SecretFact,
+    ServiceFact, SliceFact, Snapshot,
 };
 use crate::config::{Network, Timeouts};
 use crate::live::{Installer, Live};
@@ -142,7 +142,8 @@ impl Cluster {
 
     /// A Service `n/name` with these endpoints.
     pub(super) fn service(&self, name: &str, h2c: bool, endpoints: &[SocketAddr]) {
-        let port = |number| PortFact { name: String::new(), number, h2c };
+        let protocol = h2c.then_some(Protocol::Grpc);
+        let port = |number| PortFact { name: String::new(), number, protocol };
         let key = ObjectKey::new("n", name);
         let changes = Changes { services: [key.clone()].into(), ..Changes::default() };
         self.change(changes, |snapshot| {
@@ -174,7 +175,7 @@ impl Cluster {
         let slices = endpoints.iter().map(|address| {
             let fact = SliceFact {
                 service: service.clone(),
-                ports: vec![PortFact { name: String::new(), number: address.port(), h2c: false }],
+                ports: vec![PortFact { name: String::new(), number: address.port(), protocol: None }],
                 endpoints: vec![EndpointFact { addresses: vec![address.ip()], ready: true, draining: false }],
             };
             (address.to_string(), fact)

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use super::clock::now_us;
 use super::ejection::Ejection;
 use super::latency::Latency;
+use super::tls::EndpointTls;
 use crate::config::Timeouts;
 use crate::http2::Connections;
 use crate::idle::Idle;
@@ -15,6 +16,7 @@ use crate::idle::Idle;
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     address: SocketAddr,
+    tls: Option<Arc<EndpointTls>>,
     /// Connections by HTTP/1.1 that wait for a request.
     idle: Idle,
     /// Connections by HTTP/2.
@@ -27,9 +29,15 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     /// One that came to its pool at this time; 0 if it was there from the start.
-    pub(super) fn new(address: SocketAddr, timeouts: &Timeouts, joined_us: u64) -> Self {
+    pub(super) fn new(
+        address: SocketAddr,
+        tls: Option<Arc<EndpointTls>>,
+        timeouts: &Timeouts,
+        joined_us: u64,
+    ) -> Self {
         Self {
             address,
+            tls,
             idle: Idle::new(timeouts.upstream_idle),
             connections: Connections::new(timeouts.upstream_idle),
             in_flight: AtomicU32::new(0),
@@ -42,6 +50,11 @@ impl Endpoint {
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How TLS is spoken with it, if it is.
+    pub(super) fn tls(&self) -> Option<&EndpointTls> {
+        self.tls.as_deref()
     }
 
     /// Its connections that wait for a request.
