@@ -34,6 +34,11 @@ pub struct Config {
     #[arg(long)]
     pub trusted_proxies: Vec<Network>,
 
+    /// Connections begin with a header of the PROXY protocol, version 1 or 2, as load balancers write it; only those from
+    /// `--trusted-proxies` are taken.
+    #[arg(long)]
+    pub proxy_protocol: bool,
+
     /// Threads that serve requests; 0 means one per CPU.
     #[arg(long, default_value_t = 0)]
     pub workers: usize,
@@ -132,6 +137,7 @@ impl Default for Config {
             ingress_class: "weir".to_owned(),
             publish_address: Vec::new(),
             trusted_proxies: Vec::new(),
+            proxy_protocol: false,
             workers: 0,
             default_tls_secret: None,
             access_log: PathBuf::from("-"),

@@ -74,6 +74,9 @@ pub enum Error {
     /// `--default-tls-secret` is malformed.
     #[error("--default-tls-secret {0:?} is not of the form namespace/name")]
     DefaultSecret(String),
+    /// `--proxy-protocol` is on, and nobody may speak it.
+    #[error("--proxy-protocol needs --trusted-proxies: name the networks of the load balancers in front")]
+    NobodyTrusted,
     /// A listener could not be had.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -135,6 +138,9 @@ impl Ingress {
                 _ => return Err(Error::DefaultSecret(text.clone())),
             },
         };
+        if config.proxy_protocol && config.trusted_proxies.is_empty() {
+            return Err(Error::NobodyTrusted);
+        }
         Ok(Self { config, client, metrics: Metrics::register(metrics), default_secret })
     }
 
@@ -161,14 +167,15 @@ impl Ingress {
         let timeouts = config.timeouts;
         let proxy = Proxy::new(
             Arc::clone(&live),
+            Arc::clone(&certificates),
             self.metrics.clone(),
             log,
             &config.trusted_proxies,
             timeouts.clone(),
             Ports { plain: config.http_address.port(), tls: config.https_address.port() },
         );
-        let tls = tls::server_config(Arc::clone(&certificates)).map_err(Error::Tls)?;
-        let server = Arc::new(Server::new(proxy, tls, timeouts.clone()));
+        let tls = tls::server_config(Arc::clone(&certificates), None).map_err(Error::Tls)?;
+        let server = Arc::new(Server::new(proxy, tls, timeouts.clone(), config.proxy_protocol));
         let installer = Installer::new(
             live,
             certificates,

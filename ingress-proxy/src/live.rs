@@ -8,13 +8,13 @@ use arc_swap::ArcSwap;
 use rustls::sign::CertifiedKey;
 
 use crate::compile::{
-    BackendKey, HostUpdate, ObjectKey, SecretFact, Snapshot, TargetSpec, Update, endpoints,
+    BackendKey, Credentials, HostUpdate, ObjectKey, SecretFact, Snapshot, TargetSpec, Update, endpoints,
 };
 use crate::config::Timeouts;
 use crate::metrics::{MAX_LABELLED_TARGETS, Metrics, Sizes, TargetLabels, TargetMetrics};
 use crate::policy::{Passage, Policy};
 use crate::table::{HostPattern, HostRules, RouteTable};
-use crate::tls::{Certificates, Pair};
+use crate::tls::{Certificates, ClientAuth, Pair};
 use crate::upstream::Pool;
 
 /// The table in service; swapped whole.
@@ -22,6 +22,18 @@ use crate::upstream::Pool;
 pub(crate) struct Live {
     table: RouteTable<Arc<Target>>,
     pools: Arc<Pools>,
+    /// Handshakes that ask for certificates, by the Secrets with the authorities.
+    client_auths: Arc<BTreeMap<Arc<str>, Arc<ClientAuth>>>,
+    /// Hosts whose connections are special.
+    doors: usize,
+}
+
+/// What is special about TLS connections for a host.
+pub(crate) enum Door {
+    /// They go to the endpoints of this target as they are.
+    Passthrough(Arc<Target>),
+    /// The client is asked for a certificate.
+    Clients(Arc<ClientAuth>),
 }
 
 /// What a look at all pools found.
@@ -41,6 +53,23 @@ impl Live {
     /// The target for a request.
     pub(crate) fn route(&self, host: &str, path: &str) -> Option<&Arc<Target>> {
         self.table.lookup(host, path)
+    }
+
+    /// Whether connections for some host are special.
+    pub(crate) fn has_doors(&self) -> bool {
+        self.doors > 0
+    }
+
+    /// What is special about connections for this name; it stands in the policies of all rules of the host.
+    pub(crate) fn door(&self, name: &str) -> Option<Door> {
+        let rules = self.table.covering(name)?;
+        let target = rules.lookup("/").or_else(|| rules.targets().next())?;
+        let policy = target.policy.as_ref()?;
+        if policy.passthrough {
+            return Some(Door::Passthrough(Arc::clone(target)));
+        }
+        let asked = policy.clients.as_ref()?;
+        self.client_auths.get(&asked.authorities).map(|auth| Door::Clients(Arc::clone(auth)))
     }
 
     /// Closes connections to endpoints that waited too long. Returns what is left.
@@ -85,10 +114,21 @@ impl Target {
         self.canary.as_ref().filter(|canary| passage.to_canary() && canary.has_endpoints())
     }
 
+    /// By which Secret's authorities clients are asked for certificates, if they are.
+    fn asks_by(&self) -> Option<&Arc<str>> {
+        Some(&self.policy.as_ref()?.clients.as_ref()?.authorities)
+    }
+
     /// Whether a request can be sent there.
     pub(crate) fn has_endpoints(&self) -> bool {
         self.backend.as_ref().is_ok_and(|pool| !pool.is_empty())
     }
+}
+
+/// Whether connections for the host are special; all of its rules say so.
+fn has_door(rules: &HostRules<Arc<Target>>) -> bool {
+    let policy = rules.targets().next().and_then(|target| target.policy.as_ref());
+    policy.is_some_and(|policy| policy.passthrough || policy.clients.is_some())
 }
 
 /// Each target once, with canaries and fallbacks.
@@ -142,6 +182,9 @@ pub(crate) struct Installer {
     pools: Arc<Pools>,
     series: Shared<TargetLabels, Arc<TargetMetrics>>,
     pairs: Shared<ObjectKey, Pair>,
+    /// Nothing while the Secret is not usable.
+    client_auths: Shared<Arc<str>, Option<Arc<ClientAuth>>>,
+    doors: usize,
     /// Of all pools.
     endpoints: usize,
 }
@@ -169,6 +212,8 @@ impl Installer {
             pools,
             series: Shared::default(),
             pairs: Shared::default(),
+            client_auths: Shared::default(),
+            doors: 0,
             endpoints: 0,
         }
     }
@@ -190,11 +235,11 @@ impl Installer {
                 }
                 HostUpdate::Gone => None,
             };
-            before.extend(self.replace(&mut table, &host, rules));
+            before.extend(self.replace(snapshot, &mut table, &host, rules));
         }
         for (alias, host) in aliases {
             let rules = table.rules(&host).cloned();
-            before.extend(self.replace(&mut table, &alias, rules));
+            before.extend(self.replace(snapshot, &mut table, &alias, rules));
         }
         self.install_certificates(snapshot, &update.certificates);
         let sizes = Sizes {
@@ -203,7 +248,7 @@ impl Installer {
             certificates: update.totals.certificates,
             problems: update.totals.problems,
         };
-        self.live.store(Arc::new(Live { table, pools: Arc::clone(&self.pools) }));
+        self.store(table);
         // Only now is nothing new routed to what is gone.
         for rules in before {
             self.release(&rules);
@@ -228,7 +273,7 @@ impl Installer {
     }
 
     /// Puts the pairs that are in these secrets now in the place of those that were; no host has another secret.
-    pub(crate) fn renew(&self, snapshot: &Snapshot, secrets: &BTreeSet<ObjectKey>) {
+    pub(crate) fn renew(&mut self, snapshot: &Snapshot, secrets: &BTreeSet<ObjectKey>) {
         if secrets.is_empty() {
             return;
         }
@@ -242,6 +287,20 @@ impl Installer {
                 self.certificates.load().default_pair().store(default);
             }
         }
+        let renewed: Vec<Arc<str>> = secrets
+            .iter()
+            .map(|secret| secret.to_string().into())
+            .filter(|name| self.client_auths.0.contains_key(name))
+            .collect();
+        for name in &renewed {
+            let auth = self.client_auth(snapshot, name);
+            if let Some((slot, _)) = self.client_auths.0.get_mut(name) {
+                *slot = auth;
+            }
+        }
+        if !renewed.is_empty() {
+            self.store(self.live.load().table.clone());
+        }
         // Connections that are up keep what they were opened with, those that wait for a request are not used any more.
         for (key, (pool, _)) in &lock(&self.pools).0 {
             if key.tls.secret.as_ref().is_some_and(|secret| secrets.contains(secret)) {
@@ -253,6 +312,7 @@ impl Installer {
     /// Returns the rules that the host had.
     fn replace(
         &mut self,
+        snapshot: &Snapshot,
         table: &mut RouteTable<Arc<Target>>,
         host: &HostPattern,
         rules: Option<Arc<HostRules<Arc<Target>>>>,
@@ -262,13 +322,21 @@ impl Installer {
                 lock(&self.pools).hold(pool);
             }
             self.series.hold(target.metrics.labels());
+            if let Some(name) = target.asks_by() {
+                let is_new = !self.client_auths.0.contains_key(name);
+                let auth = if is_new { self.client_auth(snapshot, name) } else { None };
+                self.client_auths.0.entry(Arc::clone(name)).or_insert((auth, 0));
+                self.client_auths.hold(name);
+            }
         }
+        self.doors += usize::from(rules.as_deref().is_some_and(has_door));
         let before = table.rules(host).cloned();
         table.set(host, rules);
         before
     }
 
     fn release(&mut self, rules: &HostRules<Arc<Target>>) {
+        self.doors -= usize::from(has_door(rules));
         for target in distinct(rules.targets()).into_values() {
             let pool = target.pool.as_ref();
             if let Some(pool) = pool.and_then(|pool| lock(&self.pools).release(pool)) {
@@ -277,7 +345,28 @@ impl Installer {
             if let Some(series) = self.series.release(target.metrics.labels()) {
                 self.metrics.forget(series.labels());
             }
+            if let Some(name) = target.asks_by() {
+                self.client_auths.release(name);
+            }
         }
+    }
+
+    fn store(&self, table: RouteTable<Arc<Target>>) {
+        let usable = |(name, (auth, _)): (&Arc<str>, &(Option<Arc<ClientAuth>>, usize))| {
+            auth.as_ref().map(|auth| (Arc::clone(name), Arc::clone(auth)))
+        };
+        let client_auths = Arc::new(self.client_auths.0.iter().filter_map(usable).collect());
+        let (pools, doors) = (Arc::clone(&self.pools), self.doors);
+        self.live.store(Arc::new(Live { table, pools, client_auths, doors }));
+    }
+
+    /// The handshake that asks for certificates of this Secret's authorities. Without it the rules are closed, and the compiler
+    /// has said why.
+    fn client_auth(&self, snapshot: &Snapshot, name: &Arc<str>) -> Option<Arc<ClientAuth>> {
+        let (namespace, secret) = name.split_once('/')?;
+        let credentials = Credentials::of(snapshot, Some(&ObjectKey::new(namespace, secret)));
+        let auth = ClientAuth::new(name, credentials.authorities.as_deref()?, Arc::clone(&self.certificates));
+        auth.map(Arc::new).ok()
     }
 
     fn target(&mut self, snapshot: &Snapshot, spec: &Arc<TargetSpec>, made: &mut Made) -> Arc<Target> {

@@ -69,6 +69,8 @@ pub(crate) enum Refusal {
     HandshakeFailed,
     HandshakeTimeout,
     TooManyConnections,
+    UntrustedProxy,
+    ProxyHeader,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -91,6 +93,23 @@ pub(crate) struct PolicyMetrics {
     pub(crate) clients_counted: Gauge,
     /// Requests in flight that were not counted, at the bound on clients.
     pub(crate) clients_uncounted: Counter,
+}
+
+/// What is counted of TLS that goes to the endpoints as it is.
+#[derive(Debug, Clone)]
+struct PassthroughMetrics {
+    connections: Counter,
+    open: Gauge,
+    unserved: Counter,
+}
+
+/// A connection that is relayed.
+pub(crate) struct Relayed(Gauge);
+
+impl Drop for Relayed {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl PolicyMetrics {
@@ -152,6 +171,7 @@ pub(crate) struct Metrics {
     pub(crate) secret_watches: Gauge,
     /// Secrets beyond the bound, which are not watched.
     pub(crate) secrets_refused: Gauge,
+    passthrough: PassthroughMetrics,
     hosts: Gauge,
     paths: Gauge,
     endpoints: Gauge,
@@ -217,6 +237,15 @@ impl Metrics {
             events_dropped: registered(r, "events_dropped", "Events dropped at the queue's bound"),
             secret_watches: registered(r, "secret_watches", "Secrets being watched"),
             secrets_refused: registered(r, "secrets_refused", "Secrets beyond the bound on watches"),
+            passthrough: PassthroughMetrics {
+                connections: registered(r, "passthrough_connections", "TLS connections relayed to endpoints"),
+                open: registered(r, "passthrough_open", "TLS connections being relayed"),
+                unserved: registered(
+                    r,
+                    "passthrough_unserved",
+                    "TLS connections to be relayed that no endpoint took",
+                ),
+            },
             hosts: registered(r, "hosts", "Hosts in the route table"),
             paths: registered(r, "paths", "Path rules in the route table"),
             endpoints: registered(r, "endpoints", "Endpoints of all backends in the route table"),
@@ -235,6 +264,18 @@ impl Metrics {
     /// Counts a refusal.
     pub(crate) fn refused(&self, reason: Refusal) {
         self.refusals.get_or_create(&RefusalLabels { reason }).inc();
+    }
+
+    /// Counts a connection that is relayed, until what is returned goes.
+    pub(crate) fn passthrough_opened(&self) -> Relayed {
+        self.passthrough.connections.inc();
+        self.passthrough.open.inc();
+        Relayed(self.passthrough.open.clone())
+    }
+
+    /// Counts a connection that could not be relayed.
+    pub(crate) fn passthrough_unserved(&self) {
+        self.passthrough.unserved.inc();
     }
 
     /// Notes that a table went live.

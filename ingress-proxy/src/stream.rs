@@ -10,9 +10,6 @@ use tokio_rustls::TlsStream;
 
 use crate::rewound::Rewound;
 
-/// The protocol that TLS agreed on when it is HTTP/2.
-const H2: &[u8] = b"h2";
-
 /// A connection.
 #[derive(Debug)]
 pub(crate) enum Stream {
@@ -22,18 +19,6 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    pub(crate) fn is_tls(&self) -> bool {
-        matches!(self, Self::Tls(_))
-    }
-
-    /// Whether TLS agreed on HTTP/2.
-    pub(crate) fn is_h2(&self) -> bool {
-        match self {
-            Self::Plain(_) => false,
-            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(H2),
-        }
-    }
-
     /// Whether nothing has come that was not read, as far as the kernel has told: neither an end nor bytes.
     pub(crate) fn is_silent(&self) -> bool {
         let tcp = match self {

@@ -6,6 +6,7 @@ use k8s_openapi::api::networking::v1::HTTPIngressPath;
 
 use super::own::{Own, Plain};
 use super::{IngressFact, Problem, Reason, Snapshot, TargetSpec};
+use crate::policy::ClientCertificates;
 use crate::table::{HostPattern, RuleSet};
 
 /// An Ingress with rules for the host.
@@ -24,6 +25,10 @@ pub(super) struct HostCompilation<'a> {
     pub(super) has_tls: bool,
     /// All paths of the host are patterns, because those of some Ingress are.
     pub(super) has_patterns: bool,
+    /// What the host asks of its clients, for all of its rules.
+    pub(super) clients: Option<Arc<ClientCertificates>>,
+    /// Connections of TLS for the host go to its endpoints as they are.
+    pub(super) passthrough: bool,
     pub(super) rules: RuleSet<Arc<TargetSpec>>,
     pub(super) problems: Vec<Problem>,
     /// Those of the Ingress at hand.
@@ -39,11 +44,13 @@ impl<'a> HostCompilation<'a> {
         has_patterns: bool,
     ) -> Self {
         let (rules, problems, targets) = (RuleSet::default(), Vec::new(), Vec::new());
-        Self { snapshot, plain, host, has_tls, has_patterns, rules, problems, targets }
+        let (clients, passthrough) = (None, false);
+        Self { snapshot, plain, host, has_tls, has_patterns, clients, passthrough, rules, problems, targets }
     }
 
     /// Takes in all Ingresses; they come by age, for a host and path that two of them have belongs to the older one.
     pub(super) fn members(&mut self, members: &[Member<'a>]) {
+        self.of_connections(members);
         for member in members.iter().filter(|member| !member.own.is_canary()) {
             self.targets.clear();
             self.add_rules(*member);
@@ -54,6 +61,27 @@ impl<'a> HostCompilation<'a> {
             match &member.own.notes.canary {
                 Some(canary) => self.canary(*member, canary),
                 None => self.app_root(*member),
+            }
+        }
+    }
+
+    /// What is decided when a connection is opened, before any path is known, holds for all rules of the host: else a rule
+    /// of one Ingress would open what another's closes. The oldest Ingress that says something is heard.
+    fn of_connections(&mut self, members: &[Member<'a>]) {
+        for member in members.iter().filter(|member| !member.own.is_canary()) {
+            let notes = &member.own.notes;
+            self.passthrough |= notes.passthrough;
+            match (&self.clients, &notes.clients) {
+                (None, Some(clients)) => self.clients = Some(Arc::clone(clients)),
+                (Some(first), Some(clients)) if first != clients => {
+                    let text = format!(
+                        "annotations auth-tls-* are not in use for {}: an older Ingress asks its clients for other \
+                         certificates",
+                        self.described()
+                    );
+                    self.problem(*member, Reason::Conflict, text);
+                }
+                _ => {}
             }
         }
     }

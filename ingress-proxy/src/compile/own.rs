@@ -125,7 +125,15 @@ impl Own {
             }
         }
         if let Some(secret) = notes.tls.secret.clone()
-            && let Err(why) = self.endpoint_credentials(snapshot, ingress, &secret, notes.tls.verifies)
+            && let Err(why) =
+                self.credentials(snapshot, ingress, &secret, "TLS with endpoints", notes.tls.verifies)
+        {
+            settings.closed = settings.closed.or(Some(why.into()));
+        }
+        let authorities = notes.clients.as_ref().and_then(|clients| clients.authorities.split_once('/'));
+        if let Some((namespace, name)) = authorities.filter(|_| notes.canary.is_none())
+            && let secret = ObjectKey::new(namespace, name)
+            && let Err(why) = self.credentials(snapshot, ingress, &secret, "client certificates", true)
         {
             settings.closed = settings.closed.or(Some(why.into()));
         }
@@ -135,18 +143,18 @@ impl Own {
         self.notes = Arc::new(notes);
     }
 
-    /// Whether the Secret of `proxy-ssl-secret` has what is asked of it, or why the paths must stay closed without.
-    fn endpoint_credentials(
+    /// Whether a Secret has the certificates that are asked of it, or why the paths must stay closed without.
+    fn credentials(
         &mut self,
         snapshot: &Snapshot,
         ingress: &IngressFact,
         key: &ObjectKey,
+        what: &str,
         verifies: bool,
     ) -> Result<(), String> {
         self.secrets.push(key.clone());
-        let what = "for TLS with endpoints";
         let fault = match snapshot.secrets.get(key) {
-            None => return Err(format!("Secret {key} {what} was not read yet")),
+            None => return Err(format!("Secret {key} for {what} was not read yet")),
             Some(SecretFact::Missing) => "does not exist".to_owned(),
             Some(SecretFact::Broken(why)) => format!("is not usable: {why}"),
             Some(SecretFact::Usable(..) | SecretFact::Opaque(_)) => {
@@ -160,7 +168,7 @@ impl Own {
                 }
             }
         };
-        let why = format!("Secret {key} {what} {fault}");
+        let why = format!("Secret {key} for {what} {fault}");
         let text = format!("{why}: the paths of this Ingress answer 503 until it is mended");
         self.problem(ingress, Reason::BadSecret, text);
         Err(why)

@@ -11,7 +11,8 @@ impl<'a> HostCompilation<'a> {
     /// The policy for a rule of this host; `None` if there is nothing to do.
     pub(super) fn policy(&self, member: Member<'_>, rewrite: Option<Rewrite>) -> Option<Arc<Policy>> {
         let (own, host_has_tls) = (member.own, self.has_tls);
-        if rewrite.is_none() {
+        let (clients, passthrough) = (self.clients.clone(), self.passthrough);
+        if rewrite.is_none() && clients.is_none() && !passthrough {
             if !host_has_tls && own.idle_without_tls {
                 return None;
             }
@@ -20,7 +21,7 @@ impl<'a> HostCompilation<'a> {
             }
         }
         let settings = Arc::clone(&own.settings);
-        Some(Arc::new(Policy { settings, host_has_tls, rewrite, canary: None }))
+        Some(Arc::new(Policy { settings, host_has_tls, clients, passthrough, rewrite, canary: None }))
     }
 
     /// Gives the rules that the canary's rules name a share of requests to send there.

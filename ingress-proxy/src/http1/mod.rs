@@ -17,7 +17,6 @@ mod to_client;
 mod to_endpoint;
 
 use std::io;
-use std::net::SocketAddr;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -60,13 +59,13 @@ pub(crate) async fn serve(
     proxy: &Proxy,
     stream: Stream,
     input: Buffer,
-    address: SocketAddr,
+    peer: Peer,
     deadline: Instant,
     draining: CancellationToken,
 ) {
     let mut connection = Connection {
         proxy,
-        peer: proxy.peer(address, stream.is_tls()),
+        peer,
         stream,
         input,
         head: Vec::new(),

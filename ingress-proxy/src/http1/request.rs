@@ -9,7 +9,7 @@ use crate::config::Timeouts;
 use crate::http2::{self, BothWays as _, Patience, Relay, Taken};
 use crate::policy::{Decision, Passage};
 use crate::proxy::{Answer, Attempts, Failed, PageRequest, Record, Then, Trouble};
-use crate::upstream::{Chosen, Pool, connect};
+use crate::upstream::{self, Chosen, Pool};
 use crate::wire::{Body, RequestHead, Space, Version, redirect_request, write_request};
 
 /// What a connection does behind a request.
@@ -138,10 +138,9 @@ impl Connection<'_> {
     async fn exchange(&mut self, request: &mut Request, to: To<'_>) -> Result<(u16, Next), Failed> {
         let To { attempts, chosen, passage, timeouts } = to;
         let record = &mut request.record;
-        let (mut endpoint, is_reused) = match chosen.idle().take(record.started) {
-            Some(stream) => (stream, true),
-            None => (connect(chosen, timeouts.connect).await.map_err(Failed::Connect)?, false),
-        };
+        let header = self.peer.header(passage);
+        let taken = upstream::take(chosen, record.started, timeouts.connect, header.as_deref()).await;
+        let (mut endpoint, is_reused) = taken.map_err(Failed::Connect)?;
         let mut exchange = Exchange::new(
             &mut self.stream,
             &mut endpoint,
@@ -159,7 +158,7 @@ impl Connection<'_> {
         (record.bytes_in, record.bytes_out) = (exchange.request.bytes(), exchange.response.bytes);
         match result {
             Ok(End { keep_client, keep_endpoint }) => {
-                if keep_endpoint {
+                if keep_endpoint && header.is_none() {
                     chosen.idle().put(endpoint, Instant::now());
                 }
                 Ok((status, if keep_client { Next::Request } else { Next::Close }))

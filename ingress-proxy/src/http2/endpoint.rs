@@ -107,7 +107,7 @@ impl Connections {
     }
 
     async fn open(&self, endpoint: &Endpoint, longest: Duration) -> Result<Taken, UpstreamFailure> {
-        let stream = connect(endpoint, longest).await?;
+        let stream = connect(endpoint, longest, &[]).await?;
         let mut builder = Builder::new();
         builder
             .enable_push(false)

@@ -22,7 +22,6 @@ mod relay;
 mod reply;
 mod stream;
 
-use std::net::SocketAddr;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -45,7 +44,7 @@ use stream::Shared;
 
 use crate::ending::{Draining, LAST_REQUEST, LINGER};
 use crate::metrics::Refusal;
-use crate::proxy::Proxy;
+use crate::proxy::{Peer, Proxy};
 use crate::rewound::Rewound;
 use crate::stream::Stream;
 use crate::wire::{Buffer, Deadline, MAX_HEAD_BYTES};
@@ -67,11 +66,10 @@ pub(crate) async fn serve(
     proxy: &Proxy,
     stream: Stream,
     input: Buffer,
-    address: SocketAddr,
+    peer: Peer,
     deadline: Instant,
     draining: CancellationToken,
 ) {
-    let peer = proxy.peer(address, stream.is_tls());
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(MAX_STREAMS)

@@ -19,7 +19,7 @@ use super::reply::Reply;
 use crate::config::Timeouts;
 use crate::policy::Passage;
 use crate::proxy::{Answer, Attempts, Failed, PageRequest, Peer, Proxy, Record, Then, Trouble};
-use crate::upstream::{Chosen, Pool, connect};
+use crate::upstream::{self, Chosen, Pool};
 use crate::wire::{Deadline, Normal, redirect_request, write_request};
 
 /// Room for a request's head as it mostly is, so that writing it allocates once.
@@ -164,10 +164,9 @@ impl Stream<'_> {
         asked: Asked<'_>,
     ) -> Result<u16, Failed> {
         let To { attempts, chosen, timeouts } = to;
-        let (mut endpoint, is_reused) = match chosen.idle().take(record.started) {
-            Some(stream) => (stream, true),
-            None => (connect(chosen, timeouts.connect).await.map_err(Failed::Connect)?, false),
-        };
+        let header = self.shared.peer.header(asked.passage);
+        let taken = upstream::take(chosen, record.started, timeouts.connect, header.as_deref()).await;
+        let (mut endpoint, is_reused) = taken.map_err(Failed::Connect)?;
         let client = StreamClient::new(&mut self.body, Reply::new(&mut self.respond));
         let mut exchange = Exchange::new(&mut endpoint, head, client, asked);
         let patience = Patience::new(&mut self.deadline, timeouts, exchange.lack());
@@ -177,7 +176,7 @@ impl Stream<'_> {
         match result {
             Ok(()) => {
                 let status = exchange.client.reply.status;
-                if exchange.keeps_endpoint() {
+                if exchange.keeps_endpoint() && header.is_none() {
                     chosen.idle().put(endpoint, Instant::now());
                 }
                 Ok(status)

@@ -4,6 +4,8 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::Identity;
+
 /// A request as routing and policies see it.
 pub(crate) trait RequestHead {
     fn method(&self) -> &str;
@@ -16,6 +18,8 @@ pub(crate) trait RequestHead {
     fn field(&self, name: &str) -> Option<&[u8]>;
     /// All fields of this name.
     fn fields<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a;
+    /// What the client showed of itself, where its connection asked it to.
+    fn identity(&self) -> Option<&Identity>;
 }
 
 /// A response head that can be edited.
@@ -61,7 +65,9 @@ pub(crate) fn origin_form(head: &impl RequestHead) -> String {
 
 #[cfg(test)]
 pub(super) mod fake {
-    use super::RequestHead;
+    use std::sync::Arc;
+
+    use super::{Identity, RequestHead};
 
     /// A request written in a test.
     #[derive(Debug, Clone)]
@@ -71,6 +77,7 @@ pub(super) mod fake {
         pub(crate) path: String,
         pub(crate) query: Option<String>,
         pub(crate) fields: Vec<(String, Vec<u8>)>,
+        pub(crate) identity: Option<Arc<Identity>>,
     }
 
     /// `GET http://shop.example/a/b?q`, with these fields.
@@ -82,7 +89,14 @@ pub(super) mod fake {
             None => (rest, None),
         };
         let fields = fields.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec()));
-        Head { method: "GET", host: host.to_owned(), path: path.to_owned(), query, fields: fields.collect() }
+        Head {
+            method: "GET",
+            host: host.to_owned(),
+            path: path.to_owned(),
+            query,
+            fields: fields.collect(),
+            identity: None,
+        }
     }
 
     impl RequestHead for Head {
@@ -108,6 +122,10 @@ pub(super) mod fake {
 
         fn fields<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
             self.fields.iter().filter(move |(found, _)| found == name).map(|(_, value)| value.as_slice())
+        }
+
+        fn identity(&self) -> Option<&Identity> {
+            self.identity.as_deref()
         }
     }
 }

@@ -4,12 +4,13 @@
 //! protocol and no connection: both request paths show it the head through [`RequestHead`] and do what it decides.
 //!
 //! ```text
-//! head ─▶ before ─▶ Answer(reply)                        closed, 403, redirect, preflight, 503, 401, 413
+//! head ─▶ before ─▶ Answer(reply)                        closed, 403, redirect, 400, preflight, 503, 401, 413
 //!             ├──▶ Verify ─▶ settled ─▶ reply or passage  (a password, on a thread for slow work)
 //!             └──▶ Forward(passage) ─▶ endpoint ─▶ passage.after(response head)
 //! ```
 //!
-//! **Order.** Who may come in is asked first, so that a closed rule tells nothing, not even where it redirects to;
+//! **Order.** Who may come in is asked first, so that a closed rule tells nothing, not even where it redirects to; a client
+//! certificate behind the redirect to HTTPS, without which there is none;
 //! a CORS preflight, which comes without credentials, before anyone asks for them; limits before passwords, so that
 //! guessing is limited.
 //!
@@ -22,6 +23,7 @@ mod affinity;
 mod auth;
 mod canary;
 mod client;
+mod clients;
 mod cors;
 mod head;
 mod limits;
@@ -42,6 +44,7 @@ pub(crate) use affinity::Affinity;
 pub(crate) use auth::{BasicAuth, Users};
 pub(crate) use canary::{Canary, HeaderRule};
 pub(crate) use client::{Client, behind, is_in};
+pub(crate) use clients::{ClientCertificates, Demand, Identity, Shown};
 pub(crate) use cors::{Cors, MAX_ORIGINS, Origin, Origins};
 pub(crate) use head::{RequestHead, ResponseHead, origin_form};
 pub(crate) use limits::{Limits, Per, Rate};
@@ -101,6 +104,10 @@ pub(crate) struct Policy {
     pub(crate) settings: Arc<Settings>,
     /// Some Ingress names a certificate for the rule's host.
     pub(crate) host_has_tls: bool,
+    /// What the rule's host asks of its clients.
+    pub(crate) clients: Option<Arc<ClientCertificates>>,
+    /// TLS for the rule's host is the endpoints' affair: connections go to them as they are.
+    pub(crate) passthrough: bool,
     pub(crate) rewrite: Option<Rewrite>,
     pub(crate) canary: Option<Canary>,
 }
@@ -187,6 +194,9 @@ impl Policy {
         if let Some(redirect) = settings.redirects.answer(head, client, self.host_has_tls) {
             return answer(redirect);
         }
+        if let Some(refusal) = self.clients.as_ref().and_then(|clients| clients.answer(head, client)) {
+            return answer(refusal);
+        }
         if let (Some(cors), Some(origin)) = (&settings.cors, &origin)
             && let Some(preflight) = cors.preflight(head, origin)
         {
@@ -227,6 +237,11 @@ impl Policy {
             target,
             origin,
             https: client.https,
+            identity: self
+                .clients
+                .as_ref()
+                .map(|clients| clients.fields(head.identity()))
+                .unwrap_or_default(),
             place,
         });
         match open {

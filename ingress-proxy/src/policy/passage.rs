@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, header};
 
+use super::clients;
 use super::limits::Place;
 use super::upstream::Upstream;
 use super::{By, Policy, Reply, ResponseHead};
@@ -24,6 +25,8 @@ pub(crate) struct Passage {
     /// What CORS says to the request's origin.
     pub(super) origin: Option<HeaderValue>,
     pub(super) https: bool,
+    /// What the endpoint hears of the client's certificate.
+    pub(super) identity: Vec<(HeaderName, HeaderValue)>,
     #[expect(dead_code, reason = "held for its drop")]
     pub(super) place: Option<Place>,
 }
@@ -52,13 +55,15 @@ impl Passage {
     /// Fields that the endpoint gets, instead of any that the client sent.
     pub(crate) fn fields(&self) -> impl Iterator<Item = (HeaderName, &HeaderValue)> {
         let prefix = self.policy.settings.prefix.as_ref().filter(|_| self.target.is_some());
-        prefix.into_iter().map(|prefix| (HeaderName::from_static("x-forwarded-prefix"), prefix))
+        let prefix = prefix.into_iter().map(|prefix| (HeaderName::from_static("x-forwarded-prefix"), prefix));
+        prefix.chain(self.identity.iter().map(|(name, value)| (name.clone(), value)))
     }
 
     /// Fields of the client's that were for us.
     pub(crate) fn dropped_fields(&self) -> impl Iterator<Item = HeaderName> {
         // The password was checked here; the endpoint has no use for it.
-        self.policy.settings.auth.iter().map(|_| header::AUTHORIZATION)
+        let password = self.policy.settings.auth.iter().map(|_| header::AUTHORIZATION);
+        password.chain(self.policy.clients.iter().flat_map(|_| clients::FIELDS))
     }
 
     /// Timeouts and retries.

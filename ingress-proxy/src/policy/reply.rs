@@ -11,6 +11,7 @@ use prometheus_client::encoding::EncodeLabelValue;
 pub(crate) enum By {
     Closed,
     SourceRange,
+    ClientCertificate,
     Redirect,
     Cors,
     RateLimit,

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use crate::config::Timeouts;
-use crate::upstream::Balance;
+use crate::upstream::{Balance, ProxyProtocol};
 
 /// The most attempts that `proxy-next-upstream-tries` can ask for.
 pub(crate) const MAX_TRIES: u8 = 10;
 
-/// `proxy-{connect,read,send}-timeout`, `proxy-next-upstream*`, `load-balance` and `slow-start`. What is `None` is as configured for all.
+/// `proxy-{connect,read,send}-timeout`, `proxy-next-upstream*`, `load-balance`, `slow-start` and `proxy-protocol`. What is
+/// `None` is as configured for all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Upstream {
     pub(crate) connect: Option<Duration>,
@@ -16,6 +17,8 @@ pub(crate) struct Upstream {
     pub(crate) send: Option<Duration>,
     pub(crate) retry: Retry,
     pub(crate) balance: Balance,
+    /// Connections begin with whom they are for.
+    pub(crate) proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// When a request is tried on another endpoint. The default is what every rule has without annotations: after a

@@ -4,10 +4,10 @@
 //! overwritten with what this proxy saw itself; from a trusted one it is kept, and the peer's address added.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::config::Network;
-use crate::policy;
+use crate::policy::{self, Identity, Passage};
 use crate::upstream::random;
 
 /// The longest id that is taken over from a trusted peer.
@@ -56,13 +56,41 @@ impl RequestId {
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) address: IpAddr,
-    /// The same as text.
+    /// Between where and where its connection is.
+    pub(crate) ends: Ends,
+    /// The address as text.
     pub(crate) text: String,
     /// Whether what it says of the client is believed.
     pub(crate) trusted: bool,
-    pub(crate) tls: bool,
+    /// What its handshake said, if it speaks TLS.
+    pub(crate) tls: Option<Handshake>,
     /// The listener's port, as text.
     pub(crate) port: String,
+}
+
+/// The two ends of a client's connection, as it was made: a load balancer may have said so in the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ends {
+    pub(crate) source: SocketAddr,
+    pub(crate) destination: SocketAddr,
+}
+
+impl Peer {
+    /// What goes in front of a connection to an endpoint, where the rule asks for that.
+    pub(crate) fn header(&self, passage: Option<&Passage>) -> Option<Vec<u8>> {
+        Some(passage?.upstream().proxy_protocol?.header(self.ends))
+    }
+}
+
+/// What is known from a TLS handshake.
+#[derive(Debug, Default)]
+pub(crate) struct Handshake {
+    /// The name that the client asked for, in lower case.
+    pub(crate) name: Option<Box<str>>,
+    /// Requests for other hosts may come too: it is HTTP/2.
+    pub(crate) is_shared: bool,
+    /// What it showed of itself, where it was asked to.
+    pub(crate) identity: Option<Identity>,
 }
 
 /// Sets every forwarding field that the endpoint gets, by name and value. What a trusted peer wrote of protocol, host and
@@ -93,7 +121,7 @@ pub(crate) fn forwarding<'v, V: Iterator<Item = &'v [u8]>>(
     }
     set("x-request-id", id.as_str());
     for (name, value) in [
-        ("x-forwarded-proto", if peer.tls { "https" } else { "http" }),
+        ("x-forwarded-proto", if peer.tls.is_some() { "https" } else { "http" }),
         ("x-forwarded-host", host),
         ("x-forwarded-port", &peer.port),
     ] {
@@ -115,7 +143,16 @@ mod tests {
         let networks: Vec<Network> = trusted.iter().map(|text| text.parse().unwrap()).collect();
         let address: IpAddr = peer.parse().unwrap();
         let trusted = policy::is_in(&networks, address);
-        let peer = Peer { address, text: peer.to_owned(), trusted, tls: true, port: "443".to_owned() };
+        let ends =
+            Ends { source: SocketAddr::new(address, 5_000), destination: SocketAddr::new(address, 443) };
+        let peer = Peer {
+            address,
+            ends,
+            text: peer.to_owned(),
+            trusted,
+            tls: Some(Handshake::default()),
+            port: "443".to_owned(),
+        };
         let values = |name: &'static str| {
             given.iter().filter(move |(given, _)| *given == name).map(|(_, value)| value.as_bytes())
         };

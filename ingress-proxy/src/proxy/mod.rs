@@ -11,7 +11,6 @@ mod record;
 mod respond;
 mod strict;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -19,13 +18,14 @@ use arc_swap::ArcSwap;
 
 use crate::access_log::{AccessLog, Line};
 use crate::config::{Network, Timeouts};
-use crate::live::{Live, Target};
+use crate::live::{Door, Live, Target};
 use crate::metrics::{Metrics, TargetLabels, TargetMetrics};
 use crate::policy::{self, Memory};
+use crate::tls::Certificates;
 use crate::upstream::Pool;
 pub(crate) use attempts::{Attempts, Failed, Then};
 pub(crate) use failure::{MAX_ATTEMPTS, Trouble};
-pub(crate) use headers::{Peer, RequestId, forwarding};
+pub(crate) use headers::{Ends, Handshake, Peer, RequestId, forwarding};
 pub(crate) use record::{PageRequest, Record};
 pub(crate) use respond::Answer;
 pub(crate) use strict::Fault;
@@ -33,6 +33,7 @@ pub(crate) use strict::Fault;
 /// What all requests share.
 pub(crate) struct Proxy {
     live: Arc<ArcSwap<Live>>,
+    certificates: Arc<ArcSwap<Certificates>>,
     pub(crate) metrics: Metrics,
     /// Counters for requests that no rule matched.
     unmatched: Arc<TargetMetrics>,
@@ -54,6 +55,7 @@ pub(crate) struct Ports {
 impl Proxy {
     pub(crate) fn new(
         live: Arc<ArcSwap<Live>>,
+        certificates: Arc<ArcSwap<Certificates>>,
         metrics: Metrics,
         log: AccessLog,
         trusted: &[Network],
@@ -62,15 +64,25 @@ impl Proxy {
     ) -> Self {
         let unmatched = metrics.target(&TargetLabels::none());
         let memory = Memory::new(&metrics.policies);
-        Self { live, metrics, unmatched, log, trusted: trusted.into(), memory, timeouts, ports }
+        Self { live, certificates, metrics, unmatched, log, trusted: trusted.into(), memory, timeouts, ports }
     }
 
     /// What is known of a connection's other end.
-    pub(crate) fn peer(&self, address: SocketAddr, tls: bool) -> Peer {
-        let address = address.ip().to_canonical();
-        let port = if tls { self.ports.tls } else { self.ports.plain };
+    pub(crate) fn peer(&self, ends: Ends, tls: Option<Handshake>) -> Peer {
+        let address = ends.source.ip().to_canonical();
+        let port = if tls.is_some() { self.ports.tls } else { self.ports.plain };
         let trusted = policy::is_in(&self.trusted, address);
-        Peer { address, text: address.to_string(), trusted, tls, port: port.to_string() }
+        Peer { address, ends, text: address.to_string(), trusted, tls, port: port.to_string() }
+    }
+
+    /// What is special about TLS connections for a name.
+    pub(crate) fn door(&self, name: &str) -> Option<Door> {
+        self.live.load().door(name)
+    }
+
+    /// Whether that is so of any name.
+    pub(crate) fn has_doors(&self) -> bool {
+        self.live.load().has_doors()
     }
 
     /// The target of a request whose host and path are in normal form.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
-use super::{Answer, Fault, Peer, Proxy, RequestId, Trouble};
+use super::{Answer, Fault, Handshake, Peer, Proxy, RequestId, Trouble};
 use crate::access_log::Line;
 use crate::live::Target;
 use crate::metrics::Metrics;
@@ -221,7 +221,7 @@ impl Proxy {
         &self,
         record: &mut Record,
         head: &'h RequestHead<'h, 'b>,
-        peer: &Peer,
+        peer: &'h Peer,
     ) -> Result<Normal<'h, 'b>, Answer> {
         // RFC 9110 §9.2.2.
         record.is_idempotent = matches!(head.method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS");
@@ -236,8 +236,32 @@ impl Proxy {
             said.host.push_str(&host);
         }
         let path = normalize_path(head.path).map_err(Fault::from)?;
-        record.target = Some(self.route(&host, &path)?);
-        Ok(Normal { head, host, path })
+        let target = self.route(&host, &path)?;
+        if let Some(handshake) = &peer.tls
+            && self.is_misdirected(handshake, &host, &target)
+        {
+            return Err(Answer::misdirected(&host));
+        }
+        record.target = Some(target);
+        let identity = peer.tls.as_ref().and_then(|handshake| handshake.identity.as_ref());
+        Ok(Normal { head, host, path, identity })
+    }
+
+    /// Whether a request does not belong on its connection: TLS for its host is the endpoints' affair; or many hosts share a
+    /// connection of HTTP/2, and this one has another certificate than the client has seen (RFC 9113 §9.1.2).
+    ///
+    /// Cost where the host is the one that the connection was opened for: one comparison.
+    fn is_misdirected(&self, handshake: &Handshake, host: &str, target: &Target) -> bool {
+        if target.policy.as_ref().is_some_and(|policy| policy.passthrough) {
+            return true;
+        }
+        match &handshake.name {
+            Some(name) if handshake.is_shared && **name != *host => {
+                let certificates = self.certificates.load();
+                !Arc::ptr_eq(&certificates.choose(name), &certificates.choose(host))
+            }
+            _ => false,
+        }
     }
 
     /// Asks the policies of the rule that was found.
@@ -254,7 +278,7 @@ impl Proxy {
             record.original = Some(Box::new(Original { uri, accept }));
         }
         let policy = target.policy.as_ref()?;
-        let client = Client::of(normal, peer.address, peer.tls, &self.trusted);
+        let client = Client::of(normal, peer.address, peer.tls.is_some(), &self.trusted);
         Some(policy.before(normal, &client, &self.memory))
     }
 
@@ -285,7 +309,7 @@ impl Proxy {
             id: record.id.as_str(),
             client: &peer.text,
             proto,
-            tls: peer.tls,
+            tls: peer.tls.is_some(),
             method: &said.method,
             host: &said.host,
             path: &said.target,

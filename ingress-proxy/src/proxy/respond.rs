@@ -40,6 +40,11 @@ impl Answer {
         Self::new(404, Cow::Owned(format!("no Ingress rule matches host {host:?} path {path:?}")))
     }
 
+    pub(crate) fn misdirected(host: &str) -> Self {
+        let host = short(host);
+        Self::new(421, Cow::Owned(format!("host {host:?} is not served on a connection for another one")))
+    }
+
     pub(crate) fn unavailable(why: &str) -> Self {
         Self::new(503, Cow::Owned(why.to_owned()))
     }

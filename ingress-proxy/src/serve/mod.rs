@@ -3,6 +3,10 @@
 //! Binds, accepts, does the TLS handshake, and hands each connection to who speaks its protocol: [`http1`] or [`http2`]. Bind
 //! errors name the address, ready means bound, and a drain ends when nothing is in flight.
 
+mod hello;
+mod passthrough;
+mod proxy_protocol;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,8 +24,10 @@ use tokio_util::task::TaskTracker;
 use crate::config::Timeouts;
 use crate::http1;
 use crate::http2;
+use crate::live::Door;
 use crate::metrics::{Metrics, Refusal};
-use crate::proxy::Proxy;
+use crate::policy::is_in;
+use crate::proxy::{Ends, Handshake, Proxy};
 use crate::rewound::Rewound;
 use crate::stream::Stream;
 use crate::wire::Buffer;
@@ -35,6 +41,8 @@ const BACKLOG: u32 = 4_096;
 const SWEEP: Duration = Duration::from_secs(5);
 /// After `accept()` failed for want of file descriptors, wait for some to be closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The protocol that TLS agrees on when it is HTTP/2.
+const H2: &[u8] = b"h2";
 /// What an HTTP/2 client says first.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -79,6 +87,8 @@ pub(crate) struct Server {
     tls: TlsAcceptor,
     timeouts: Timeouts,
     metrics: Metrics,
+    /// Connections begin with a PROXY header.
+    proxy_protocol: bool,
     slots: Arc<Semaphore>,
     connections: TaskTracker,
     /// The listeners are another process's too: what waits to be accepted is not ours to care for.
@@ -88,13 +98,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(proxy: Proxy, tls: ServerConfig, timeouts: Timeouts) -> Self {
+    pub(crate) fn new(proxy: Proxy, tls: ServerConfig, timeouts: Timeouts, proxy_protocol: bool) -> Self {
         let (metrics, proxy) = (proxy.metrics.clone(), Arc::new(proxy));
         Self {
             proxy,
             tls: TlsAcceptor::from(Arc::new(tls)),
             timeouts,
             metrics,
+            proxy_protocol,
             slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             connections: TaskTracker::new(),
             shares_listeners: AtomicBool::new(false),
@@ -178,36 +189,106 @@ impl Server {
         });
     }
 
-    async fn connection(&self, stream: TcpStream, peer: SocketAddr, tls: bool) {
+    async fn connection(&self, mut stream: TcpStream, peer: SocketAddr, tls: bool) {
         let deadline = Instant::now() + self.timeouts.header;
-        if stream.set_nodelay(true).is_err() {
-            return;
-        }
+        let Ok(destination) = stream.set_nodelay(true).and_then(|()| stream.local_addr()) else { return };
+        let mut ends = Ends { source: peer, destination };
         let mut input = Buffer::default();
-        let (stream, h2c) = if tls {
-            match timeout_at(deadline, self.tls.accept(Rewound::from(stream))).await {
-                Ok(Ok(stream)) => (Stream::Tls(Box::new(stream.into())), false),
-                Ok(Err(error)) => {
-                    self.metrics.refused(Refusal::HandshakeFailed);
-                    tracing::debug!(%peer, %error, "TLS handshake failed");
-                    return;
-                }
+        if self.proxy_protocol {
+            match self.client_behind(&mut stream, &mut input, peer, deadline).await {
+                Ok(told) => ends = told.unwrap_or(ends),
+                Err(refusal) => return self.metrics.refused(refusal),
+            }
+        }
+        if tls {
+            return self.tls_connection(stream, input, ends, deadline).await;
+        }
+        match timeout_at(deadline, sniff(&mut stream, &mut input)).await {
+            Ok(Ok(_)) if input.is_empty() => {}
+            Ok(Ok(is_h2)) => self.requests(Stream::Plain(stream), input, ends, None, is_h2, deadline).await,
+            Ok(Err(_)) => {}
+            Err(_) => self.metrics.refused(Refusal::HeaderTimeout),
+        }
+    }
+
+    /// For whom the load balancer at the other end speaks, if not for itself.
+    async fn client_behind(
+        &self,
+        stream: &mut TcpStream,
+        input: &mut Buffer,
+        peer: SocketAddr,
+        deadline: Instant,
+    ) -> Result<Option<Ends>, Refusal> {
+        // Anybody else could be anybody.
+        if !is_in(&self.proxy.trusted, peer.ip().to_canonical()) {
+            return Err(Refusal::UntrustedProxy);
+        }
+        match timeout_at(deadline, proxy_protocol::read(stream, input)).await {
+            Ok(Ok(told)) => Ok(told),
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "no PROXY header");
+                Err(Refusal::ProxyHeader)
+            }
+            Err(_) => Err(Refusal::HeaderTimeout),
+        }
+    }
+
+    async fn tls_connection(&self, mut stream: TcpStream, mut input: Buffer, ends: Ends, deadline: Instant) {
+        let failed = |error: &io::Error| {
+            self.metrics.refused(Refusal::HandshakeFailed);
+            tracing::debug!(peer = %ends.source, %error, "TLS handshake failed");
+        };
+        // Most proxies have no host whose connections are special, and read the first message only once.
+        let door = if self.proxy.has_doors() {
+            match timeout_at(deadline, hello::name(&mut stream, &mut input)).await {
+                Ok(Ok(name)) => name.and_then(|name| self.proxy.door(&name)),
+                Ok(Err(error)) => return failed(&error),
                 Err(_) => return self.metrics.refused(Refusal::HandshakeTimeout),
             }
         } else {
-            let mut stream = stream;
-            match timeout_at(deadline, sniff(&mut stream, &mut input)).await {
-                Ok(Ok(_)) if input.is_empty() => return,
-                Ok(Ok(h2c)) => (Stream::Plain(stream), h2c),
-                Ok(Err(_)) => return,
-                Err(_) => return self.metrics.refused(Refusal::HeaderTimeout),
-            }
+            None
         };
+        let stream = Rewound::new(stream, input);
+        let auth = match door {
+            Some(Door::Passthrough(target)) => {
+                return passthrough::relay(stream, ends, &target, &self.timeouts, &self.metrics).await;
+            }
+            Some(Door::Clients(auth)) => Some(auth),
+            None => None,
+        };
+        let acceptor = auth.as_ref().map_or_else(|| self.tls.clone(), |auth| Arc::clone(&auth.config).into());
+        let stream = match timeout_at(deadline, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return failed(&error),
+            Err(_) => return self.metrics.refused(Refusal::HandshakeTimeout),
+        };
+        let (_, session) = stream.get_ref();
+        let is_h2 = session.alpn_protocol() == Some(H2);
+        let handshake = Handshake {
+            name: session.server_name().map(|name| name.to_ascii_lowercase().into()),
+            is_shared: is_h2,
+            identity: auth.map(|auth| auth.identity(session.peer_certificates())),
+        };
+        let stream = Stream::Tls(Box::new(stream.into()));
+        self.requests(stream, Buffer::default(), ends, Some(handshake), is_h2, deadline).await;
+    }
+
+    async fn requests(
+        &self,
+        stream: Stream,
+        input: Buffer,
+        ends: Ends,
+        handshake: Option<Handshake>,
+        is_h2: bool,
+        deadline: Instant,
+    ) {
+        let peer = self.proxy.peer(ends, handshake);
         let draining = self.draining.clone();
-        if h2c || stream.is_h2() {
-            return http2::serve(&self.proxy, stream, input, peer, deadline, draining).await;
+        if is_h2 {
+            http2::serve(&self.proxy, stream, input, peer, deadline, draining).await;
+        } else {
+            http1::serve(&self.proxy, stream, input, peer, deadline, draining).await;
         }
-        http1::serve(&self.proxy, stream, input, peer, deadline, draining).await;
     }
 }
 
@@ -215,12 +296,15 @@ impl Server {
 /// HTTP/1 may be shorter than the preface. The caller has a deadline.
 async fn sniff(stream: &mut TcpStream, input: &mut Buffer) -> io::Result<bool> {
     loop {
-        let read = std::future::poll_fn(|cx| input.poll_fill(stream, cx)).await?;
+        // Some of it may have come behind a PROXY header.
         let head = input.filled();
         let compared = head.len().min(H2_PREFACE.len());
         let alike = head[..compared] == H2_PREFACE[..compared];
-        if !alike || compared == H2_PREFACE.len() || read == 0 {
-            return Ok(alike && compared == H2_PREFACE.len());
+        if !alike || compared == H2_PREFACE.len() {
+            return Ok(alike);
+        }
+        if std::future::poll_fn(|cx| input.poll_fill(stream, cx)).await? == 0 {
+            return Ok(false);
         }
     }
 }

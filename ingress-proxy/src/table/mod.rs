@@ -76,6 +76,11 @@ impl<T> RouteTable<T> {
         self.0.get(host)
     }
 
+    /// The rules that a host has: its own, or else those of the wildcard that covers it, or else those of every host.
+    pub fn covering(&self, host: &str) -> Option<&Arc<HostRules<T>>> {
+        self.0.exact(host).or_else(|| self.0.wildcard(host)).or_else(|| self.0.any())
+    }
+
     /// Gives a host these rules, or none.
     pub fn set(&mut self, host: &HostPattern, rules: Option<Arc<HostRules<T>>>) {
         self.0.set(host, rules);

@@ -122,7 +122,8 @@ impl<T> RuleSet<T> {
 }
 
 impl<T> HostRules<T> {
-    pub(super) fn lookup(&self, path: &str) -> Option<&T> {
+    /// The target of a path in normal form, by the rules alone.
+    pub fn lookup(&self, path: &str) -> Option<&T> {
         let found = self.paths.lookup(path);
         if self.patterns.is_empty() || found.is_some() {
             return found;

@@ -64,6 +64,16 @@ impl Cluster {
 
     /// With proxies in front whose word counts.
     pub(super) fn trusting(trusted: &[Network], timeouts: Timeouts, access_log: &Path) -> Self {
+        Self::behind(trusted, false, timeouts, access_log)
+    }
+
+    /// The same; they may speak the PROXY protocol.
+    pub(super) fn behind(
+        trusted: &[Network],
+        proxy_protocol: bool,
+        timeouts: Timeouts,
+        access_log: &Path,
+    ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut registry = prometheus_client::registry::Registry::default();
         let metrics = Metrics::register(&mut registry);
@@ -76,14 +86,15 @@ impl Cluster {
         let (log, _writer) = AccessLog::open(access_log, metrics.log_dropped.clone()).unwrap();
         let proxy = Proxy::new(
             Arc::clone(&live),
+            Arc::clone(&certificates),
             metrics.clone(),
             log,
             trusted,
             timeouts.clone(),
             Ports { plain: ports.0.port(), tls: ports.1.port() },
         );
-        let tls = crate::tls::server_config(Arc::clone(&certificates)).unwrap();
-        let server = Arc::new(Server::new(proxy, tls, timeouts.clone()));
+        let tls = crate::tls::server_config(Arc::clone(&certificates), None).unwrap();
+        let server = Arc::new(Server::new(proxy, tls, timeouts.clone(), proxy_protocol));
         server.track(http, false, &Handle::current());
         server.track(https, true, &Handle::current());
         let installer = Installer::new(live, certificates, metrics, timeouts, Arc::clone(&default), None);
@@ -166,7 +177,7 @@ impl Cluster {
         self.change(Changes { secrets: secrets.clone(), ..Changes::default() }, |snapshot| {
             snapshot.secrets.insert(key, fact);
         });
-        let State { snapshot, installer, .. } = &*self.state.lock().unwrap();
+        let State { snapshot, installer, .. } = &mut *self.state.lock().unwrap();
         installer.renew(snapshot, &secrets);
     }
 

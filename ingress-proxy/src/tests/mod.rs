@@ -5,6 +5,7 @@
 
 mod backend;
 mod cluster;
+mod doors;
 mod exchange;
 mod frames;
 mod grpc;

@@ -20,7 +20,7 @@ use crate::compile::SecretFact;
 
 /// Takes every certificate: the test compares the bytes itself.
 #[derive(Debug)]
-struct Anything;
+pub(super) struct Anything;
 
 impl ServerCertVerifier for Anything {
     fn verify_server_cert(
@@ -71,13 +71,17 @@ fn client(alpn: &[&[u8]]) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-async fn connect_as(client: &Arc<ClientConfig>, cluster: &Cluster, name: &str) -> TlsStream<TcpStream> {
+pub(super) async fn connect_as(
+    client: &Arc<ClientConfig>,
+    cluster: &Cluster,
+    name: &str,
+) -> TlsStream<TcpStream> {
     let stream = TcpStream::connect(cluster.https).await.unwrap();
     let name = ServerName::try_from(name.to_owned()).unwrap();
     TlsConnector::from(Arc::clone(client)).connect(name, stream).await.unwrap()
 }
 
-fn pair(name: &str) -> Arc<CertifiedKey> {
+pub(super) fn pair(name: &str) -> Arc<CertifiedKey> {
     let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
     let pair = crate::tls::read_pair(made.cert.pem().as_bytes(), made.signing_key.serialize_pem().as_bytes());
     Arc::new(pair.unwrap())

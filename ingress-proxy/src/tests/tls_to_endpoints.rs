@@ -48,7 +48,7 @@ impl Authority {
     }
 
     /// A Secret with its certificate, and one that it signed, if there is to be one.
-    fn secret(&self, name: Option<&str>) -> SecretFact {
+    pub(super) fn secret(&self, name: Option<&str>) -> SecretFact {
         match name.map(|name| self.sign(name)) {
             None => {
                 let data = BTreeMap::from([("ca.crt".to_owned(), self.pem.clone().into_bytes())]);
@@ -64,7 +64,7 @@ impl Authority {
 
 /// An endpoint with a certificate for `name`, that says what it saw: version, SNI, whether the client had a certificate,
 /// and the body. `clients`: who must have signed the client's.
-async fn endpoint(authority: &Authority, name: &str, clients: Option<&Authority>) -> SocketAddr {
+pub(super) async fn endpoint(authority: &Authority, name: &str, clients: Option<&Authority>) -> SocketAddr {
     let (chain, key) = authority.sign(name);
     let pair = crate::tls::read_pair(chain.as_bytes(), key.as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -1,22 +1,63 @@
 //! Connections to endpoints.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::endpoint::Endpoint;
 use crate::metrics::UpstreamFailure;
 use crate::rewound::Rewound;
 use crate::stream::Stream;
 
-/// A fresh connection to an endpoint; TLS where that is spoken there.
-pub(crate) async fn connect(endpoint: &Endpoint, longest: Duration) -> Result<Stream, UpstreamFailure> {
+/// A connection for one request of HTTP/1.1, and whether it is one that was kept. With a `header` it is fresh, and is for
+/// nobody else afterwards.
+pub(crate) async fn take(
+    endpoint: &Endpoint,
+    now: Instant,
+    longest: Duration,
+    header: Option<&[u8]>,
+) -> Result<(Stream, bool), UpstreamFailure> {
+    let kept = if header.is_none() { endpoint.idle().take(now) } else { None };
+    match kept {
+        Some(kept) => Ok((kept, true)),
+        None => Ok((connect(endpoint, longest, header.unwrap_or_default()).await?, false)),
+    }
+}
+
+/// A fresh connection, in front of which `header` goes.
+pub(crate) async fn connect_tcp(
+    address: SocketAddr,
+    longest: Duration,
+    header: &[u8],
+) -> Result<TcpStream, UpstreamFailure> {
+    timeout(longest, tcp(address, header)).await.unwrap_or(Err(UpstreamFailure::ConnectTimeout))
+}
+
+async fn tcp(address: SocketAddr, header: &[u8]) -> Result<TcpStream, UpstreamFailure> {
     let connecting = async {
-        let stream = TcpStream::connect(endpoint.address()).await.map_err(|error| refusal(&error))?;
-        stream.set_nodelay(true).map_err(|error| refusal(&error))?;
+        let mut stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        if !header.is_empty() {
+            stream.write_all(header).await?;
+        }
+        Ok(stream)
+    };
+    connecting.await.map_err(|error: io::Error| refusal(&error))
+}
+
+/// A fresh connection to an endpoint, in front of which `header` goes; TLS where that is spoken there.
+pub(crate) async fn connect(
+    endpoint: &Endpoint,
+    longest: Duration,
+    header: &[u8],
+) -> Result<Stream, UpstreamFailure> {
+    let connecting = async {
+        let stream = tcp(endpoint.address(), header).await?;
         let Some(tls) = endpoint.tls() else { return Ok(Stream::Plain(stream)) };
         let name: ServerName<'static> = tls.name.clone();
         match tls.connector.connect(name, Rewound::from(stream)).await {

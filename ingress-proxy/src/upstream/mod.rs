@@ -19,14 +19,16 @@ mod ejection;
 mod endpoint;
 mod latency;
 mod pool;
+mod proxy_protocol;
 mod random;
 mod slow_start;
 mod tls;
 
 pub(crate) use balance::{Balance, Method};
-pub(crate) use connect::connect;
+pub(crate) use connect::{connect, connect_tcp, take};
 pub(crate) use ejection::is_failure;
 pub(crate) use endpoint::{Chosen, Endpoint};
 pub(crate) use pool::Pool;
+pub(crate) use proxy_protocol::ProxyProtocol;
 pub(crate) use random::random;
-pub(crate) use tls::read_authorities;
+pub(crate) use tls::{TlsError, read_authorities};

@@ -194,15 +194,19 @@ fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
 mod tests {
     use super::super::head::{RequestHead, Space};
     use super::*;
+    use crate::proxy::Ends;
 
     fn forwarded(request: &str, trusted: bool) -> String {
         let mut space = Space::new();
         let head = RequestHead::read(request.as_bytes(), &mut space).unwrap();
         let address = "192.0.2.9".parse().unwrap();
-        let peer = Peer { address, text: "192.0.2.9".to_owned(), trusted, tls: false, port: "80".to_owned() };
+        let ends =
+            Ends { source: "192.0.2.9:5000".parse().unwrap(), destination: "192.0.2.1:80".parse().unwrap() };
+        let text = "192.0.2.9".to_owned();
+        let peer = Peer { address, ends, text, trusted, tls: None, port: "80".to_owned() };
         let mut out = b"of the request before".to_vec();
         let id = RequestId::of(Some(b"id-1"), true);
-        let normal = Normal { head: &head, host: "".into(), path: "/normal".into() };
+        let normal = Normal { head: &head, host: "".into(), path: "/normal".into(), identity: None };
         write_request(&mut out, &normal, &peer, &id, &[], None);
         String::from_utf8(out).unwrap()
     }

@@ -8,12 +8,14 @@
 //! and say why, for serving them would open what was meant to be closed.
 
 mod access;
+mod clients;
 mod known;
 mod reader;
 mod traffic;
 mod upstream_tls;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use http::HeaderValue;
 
@@ -23,7 +25,7 @@ pub(crate) use known::{KNOWN, Known};
 pub(crate) use reader::is_ours;
 
 use super::{EndpointTls, ObjectKey, Protocol, Reason};
-use crate::policy::{Canary, Redirects, Replacement, Settings, Template, ToHttps};
+use crate::policy::{Canary, ClientCertificates, Redirects, Replacement, Settings, Template, ToHttps};
 use crate::table::{HostPattern, normalize_host};
 use reader::{Reader, list};
 
@@ -52,6 +54,10 @@ pub(super) struct Annotations {
     /// What the endpoints speak, if it is said.
     pub(super) protocol: Option<Protocol>,
     pub(super) tls: EndpointTls,
+    /// What it asks of the clients of its hosts.
+    pub(super) clients: Option<Arc<ClientCertificates>>,
+    /// Connections of TLS for its hosts go to the endpoints as they are.
+    pub(super) passthrough: bool,
     pub(super) problems: Vec<(Reason, String)>,
 }
 
@@ -62,7 +68,7 @@ impl Annotations {
         let r = &mut reader;
         let (canary, protocol, passwords) =
             (traffic::canary(r), traffic::protocol(r), access::passwords(r, key));
-        let tls = upstream_tls::settings(r, key);
+        let (tls, clients) = (upstream_tls::settings(r, key), clients::certificates(r, key));
         let rewrite = r.read(
             "rewrite-target",
             "a path, in which $1 to $9 may stand for groups of the rule's path",
@@ -99,6 +105,8 @@ impl Annotations {
             default_backend: r.text("default-backend").filter(|name| !name.is_empty()).map(str::to_owned),
             protocol,
             tls,
+            clients,
+            passthrough: r.guard("ssl-passthrough", "\"true\" or \"false\"", reader::flag).unwrap_or(false),
             // All others may add to it.
             settings: Settings { closed: reader.closed.map(String::into_boxed_str), ..settings },
             problems: reader.problems,

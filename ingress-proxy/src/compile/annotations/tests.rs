@@ -80,12 +80,15 @@ fn what_keeps_requests_out_fails_closed() {
         &[("auth-type", "basic"), ("auth-secret", "other/s")],
         &[("auth-type", "basic"), ("auth-secret", "s"), ("auth-secret-type", "file")],
         &[("auth-url", "https://auth.example/")],
-        &[("auth-tls-secret", "n/ca")],
+        &[("auth-tls-secret", "other/ca")],
+        &[("auth-tls-match-cn", "CN=ann")],
+        &[("auth-tls-secret", "ca"), ("auth-tls-match-cn", "CN=(")],
+        &[("auth-tls-secret", "ca"), ("auth-tls-verify-client", "maybe")],
         &[("backend-protocol", "HTTPS"), ("proxy-ssl-verify", "on")],
         &[("backend-protocol", "HTTPS"), ("proxy-ssl-verify", "maybe")],
         &[("proxy-ssl-secret", "other/s")],
         &[("backend-protocol", "FCGI")],
-        &[("ssl-passthrough", "true")],
+        &[("ssl-passthrough", "maybe")],
     ] {
         let read = read(bad);
         assert!(read.settings.closed.is_some(), "{bad:?}");
@@ -272,6 +275,7 @@ fn every_served_annotation_is_read() {
     let free = [
         "auth-secret",
         "auth-realm",
+        "auth-tls-secret",
         "canary-by-header-value",
         "default-backend",
         "proxy-ssl-secret",

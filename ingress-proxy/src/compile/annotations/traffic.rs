@@ -7,7 +7,7 @@ use super::reader::{Reader, flag};
 use crate::compile::Protocol;
 use crate::policy::{Affinity, Canary, HeaderRule, MAX_TRIES, Retry, Upstream};
 use crate::table::Pattern;
-use crate::upstream::{Balance, Method};
+use crate::upstream::{Balance, Method, ProxyProtocol};
 
 const MAX_WEIGHT: u32 = 1_000_000;
 /// ingress-nginx's name of the session cookie.
@@ -135,6 +135,7 @@ pub(super) fn upstream(r: &mut Reader<'_>) -> Upstream {
         connect: r.wait("proxy-connect-timeout"),
         read: r.wait("proxy-read-timeout"),
         send: r.wait("proxy-send-timeout"),
+        proxy_protocol: r.read("proxy-protocol", "\"v1\" or \"v2\"", ProxyProtocol::parse),
         retry,
     }
 }

@@ -164,6 +164,7 @@ pub(crate) struct Normal<'h, 'b> {
     pub(crate) head: &'h RequestHead<'h, 'b>,
     pub(crate) host: Cow<'b, str>,
     pub(crate) path: Cow<'b, str>,
+    pub(crate) identity: Option<&'h policy::Identity>,
 }
 
 impl policy::RequestHead for Normal<'_, '_> {
@@ -194,6 +195,10 @@ impl policy::RequestHead for Normal<'_, '_> {
             .iter()
             .filter(move |field| field.name.eq_ignore_ascii_case(name))
             .map(|field| field.value)
+    }
+
+    fn identity(&self) -> Option<&policy::Identity> {
+        self.identity
     }
 }
 

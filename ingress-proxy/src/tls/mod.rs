@@ -1,8 +1,10 @@
-//! Which certificate answers a handshake.
+//! Which certificate answers a handshake, and which handshakes ask for one.
 //!
 //! rustls asks for one per handshake, synchronously; the answer comes from a table that is swapped whole when it
 //! changes which secret is a host's. What is in a secret can be exchanged in its place, whatever the number of its hosts.
 //! Connections that are up keep what they were opened with, so a rotation closes none.
+
+mod clients;
 
 use std::sync::Arc;
 
@@ -12,8 +14,11 @@ use rustls::crypto::ring::Ticketer;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+
+pub(crate) use clients::ClientAuth;
 
 use crate::table::{HostMap, HostPattern};
 
@@ -67,15 +72,22 @@ impl ResolvesServerCert for Resolver {
     }
 }
 
-/// TLS 1.2 and 1.3, HTTP/2 preferred; of the ciphers, which are all strong, the one that costs least.
-pub(crate) fn server_config(certificates: Arc<ArcSwap<Certificates>>) -> Result<ServerConfig, rustls::Error> {
+/// TLS 1.2 and 1.3, HTTP/2 preferred; of the ciphers, which are all strong, the one that costs least. `clients` asks for
+/// their certificates.
+pub(crate) fn server_config(
+    certificates: Arc<ArcSwap<Certificates>>,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+) -> Result<ServerConfig, rustls::Error> {
     let mut provider = rustls::crypto::ring::default_provider();
     // AES with 128 bits in front, as Mozilla's lists have it; the order is otherwise rustls's.
     provider.cipher_suites.sort_by_key(|suite| !format!("{:?}", suite.suite()).contains("AES_128"));
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(Resolver(certificates)));
+    let builder =
+        ServerConfig::builder_with_provider(Arc::new(provider)).with_safe_default_protocol_versions()?;
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(Resolver(certificates)));
     config.ignore_client_order = true;
     // A client can resume wherever its first connection was served. One ticket: each costs an encryption and a record, and
     // few clients open two connections at once with what they learned from one.
