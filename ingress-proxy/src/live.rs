@@ -22,6 +22,7 @@ use crate::upstream::Pool;
 pub(crate) struct Live {
     table: RouteTable<Arc<Target>>,
     pools: Arc<Pools>,
+    pairs: Arc<Pairs>,
 }
 
 /// What a look at all pools found.
@@ -37,7 +38,20 @@ pub(crate) struct Swept {
 /// no request waits for it.
 type Pools = Mutex<Shared<Arc<BackendKey>, Arc<Pool>>>;
 
+/// Pairs by their secrets, of which there are as many as are watched. Likewise.
+type Pairs = Mutex<Shared<ObjectKey, Pair>>;
+
 impl Live {
+    /// Hosts and paths.
+    pub(crate) fn table(&self) -> &RouteTable<Arc<Target>> {
+        &self.table
+    }
+
+    /// The secrets whose pairs answer for hosts.
+    pub(crate) fn secrets(&self) -> Vec<(ObjectKey, Pair)> {
+        lock(&self.pairs).0.iter().map(|(key, (pair, _))| (key.clone(), Arc::clone(pair))).collect()
+    }
+
     /// The target for a request.
     pub(crate) fn route(&self, host: &str, path: &str) -> Option<&Arc<Target>> {
         self.table.lookup(host, path)
@@ -55,8 +69,8 @@ impl Live {
     }
 }
 
-fn lock(pools: &Pools) -> MutexGuard<'_, Shared<Arc<BackendKey>, Arc<Pool>>> {
-    pools.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<K, V>(shared: &Mutex<Shared<K, V>>) -> MutexGuard<'_, Shared<K, V>> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where a rule sends its requests.
@@ -83,6 +97,11 @@ impl Target {
     /// The canary, if the policies send a request there and it can be.
     pub(crate) fn canary_for(&self, passage: &Passage) -> Option<&Arc<Self>> {
         self.canary.as_ref().filter(|canary| passage.to_canary() && canary.has_endpoints())
+    }
+
+    /// The Service and port that it sends to.
+    pub(crate) fn sends_to(&self) -> Option<&BackendKey> {
+        self.pool.as_deref()
     }
 
     /// Whether a request can be sent there.
@@ -141,7 +160,7 @@ pub(crate) struct Installer {
     default_secret: Option<ObjectKey>,
     pools: Arc<Pools>,
     series: Shared<TargetLabels, Arc<TargetMetrics>>,
-    pairs: Shared<ObjectKey, Pair>,
+    pairs: Arc<Pairs>,
     /// Of all pools.
     endpoints: usize,
 }
@@ -158,7 +177,7 @@ impl Installer {
         self_signed: Arc<CertifiedKey>,
         default_secret: Option<ObjectKey>,
     ) -> Self {
-        let pools = Arc::clone(&live.load().pools);
+        let (pools, pairs) = (Arc::clone(&live.load().pools), Arc::clone(&live.load().pairs));
         Self {
             live,
             certificates,
@@ -168,7 +187,7 @@ impl Installer {
             default_secret,
             pools,
             series: Shared::default(),
-            pairs: Shared::default(),
+            pairs,
             endpoints: 0,
         }
     }
@@ -203,7 +222,8 @@ impl Installer {
             certificates: update.totals.certificates,
             problems: update.totals.problems,
         };
-        self.live.store(Arc::new(Live { table, pools: Arc::clone(&self.pools) }));
+        let (pools, pairs) = (Arc::clone(&self.pools), Arc::clone(&self.pairs));
+        self.live.store(Arc::new(Live { table, pools, pairs }));
         // Only now is nothing new routed to what is gone.
         for rules in before {
             self.release(&rules);
@@ -231,7 +251,7 @@ impl Installer {
     pub(crate) fn renew(&self, snapshot: &Snapshot, secrets: &BTreeSet<ObjectKey>) {
         for secret in secrets {
             let usable = usable(snapshot, secret);
-            if let (Some((pair, _)), Some(usable)) = (self.pairs.0.get(secret), &usable) {
+            if let (Some((pair, _)), Some(usable)) = (lock(&self.pairs).0.get(secret), &usable) {
                 pair.store(Arc::clone(usable));
             }
             if self.default_secret.as_ref() == Some(secret) {
@@ -335,15 +355,16 @@ impl Installer {
         }
         self.certificates.store(Arc::new(table));
         for secret in changes.values().filter_map(|(before, _)| before.as_ref()) {
-            self.pairs.release(secret);
+            lock(&self.pairs).release(secret);
         }
     }
 
-    fn pair(&mut self, snapshot: &Snapshot, secret: &ObjectKey) -> Pair {
+    fn pair(&self, snapshot: &Snapshot, secret: &ObjectKey) -> Pair {
         let now = || usable(snapshot, secret).unwrap_or_else(|| Arc::clone(&self.self_signed));
-        let pair = self.pairs.0.entry(secret.clone()).or_insert_with(|| (Arc::new(ArcSwap::new(now())), 0));
+        let mut pairs = lock(&self.pairs);
+        let pair = pairs.0.entry(secret.clone()).or_insert_with(|| (Arc::new(ArcSwap::new(now())), 0));
         let pair = Arc::clone(&pair.0);
-        self.pairs.hold(secret);
+        pairs.hold(secret);
         pair
     }
 }
@@ -360,7 +381,7 @@ impl Installer {
     /// What is kept for what is served, by name.
     pub(crate) fn kept(&self) -> (Vec<BackendKey>, Vec<TargetLabels>, Vec<ObjectKey>, usize) {
         let pools = lock(&self.pools).0.keys().map(|key| BackendKey::clone(key)).collect();
-        let (series, pairs) = (&self.series.0, &self.pairs.0);
+        let (series, pairs) = (&self.series.0, &lock(&self.pairs).0);
         (pools, series.keys().cloned().collect(), pairs.keys().cloned().collect(), self.endpoints)
     }
 }

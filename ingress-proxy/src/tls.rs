@@ -48,8 +48,12 @@ impl Certificates {
 
     /// Exact, then wildcard, then the default. `name` is in lower case, as rustls delivers it.
     pub(crate) fn choose(&self, name: &str) -> Arc<CertifiedKey> {
-        let own = self.hosts.exact(name).or_else(|| self.hosts.wildcard(name));
-        own.unwrap_or(&self.default).load_full()
+        self.pair(name).load_full()
+    }
+
+    /// The same, and which secret's it is.
+    pub(crate) fn pair(&self, name: &str) -> &Pair {
+        self.hosts.exact(name).or_else(|| self.hosts.wildcard(name)).unwrap_or(&self.default)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is wrong with an Ingress, as data.
 
 use super::{IngressFact, ObjectKey};
+use crate::table::HostPattern;
 
 /// One fault, reported as an Event on the Ingress.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -13,11 +14,13 @@ pub struct Problem {
     pub reason: Reason,
     /// The Event's message: field, fault and remedy.
     pub text: String,
+    /// The host whose rules it is about, if it is about one's.
+    pub host: Option<HostPattern>,
 }
 
 impl Problem {
     pub(super) fn new(ingress: &IngressFact, reason: Reason, text: String) -> Self {
-        Self { ingress: ingress.key.clone(), uid: ingress.uid.clone(), reason, text }
+        Self { ingress: ingress.key.clone(), uid: ingress.uid.clone(), reason, text, host: None }
     }
 }
 

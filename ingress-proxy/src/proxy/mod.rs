@@ -36,7 +36,7 @@ pub(crate) use strict::Fault;
 
 /// What all requests share.
 pub(crate) struct Proxy {
-    live: Arc<ArcSwap<Live>>,
+    pub(crate) live: Arc<ArcSwap<Live>>,
     pub(crate) metrics: Metrics,
     /// Counters for requests that no rule matched.
     unmatched: Arc<TargetMetrics>,

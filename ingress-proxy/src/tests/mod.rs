@@ -11,6 +11,7 @@ mod grpc;
 mod handover;
 mod hostile;
 mod malformed;
+mod pages;
 mod policies;
 mod protocols;
 mod role;

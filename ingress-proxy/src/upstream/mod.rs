@@ -21,6 +21,7 @@ mod latency;
 mod pool;
 mod random;
 mod slow_start;
+mod state;
 
 pub(crate) use balance::{Balance, Method};
 pub(crate) use connect::connect;
@@ -28,3 +29,4 @@ pub(crate) use ejection::is_failure;
 pub(crate) use endpoint::Chosen;
 pub(crate) use pool::Pool;
 pub(crate) use random::random;
+pub(crate) use state::EndpointState;

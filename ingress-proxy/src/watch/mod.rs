@@ -28,6 +28,7 @@ use crate::compile::{Changes, Compiler, ObjectKey, Snapshot};
 use crate::live::Installer;
 use crate::metrics::Metrics;
 use change::{Change, Effect, Kind, Relists};
+pub(crate) use report::Problems;
 pub(crate) use secrets::read as read_secret;
 
 /// After a compilation the next waits for this many times what that one took: a burst of changes gets a fifth of a core.
@@ -100,10 +101,11 @@ impl Watcher {
         publish_addresses: Vec<String>,
         installer: Installer,
         metrics: &Metrics,
+        problems: Problems,
     ) -> Self {
         Self {
             secrets: secrets::Watches::new(client.clone(), default_secret, metrics),
-            reporter: report::Reporter::start(client.clone(), metrics),
+            reporter: report::Reporter::start(client.clone(), metrics, problems),
             publisher: status::Publisher::start(client.clone(), publish_addresses),
             client,
             snapshot: Snapshot::default(),
