@@ -34,6 +34,7 @@ mod pages;
 mod policy;
 mod proxy;
 mod serve;
+mod shared;
 mod stream;
 pub mod table;
 mod tls;

@@ -1,7 +1,7 @@
 //! What is being served right now, and how what the compiler tells becomes it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -11,8 +11,9 @@ use crate::compile::{
     BackendKey, HostUpdate, ObjectKey, SecretFact, Snapshot, TargetSpec, Update, endpoints,
 };
 use crate::config::Timeouts;
-use crate::metrics::{MAX_LABELLED_TARGETS, Metrics, Sizes, TargetLabels, TargetMetrics};
+use crate::metrics::{HostMetrics, MAX_LABELLED_TARGETS, Metrics, Sizes, TargetLabels, TargetMetrics};
 use crate::policy::{Passage, Policy};
+use crate::shared::{Shared, lock};
 use crate::table::{HostPattern, HostRules, RouteTable};
 use crate::tls::{Certificates, Pair};
 use crate::upstream::Pool;
@@ -47,6 +48,12 @@ impl Live {
         &self.table
     }
 
+    /// All backends with their endpoints, by Service.
+    pub(crate) fn backends(&self) -> Vec<(Arc<BackendKey>, Arc<Pool>)> {
+        let pools = lock(&self.pools);
+        pools.0.iter().map(|(key, (pool, _))| (Arc::clone(key), Arc::clone(pool))).collect()
+    }
+
     /// The secrets whose pairs answer for hosts.
     pub(crate) fn secrets(&self) -> Vec<(ObjectKey, Pair)> {
         lock(&self.pairs).0.iter().map(|(key, (pair, _))| (key.clone(), Arc::clone(pair))).collect()
@@ -69,10 +76,6 @@ impl Live {
     }
 }
 
-fn lock<K, V>(shared: &Mutex<Shared<K, V>>) -> MutexGuard<'_, Shared<K, V>> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Where a rule sends its requests.
 #[derive(Debug)]
 pub(crate) struct Target {
@@ -91,6 +94,8 @@ pub(crate) struct Target {
     /// Who answers when there are no endpoints, and with error pages.
     pub(crate) fallback: Option<Arc<Target>>,
     pub(crate) metrics: Arc<TargetMetrics>,
+    /// Of the host whose rules it is of.
+    pub(crate) host: Arc<HostMetrics>,
 }
 
 impl Target {
@@ -122,34 +127,6 @@ fn distinct<'a>(targets: impl Iterator<Item = &'a Arc<Target>>) -> BTreeMap<*con
     found
 }
 
-/// Things that are shared by those who use them, and go with the last of these.
-#[derive(Debug)]
-struct Shared<K, V>(BTreeMap<K, (V, usize)>);
-
-impl<K, V> Default for Shared<K, V> {
-    fn default() -> Self {
-        Self(BTreeMap::new())
-    }
-}
-
-impl<K: Ord, V> Shared<K, V> {
-    fn hold(&mut self, key: &K) {
-        if let Some((_, uses)) = self.0.get_mut(key) {
-            *uses += 1;
-        }
-    }
-
-    /// The thing, if it went.
-    fn release(&mut self, key: &K) -> Option<V> {
-        let (_, uses) = self.0.get_mut(key)?;
-        *uses -= 1;
-        if *uses > 0 {
-            return None;
-        }
-        self.0.remove(key).map(|(thing, _)| thing)
-    }
-}
-
 /// Puts into service what the compiler tells. Owned by the watching task: there is one writer.
 pub(crate) struct Installer {
     live: Arc<ArcSwap<Live>>,
@@ -165,8 +142,12 @@ pub(crate) struct Installer {
     endpoints: usize,
 }
 
-/// The targets of one host that were made already, by where their specifications are.
-type Made = HashMap<*const TargetSpec, (Arc<TargetSpec>, Arc<Target>)>;
+/// What of one host was made already.
+struct Made {
+    host: HostPattern,
+    /// Targets, by where their specifications are.
+    targets: HashMap<*const TargetSpec, (Arc<TargetSpec>, Arc<Target>)>,
+}
 
 impl Installer {
     pub(crate) fn new(
@@ -199,7 +180,7 @@ impl Installer {
         for (host, update) in update.hosts {
             let rules = match update {
                 HostUpdate::Rules(rules) => {
-                    let mut made = Made::new();
+                    let mut made = Made { host: host.clone(), targets: HashMap::new() };
                     let rules = rules.map(|spec| self.target(snapshot, &spec, &mut made));
                     Some(Arc::new(rules.build()))
                 }
@@ -273,6 +254,7 @@ impl Installer {
                 lock(&self.pools).hold(pool);
             }
             self.series.hold(target.metrics.labels());
+            self.metrics.hosts.hold(&target.host);
         }
         let before = table.rules(host).cloned();
         table.set(host, rules);
@@ -288,11 +270,12 @@ impl Installer {
             if let Some(series) = self.series.release(target.metrics.labels()) {
                 self.metrics.forget(series.labels());
             }
+            self.metrics.hosts.release(&target.host);
         }
     }
 
     fn target(&mut self, snapshot: &Snapshot, spec: &Arc<TargetSpec>, made: &mut Made) -> Arc<Target> {
-        if let Some((_, known)) = made.get(&Arc::as_ptr(spec)) {
+        if let Some((_, known)) = made.targets.get(&Arc::as_ptr(spec)) {
             return Arc::clone(known);
         }
         let canary = spec.canary.as_ref().map(|canary| self.target(snapshot, canary, made));
@@ -314,8 +297,9 @@ impl Installer {
             canary,
             fallback,
             metrics: self.counters(labels),
+            host: self.metrics.hosts.of(&made.host),
         });
-        made.insert(Arc::as_ptr(spec), (Arc::clone(spec), Arc::clone(&target)));
+        made.targets.insert(Arc::as_ptr(spec), (Arc::clone(spec), Arc::clone(&target)));
         target
     }
 

@@ -55,6 +55,11 @@ impl Certificates {
     pub(crate) fn pair(&self, name: &str) -> &Pair {
         self.hosts.exact(name).or_else(|| self.hosts.wildcard(name)).unwrap_or(&self.default)
     }
+
+    /// Hosts with a pair of their own, in no order.
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = (HostPattern, &Pair)> {
+        self.hosts.iter()
+    }
 }
 
 /// Asks the current table.

@@ -1,11 +1,13 @@
 //! What operators see of a running ingress: pages for the admin server, which belongs to whoever runs the role.
 //!
-//! - `/explain`: what would become of a request, and why ([`Question`]; `weir explain http` asks it).
+//! - `/explain`: what would become of a request, and why ([`Question`]; `weir explain http` asks it);
+//! - `/status`: routes, certificates, endpoints, rates and problems, for browsers; `/status.json` is what it shows.
 //!
 //! All pages read what is live through the code that serves requests, and change nothing: no limit counts a question, no
 //! endpoint's turn is taken, no password is tried. A page costs what it shows, and requests nothing.
 
 mod explain;
+mod status;
 
 use std::sync::Arc;
 
@@ -31,12 +33,16 @@ pub(crate) struct View {
 
 impl Pages {
     /// The paths there are, for who asks for another.
-    pub const PATHS: &str = "/explain";
+    pub const PATHS: &str = "/explain, /status, /status.json";
 
     /// The page at a path, if there is one. `query` is what follows the question mark.
     pub fn answer(&self, path: &str, query: &str) -> Option<Response<String>> {
         let page: fn(&View, &str) -> Response<String> = match path {
             "/explain" => explain::page,
+            "/status" => status::html,
+            "/status.css" => status::css,
+            "/status.js" => status::js,
+            "/status.json" => status::page,
             _ => return None,
         };
         Some(match self.0.load().as_deref() {
@@ -78,12 +84,18 @@ fn json(value: &impl serde::Serialize) -> Response<String> {
     }
 }
 
+/// What a browser may do with a page: read what comes from the same place, run the one script, and nothing else.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+     img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
 /// Pages show names that others chose: a browser is to take nothing on them for anything but what it is said to be.
 fn page(status: StatusCode, content_type: &'static str, body: String) -> Response<String> {
     Response::builder()
         .status(status)
         .header(header::CONTENT_TYPE, content_type)
+        .header(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)
         .header(header::X_CONTENT_TYPE_OPTIONS, "nosniff")
+        .header(header::REFERRER_POLICY, "no-referrer")
         .header(header::CACHE_CONTROL, "no-store")
         .body(body)
         .expect("a status and valid fields make a response")

@@ -29,6 +29,7 @@ mod passage;
 mod redirect;
 mod reply;
 mod rewrite;
+mod summary;
 mod template;
 mod upstream;
 mod witness;

@@ -250,3 +250,88 @@ async fn endpoints_are_shown_as_they_are() {
     assert_eq!((&good["ejectedMs"], &good["inFlight"]), (&Value::Null, &json!(0)));
     assert!(good["latencyMs"].as_u64().unwrap() >= 1 && good["connections"].as_u64().unwrap() >= 1, "{good}");
 }
+
+fn status(cluster: &Cluster, query: &str) -> Value {
+    let (status, text) = cluster.page(&format!("/status.json?{query}"));
+    assert_eq!(status, 200, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_status_is_what_is_live() {
+    let backend = Backend::start("a").await;
+    let cluster = shop(&[backend.address]);
+    cluster.annotate("shop", &[("limit-rps", "1000"), ("ssl-redirect", "false")]);
+    let shown = status(&cluster, "");
+    assert_eq!((&shown["hosts"], &shown["routes"]["total"]), (&json!(2), &json!(4)));
+    let expected = json!({
+        "host": "shop.example", "path": "/", "kind": "prefix", "ingress": "n/shop", "service": "n/web", "fault": null,
+        "policies": ["redirect", "hsts", "limit", "tls"],
+    });
+    assert_eq!(shown["routes"]["rows"][1], expected);
+    let fault = |row: &Value| row["fault"].as_str().map(str::to_owned);
+    let rows = shown["routes"]["rows"].as_array().unwrap();
+    assert_eq!(
+        (rows[0]["host"].as_str(), fault(&rows[0])),
+        (Some("*"), Some("no ready endpoints".to_owned()))
+    );
+    let certificate = &shown["certificates"]["rows"][0];
+    assert_eq!((&certificate["host"], &certificate["secret"]), (&json!("shop.example"), &json!("n/pair")));
+    assert_eq!(shown["certificates"]["total"], 2, "and the default one");
+    assert_eq!(shown["problems"]["rows"][0]["reason"], "Conflict");
+
+    for (path, host) in [("/", "shop.example"), ("/status/503", "shop.example"), ("/", "no.test")] {
+        cluster.get(host, path).await;
+    }
+    let counted = json!([["none", 0], ["1xx", 0], ["2xx", 1], ["3xx", 0], ["4xx", 0], ["5xx", 2]]);
+    eventually("all requests are counted", async || status(&cluster, "")["requests"] == counted).await;
+    let metrics = cluster.metrics();
+    for line in [
+        "weir_ingress_host_requests_total{host=\"shop.example\",class=\"2xx\"} 1",
+        "weir_ingress_host_requests_total{host=\"shop.example\",class=\"5xx\"} 1",
+        "weir_ingress_host_requests_total{host=\"*\",class=\"5xx\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn twenty_thousand_routes_come_in_pages() {
+    let cluster = Cluster::start();
+    cluster.service("web", false, &[]);
+    let paths =
+        |host: usize| -> Vec<Value> { (0..40).map(|n| path(&format!("/{host}/{n}"), "web")).collect() };
+    let rules: Vec<Value> =
+        (0..500).map(|n| json!({"host": format!("h{n:03}.example"), "http": {"paths": paths(n)}})).collect();
+    cluster.ingress("many", json!({ "rules": rules }));
+    let first = status(&cluster, "");
+    assert_eq!((&first["routes"]["total"], &first["routes"]["most"]), (&json!(20_000), &json!(100)));
+    let rows = |status: &Value| status["routes"]["rows"].as_array().unwrap().clone();
+    assert_eq!(rows(&first).len(), 100);
+    let third = status(&cluster, "from=200");
+    assert_eq!((&third["routes"]["from"], &rows(&third)[0]["host"]), (&json!(200), &json!("h005.example")));
+    let few = status(&cluster, "filter=H499.ex");
+    assert_eq!((&few["routes"]["total"], rows(&few).len()), (&json!(40), 40));
+    let none = status(&cluster, "from=30000");
+    assert_eq!((&none["routes"]["from"], rows(&none).len()), (&json!(20_000), 0));
+    assert!(first.to_string().len() < 50_000, "{} bytes", first.to_string().len());
+}
+
+#[tokio::test]
+async fn pages_say_what_a_browser_may_do_with_them() {
+    let cluster = Cluster::start();
+    for (path, kind) in [
+        ("/status", "text/html; charset=utf-8"),
+        ("/status.css", "text/css; charset=utf-8"),
+        ("/status.js", "text/javascript; charset=utf-8"),
+        ("/status.json", "application/json"),
+    ] {
+        let page = cluster.pages.answer(path, "").unwrap();
+        assert_eq!(page.headers()["content-type"], kind);
+        assert_eq!(page.headers()["x-content-type-options"], "nosniff");
+        let policy = page.headers()["content-security-policy"].to_str().unwrap();
+        assert!(policy.starts_with("default-src 'none'; script-src 'self';") && !policy.contains("unsafe"));
+    }
+    assert!(cluster.pages.answer("/other", "").is_none());
+    assert_eq!(crate::Pages::default().answer("/status", "").unwrap().status(), 503, "nothing is served yet");
+}

@@ -52,8 +52,11 @@ impl Readiness {
 pub(crate) struct Pages {
     /// Their paths, for who asks for another.
     pub(crate) paths: &'static str,
-    pub(crate) answer: Arc<dyn Fn(&str, &str) -> Option<Response<String>> + Send + Sync>,
+    pub(crate) answer: Arc<Page>,
 }
+
+/// What is at a path for a query.
+type Page = dyn Fn(&str, &str) -> Option<Response<String>> + Send + Sync;
 
 impl Default for Pages {
     /// None.

@@ -4,6 +4,8 @@
 //! make series. Counters of a target are resolved when the table is installed, so that a request touches
 //! atomics and no label map.
 
+mod hosts;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::policy::By;
+pub(crate) use hosts::{HostMetrics, Hosts};
 
 /// Pairs of Ingress and Service with series of their own; those beyond share the pair `other`.
 pub(crate) const MAX_LABELLED_TARGETS: usize = 1_000;
@@ -125,6 +128,8 @@ impl PolicyMetrics {
 pub(crate) struct Metrics {
     /// Of policies.
     pub(crate) policies: PolicyMetrics,
+    /// Of hosts.
+    pub(crate) hosts: Hosts,
     responses: Family<ResponseLabels, Counter>,
     latency: Family<TargetLabels, Histogram, fn() -> Histogram>,
     failures: Family<FailureLabels, Counter>,
@@ -151,7 +156,7 @@ pub(crate) struct Metrics {
     pub(crate) secret_watches: Gauge,
     /// Secrets beyond the bound, which are not watched.
     pub(crate) secrets_refused: Gauge,
-    hosts: Gauge,
+    host_count: Gauge,
     paths: Gauge,
     endpoints: Gauge,
     certificates: Gauge,
@@ -193,6 +198,11 @@ impl Metrics {
         r.register_with_unit("last_reload_timestamp", help, Unit::Seconds, last_reload.clone());
         Self {
             policies: PolicyMetrics::register(r),
+            hosts: Hosts::new(registered(
+                r,
+                "host_requests",
+                "Requests answered, by host of a rule and status class",
+            )),
             responses: registered(r, "requests", "Requests answered, by status class"),
             latency,
             failures: registered(r, "upstream_failures", "Failed attempts to get an answer from an endpoint"),
@@ -216,7 +226,7 @@ impl Metrics {
             events_dropped: registered(r, "events_dropped", "Events dropped at the queue's bound"),
             secret_watches: registered(r, "secret_watches", "Secrets being watched"),
             secrets_refused: registered(r, "secrets_refused", "Secrets beyond the bound on watches"),
-            hosts: registered(r, "hosts", "Hosts in the route table"),
+            host_count: registered(r, "hosts", "Hosts in the route table"),
             paths: registered(r, "paths", "Path rules in the route table"),
             endpoints: registered(r, "endpoints", "Endpoints of all backends in the route table"),
             certificates: registered(r, "certificates", "Hosts with a certificate of their own"),
@@ -242,7 +252,7 @@ impl Metrics {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         self.last_reload.set(now.as_secs() as i64);
         for (gauge, size) in [
-            (&self.hosts, sizes.hosts),
+            (&self.host_count, sizes.hosts),
             (&self.paths, sizes.paths),
             (&self.certificates, sizes.certificates),
             (&self.problems, sizes.problems),
@@ -275,7 +285,16 @@ impl Metrics {
     }
 }
 
-const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+/// Of responses; `none` is for clients that got none.
+pub(crate) const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// The class of a status, by its place in [`CLASSES`].
+fn class_of(status: u16) -> usize {
+    match status {
+        100..600 => usize::from(status / 100),
+        _ => 0,
+    }
+}
 
 impl TargetLabels {
     /// The pair that targets beyond the bound share.
@@ -310,10 +329,7 @@ impl TargetMetrics {
 
     /// Counts a finished request; `status` is 0 when the client got none.
     pub(crate) fn finished(&self, status: u16, took: Duration) {
-        let class = match status {
-            100..600 => usize::from(status / 100),
-            _ => 0,
-        };
+        let class = class_of(status);
         self.responses[class]
             .get_or_init(|| self.family.get_or_create(&self.labels.with_class(CLASSES[class])).clone())
             .inc();
