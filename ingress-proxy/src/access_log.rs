@@ -38,8 +38,6 @@ pub(crate) struct Line<'a> {
     pub(crate) attempts: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) cause: Option<&'a str>,
     #[serde(skip_serializing_if = "str::is_empty")]
     pub(crate) user_agent: &'a str,
 }
@@ -135,7 +133,6 @@ mod tests {
             endpoint: Some("10.0.0.1:80".parse().unwrap()),
             attempts: 1,
             reason: None,
-            cause: None,
             user_agent: "",
         };
         for _ in 0..100 {

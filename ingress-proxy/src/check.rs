@@ -174,13 +174,13 @@ fn assume_the_rest(snapshot: &mut Snapshot) {
             |(key, name): (&String, &String)| key.ends_with("/default-backend").then(|| name.clone());
         for name in ingress.annotations.iter().filter_map(fallback) {
             let key = ObjectKey::new(&ingress.key.namespace, &name);
-            let port = PortFact { name: String::new(), number: 80, h2c: false };
+            let port = PortFact { name: String::new(), number: 80, protocol: None };
             snapshot.services.entry(key).or_insert(ServiceFact { ports: vec![port], external_name: false });
         }
         for secret in ingress.spec.tls.iter().flatten().filter_map(|tls| tls.secret_name.as_deref()) {
             let key = ObjectKey::new(&ingress.key.namespace, secret);
             if let Ok(pair) = crate::tls::self_signed() {
-                snapshot.secrets.entry(key).or_insert(SecretFact::Usable(Arc::new(pair)));
+                snapshot.secrets.entry(key).or_insert(SecretFact::Usable(Arc::new(pair), None));
             }
         }
     }
@@ -201,7 +201,7 @@ fn assume_backend(
     let port = service.port.clone().unwrap_or_default();
     let number = port.number.and_then(|number| u16::try_from(number).ok());
     let name = port.name.unwrap_or_else(|| number.map(|number| number.to_string()).unwrap_or_default());
-    let fact = PortFact { name, number: number.unwrap_or(80), h2c: false };
+    let fact = PortFact { name, number: number.unwrap_or(80), protocol: None };
     let ports = &mut snapshot
         .services
         .entry(key)

@@ -5,11 +5,11 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
-use std::task::{Context, Waker};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::time::Instant;
+
+use crate::stream::Stream;
 
 /// Connections that wait at one endpoint. Fewer than there are requests at once would make a busy proxy connect anew for
 /// each of them.
@@ -19,7 +19,7 @@ const MAX_IDLE: usize = 1_024;
 #[derive(Debug)]
 pub(crate) struct Idle {
     longest: Duration,
-    connections: Mutex<VecDeque<(TcpStream, Instant)>>,
+    connections: Mutex<VecDeque<(Stream, Instant)>>,
 }
 
 impl Idle {
@@ -29,10 +29,10 @@ impl Idle {
     }
 
     /// A connection that the endpoint has not closed, as far as the kernel has told. Cost: a lock that is free, no syscall.
-    pub(crate) fn take(&self, now: Instant) -> Option<TcpStream> {
+    pub(crate) fn take(&self, now: Instant) -> Option<Stream> {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some((stream, since)) = connections.pop_front() {
-            if now.duration_since(since) < self.longest && is_silent(&stream) {
+            if now.duration_since(since) < self.longest && stream.is_silent() {
                 return Some(stream);
             }
         }
@@ -40,7 +40,7 @@ impl Idle {
     }
 
     /// Keeps a connection; beyond the bound the one that waited longest is closed.
-    pub(crate) fn put(&self, stream: TcpStream, now: Instant) {
+    pub(crate) fn put(&self, stream: Stream, now: Instant) {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         if connections.len() == MAX_IDLE {
             connections.pop_back();
@@ -57,26 +57,28 @@ impl Idle {
     pub(crate) fn sweep(&self) -> usize {
         let now = Instant::now();
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        connections.retain(|(stream, since)| now.duration_since(*since) < self.longest && is_silent(stream));
+        connections.retain(|(stream, since)| now.duration_since(*since) < self.longest && stream.is_silent());
         connections.len()
     }
-}
-
-/// Whether nothing came from a connection that nothing was asked of: neither an end nor bytes.
-fn is_silent(stream: &TcpStream) -> bool {
-    stream.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_pending()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
-    async fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
+    async fn pair(listener: &TcpListener) -> (Stream, TcpStream) {
         let address = listener.local_addr().unwrap();
         let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
-        (near.unwrap(), far.unwrap().0)
+        (Stream::Plain(near.unwrap()), far.unwrap().0)
+    }
+
+    fn tcp(stream: &Stream) -> &TcpStream {
+        match stream {
+            Stream::Plain(stream) => stream,
+            Stream::Tls(_) => unreachable!("none is made here"),
+        }
     }
 
     #[tokio::test]
@@ -84,7 +86,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let idle = Idle::new(Duration::from_hours(1));
         let (first, second) = (pair(&listener).await, pair(&listener).await);
-        let port = |stream: &TcpStream| stream.local_addr().unwrap().port();
+        let port = |stream: &Stream| tcp(stream).local_addr().unwrap().port();
         let ports = [port(&second.0), port(&first.0)];
         let now = Instant::now();
         idle.put(first.0, now);
@@ -102,7 +104,7 @@ mod tests {
         let mut far = talking.1;
         far.write_all(b"HTTP/1.1 408 Request Timeout\r\n\r\n").await.unwrap();
         for stream in [&closed.0, &talking.0] {
-            stream.readable().await.unwrap();
+            tcp(stream).readable().await.unwrap();
         }
         let now = Instant::now();
         idle.put(old.0, now);

@@ -14,8 +14,8 @@
 //! - `policy` decides about requests, and knows neither protocols nor connections;
 //! - `wire` is HTTP/1.1 as bytes;
 //! - `pages` is what operators see of all this;
-//! - `serve` owns sockets, which `handover` passes on to the next process; `http1` and `http2` own connections (pingora those
-//!   of HTTP/1 for endpoints that speak HTTP/2), `proxy` says what becomes of a request; all only read what is live.
+//! - `serve` owns sockets, which `handover` passes on to the next process; `http1` and `http2` own connections, `proxy` says
+//!   what becomes of a request; all only read what is live.
 //!
 //! The crate speaks the Kubernetes API and nothing else: it cannot tell whose apiserver it talks to.
 
@@ -24,6 +24,7 @@ mod certificate;
 mod check;
 pub mod compile;
 mod config;
+mod ending;
 mod handover;
 mod http1;
 mod http2;
@@ -33,6 +34,7 @@ mod metrics;
 mod pages;
 mod policy;
 mod proxy;
+mod rewound;
 mod serve;
 mod shared;
 mod stream;
@@ -179,7 +181,7 @@ impl Ingress {
             Ports { plain: config.http_address.port(), tls: config.https_address.port() },
         );
         let tls = tls::server_config(Arc::clone(&certificates)).map_err(Error::Tls)?;
-        let server = Arc::new(Server::new(proxy, tls, timeouts.clone(), workers));
+        let server = Arc::new(Server::new(proxy, tls, timeouts.clone()));
         let problems = Problems::default();
         let shown = self.pages.show(View {
             proxy: server.proxy(),

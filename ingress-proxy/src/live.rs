@@ -217,11 +217,11 @@ impl Installer {
     pub(crate) fn refresh(&mut self, snapshot: &Snapshot, services: &BTreeSet<ObjectKey>) {
         let pools = lock(&self.pools);
         for service in services {
-            let first = BackendKey { service: service.clone(), port: String::new(), h2c: false };
+            let first = BackendKey::new(service.clone(), "");
             let first = pools.0.range(Arc::new(first)..);
             for (key, (pool, _)) in first.take_while(|(key, _)| key.service == *service) {
                 self.endpoints -= pool.len();
-                pool.update(&endpoints(snapshot, key), &self.timeouts);
+                pool.update(key, &endpoints(snapshot, key), &self.timeouts);
                 self.endpoints += pool.len();
             }
         }
@@ -230,6 +230,9 @@ impl Installer {
 
     /// Puts the pairs that are in these secrets now in the place of those that were; no host has another secret.
     pub(crate) fn renew(&self, snapshot: &Snapshot, secrets: &BTreeSet<ObjectKey>) {
+        if secrets.is_empty() {
+            return;
+        }
         for secret in secrets {
             let usable = usable(snapshot, secret);
             if let (Some((pair, _)), Some(usable)) = (lock(&self.pairs).0.get(secret), &usable) {
@@ -238,6 +241,12 @@ impl Installer {
             if self.default_secret.as_ref() == Some(secret) {
                 let default = usable.unwrap_or_else(|| Arc::clone(&self.self_signed));
                 self.certificates.load().default_pair().store(default);
+            }
+        }
+        // Connections that are up keep what they were opened with, those that wait for a request are not used any more.
+        for (key, (pool, _)) in &lock(&self.pools).0 {
+            if key.tls.secret.as_ref().is_some_and(|secret| secrets.contains(secret)) {
+                pool.update(key, &endpoints(snapshot, key), &self.timeouts);
             }
         }
     }
@@ -309,7 +318,7 @@ impl Installer {
             return (Arc::clone(key), Arc::clone(pool));
         }
         let (key, pool) = (Arc::new(key.clone()), Arc::new(Pool::default()));
-        pool.update(&endpoints(snapshot, &key), &self.timeouts);
+        pool.update(&key, &endpoints(snapshot, &key), &self.timeouts);
         self.endpoints += pool.len();
         pools.0.insert(Arc::clone(&key), (Arc::clone(&pool), 0));
         (key, pool)
@@ -355,7 +364,7 @@ impl Installer {
 
 fn usable(snapshot: &Snapshot, secret: &ObjectKey) -> Option<Arc<CertifiedKey>> {
     match snapshot.secrets.get(secret) {
-        Some(SecretFact::Usable(pair)) => Some(Arc::clone(pair)),
+        Some(SecretFact::Usable(pair, _)) => Some(Arc::clone(pair)),
         _ => None,
     }
 }

@@ -1,25 +1,27 @@
-//! A client's connection: TCP, or TLS over it.
+//! A connection, of a client or to an endpoint: TCP, or TLS over it.
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::TlsStream;
+
+use crate::rewound::Rewound;
 
 /// The protocol that TLS agreed on when it is HTTP/2.
 const H2: &[u8] = b"h2";
 
-/// A client's connection.
+/// A connection.
 #[derive(Debug)]
-pub(crate) enum ClientStream {
+pub(crate) enum Stream {
     Plain(TcpStream),
     /// Boxed: the state of TLS is a kilobyte, which plain connections need not carry.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Rewound<TcpStream>>>),
 }
 
-impl ClientStream {
+impl Stream {
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
@@ -32,12 +34,13 @@ impl ClientStream {
         }
     }
 
-    /// The socket below.
-    pub(crate) fn tcp(&self) -> &TcpStream {
-        match self {
+    /// Whether nothing has come that was not read, as far as the kernel has told: neither an end nor bytes.
+    pub(crate) fn is_silent(&self) -> bool {
+        let tcp = match self {
             Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
-        }
+            Self::Tls(stream) => stream.get_ref().0.get_ref(),
+        };
+        tcp.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 }
 
@@ -57,13 +60,13 @@ macro_rules! either {
     };
 }
 
-impl AsyncRead for ClientStream {
+impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         either!(self, stream => stream.poll_read(cx, buf))
     }
 }
 
-impl AsyncWrite for ClientStream {
+impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         either!(self, stream => stream.poll_write(cx, buf))
     }

@@ -14,12 +14,12 @@ use k8s_openapi::api::networking::v1::{Ingress, IngressClass, IngressSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rustls::sign::CertifiedKey;
 
+use super::Protocol;
 use super::annotations::is_ours;
 
 const DEFAULT_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
-const H2C: &str = "kubernetes.io/h2c";
 
 /// Namespace and name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,8 +126,8 @@ pub struct PortFact {
     pub name: String,
     /// The Service's port, or the endpoint's.
     pub number: u16,
-    /// Whether HTTP/2 in cleartext is spoken there.
-    pub h2c: bool,
+    /// What is spoken there, if `appProtocol` says so.
+    pub protocol: Option<Protocol>,
 }
 
 impl PortFact {
@@ -162,7 +162,7 @@ impl From<Service> for ServiceFact {
                     Some(PortFact {
                         name: port.name.unwrap_or_default(),
                         number: u16::try_from(port.port).ok()?,
-                        h2c: port.app_protocol.as_deref() == Some(H2C),
+                        protocol: Protocol::of_app_protocol(port.app_protocol.as_deref()),
                     })
                 })
                 .collect(),
@@ -209,7 +209,7 @@ impl SliceFact {
                 Some(PortFact {
                     name: port.name.unwrap_or_default(),
                     number: u16::try_from(port.port?).ok()?,
-                    h2c: port.app_protocol.as_deref() == Some(H2C),
+                    protocol: Protocol::of_app_protocol(port.app_protocol.as_deref()),
                 })
             })
             .collect();
@@ -243,8 +243,8 @@ pub enum SecretFact {
     Missing,
     /// It holds no usable certificate and key; the text says why.
     Broken(String),
-    /// Certificate chain and key.
-    Usable(Arc<CertifiedKey>),
+    /// Certificate chain and key, and what is in `ca.crt`, if it is there.
+    Usable(Arc<CertifiedKey>, Option<Arc<[u8]>>),
     /// Neither of these two is in it, but other keys.
     Opaque(Arc<BTreeMap<String, Vec<u8>>>),
 }
@@ -256,7 +256,7 @@ impl SecretFact {
             (Self::Missing, Self::Missing) => true,
             (Self::Broken(a), Self::Broken(b)) => a == b,
             (Self::Opaque(a), Self::Opaque(b)) => a == b,
-            (Self::Usable(a), Self::Usable(b)) => Arc::ptr_eq(a, b),
+            (Self::Usable(a, of_a), Self::Usable(b, of_b)) => Arc::ptr_eq(a, b) && of_a == of_b,
             _ => false,
         }
     }
@@ -268,7 +268,7 @@ impl fmt::Debug for SecretFact {
         match self {
             Self::Missing => f.write_str("Missing"),
             Self::Broken(why) => f.debug_tuple("Broken").field(why).finish(),
-            Self::Usable(_) => f.write_str("Usable"),
+            Self::Usable(..) => f.write_str("Usable"),
             Self::Opaque(data) => f.debug_tuple("Opaque").field(&data.keys()).finish(),
         }
     }

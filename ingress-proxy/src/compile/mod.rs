@@ -16,6 +16,7 @@ mod hosts;
 mod own;
 mod policies;
 mod problem;
+mod protocol;
 mod rules;
 mod update;
 
@@ -28,6 +29,8 @@ pub use facts::{
     ClassFact, EndpointFact, IngressFact, ObjectKey, PortFact, SecretFact, ServiceFact, SliceFact, Snapshot,
 };
 pub use problem::{Problem, Reason};
+pub(crate) use protocol::AUTHORITIES;
+pub use protocol::{Credentials, EndpointTls, Protocol};
 pub use update::{Changes, HostUpdate, Totals, Update};
 
 use crate::policy::Policy;
@@ -44,8 +47,17 @@ pub struct BackendKey {
     pub service: ObjectKey,
     /// The name of the Service's port; empty for a Service's only, unnamed port.
     pub port: String,
-    /// HTTP/2 in cleartext is spoken there because the Ingress says so.
-    pub h2c: bool,
+    /// What is spoken there because the Ingress says so; else `appProtocol` does.
+    pub protocol: Option<Protocol>,
+    /// How TLS is spoken, if it is.
+    pub tls: EndpointTls,
+}
+
+impl BackendKey {
+    /// A Service port of which nothing else is said.
+    pub fn new(service: ObjectKey, port: &str) -> Self {
+        Self { service, port: port.to_owned(), protocol: None, tls: EndpointTls::default() }
+    }
 }
 
 /// Where a rule sends its requests.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::annotations::{Annotations, PasswordSource};
 use super::class::{self, Claim};
-use super::{IngressFact, ObjectKey, Problem, Reason, SecretFact, Snapshot};
+use super::{AUTHORITIES, Credentials, IngressFact, ObjectKey, Problem, Reason, SecretFact, Snapshot};
 use crate::policy::{BasicAuth, Policy, Settings, Users};
 use crate::table::HostPattern;
+use crate::upstream::read_authorities;
 
 /// Users without a usable hash that are named; more are only counted.
 const MAX_NAMED: usize = 5;
@@ -123,10 +124,46 @@ impl Own {
                 Err(why) => settings.closed = settings.closed.or(Some(why.into())),
             }
         }
+        if let Some(secret) = notes.tls.secret.clone()
+            && let Err(why) = self.endpoint_credentials(snapshot, ingress, &secret, notes.tls.verifies)
+        {
+            settings.closed = settings.closed.or(Some(why.into()));
+        }
         self.idle_without_tls = settings.are_idle_without_tls();
         let is_plain = settings == *plain.settings;
         self.settings = if is_plain { Arc::clone(&plain.settings) } else { Arc::new(settings) };
         self.notes = Arc::new(notes);
+    }
+
+    /// Whether the Secret of `proxy-ssl-secret` has what is asked of it, or why the paths must stay closed without.
+    fn endpoint_credentials(
+        &mut self,
+        snapshot: &Snapshot,
+        ingress: &IngressFact,
+        key: &ObjectKey,
+        verifies: bool,
+    ) -> Result<(), String> {
+        self.secrets.push(key.clone());
+        let what = "for TLS with endpoints";
+        let fault = match snapshot.secrets.get(key) {
+            None => return Err(format!("Secret {key} {what} was not read yet")),
+            Some(SecretFact::Missing) => "does not exist".to_owned(),
+            Some(SecretFact::Broken(why)) => format!("is not usable: {why}"),
+            Some(SecretFact::Usable(..) | SecretFact::Opaque(_)) => {
+                let credentials = Credentials::of(snapshot, Some(key));
+                match credentials.authorities.as_deref().map(read_authorities) {
+                    Some(Err(error)) => format!("is not usable: {error}"),
+                    None if verifies || credentials.pair.is_none() => {
+                        format!("has no {AUTHORITIES:?} with the certificates of authorities")
+                    }
+                    _ => return Ok(()),
+                }
+            }
+        };
+        let why = format!("Secret {key} {what} {fault}");
+        let text = format!("{why}: the paths of this Ingress answer 503 until it is mended");
+        self.problem(ingress, Reason::BadSecret, text);
+        Err(why)
     }
 
     /// Users and passwords, or why the paths must stay closed without them.
@@ -142,7 +179,7 @@ impl Own {
             None => return Err(format!("Secret {key} with passwords was not read yet")),
             Some(SecretFact::Missing) => "does not exist".to_owned(),
             Some(SecretFact::Broken(why)) => format!("is not usable: {why}"),
-            Some(SecretFact::Usable(_)) => "holds a certificate and not passwords".to_owned(),
+            Some(SecretFact::Usable(..)) => "holds a certificate and not passwords".to_owned(),
             Some(SecretFact::Opaque(data)) => {
                 let text = |bytes| std::str::from_utf8(bytes).unwrap_or_default();
                 let read = if source.is_map {
@@ -238,7 +275,7 @@ impl Own {
         self.secrets.push(key.clone());
         let why = match snapshot.secrets.get(&key) {
             None => return None, // not read yet
-            Some(SecretFact::Usable(_)) => return Some(key),
+            Some(SecretFact::Usable(..)) => return Some(key),
             Some(SecretFact::Missing) => {
                 let text = format!(
                     "Secret {:?} for TLS does not exist in namespace {:?}: its hosts are served with the default \

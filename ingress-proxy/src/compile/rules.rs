@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1::{HTTPIngressPath, IngressBackend, ServiceBackendPort};
 
-use super::annotations::Protocol;
 use super::host::{HostCompilation, Member};
 use super::{BackendKey, ObjectKey, Reason, TargetSpec};
 use crate::policy::{Policy, Rewrite};
@@ -122,8 +121,8 @@ impl<'a> HostCompilation<'a> {
     ) -> Arc<TargetSpec> {
         let (service, backend) = match self.backend(member, backend) {
             Ok(key) => {
-                let h2c = member.own.notes.protocol == Protocol::Grpc;
-                (key.service.name.clone(), Ok(BackendKey { h2c, ..key }))
+                let (protocol, tls) = (member.own.notes.protocol, member.own.notes.tls.clone());
+                (key.service.name.clone(), Ok(BackendKey { protocol, tls, ..key }))
             }
             Err((service, reason, text)) => {
                 self.problem(member, reason, text.clone());
@@ -138,11 +137,11 @@ impl<'a> HostCompilation<'a> {
     /// The target of annotation `default-backend`: the Service's first port.
     fn fallback(&mut self, member: Member<'a>) -> Option<Arc<TargetSpec>> {
         let service = member.own.default_service()?;
-        let port = self.snapshot.services.get(&service)?.ports.first()?.name.clone();
+        let port = &self.snapshot.services.get(&service)?.ports.first()?.name;
         Some(self.known_or_new(TargetSpec {
             owner: member.ingress.key.clone(),
             service: service.name.clone(),
-            backend: Ok(BackendKey { service, port, h2c: false }),
+            backend: Ok(BackendKey::new(service, port)),
             policy: None,
             canary: None,
             fallback: None,
@@ -177,7 +176,7 @@ impl<'a> HostCompilation<'a> {
             _ => fact.ports.len() == 1,
         });
         if let Some(port) = found {
-            return Ok(BackendKey { service: key, port: port.name.clone(), h2c: false });
+            return Ok(BackendKey::new(key, &port.name));
         }
         let wanted = match wanted {
             Some(ServiceBackendPort { name: Some(name), .. }) if !name.is_empty() => {

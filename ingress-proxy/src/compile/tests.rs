@@ -248,7 +248,7 @@ spec:
     ));
     let usable = Arc::new(crate::tls::self_signed().unwrap());
     for (name, fact) in [
-        ("good", SecretFact::Usable(usable)),
+        ("good", SecretFact::Usable(usable, None)),
         ("broken", SecretFact::Broken("tls.key holds no PEM private key".into())),
         ("missing", SecretFact::Missing),
     ] {
@@ -283,7 +283,7 @@ endpoints: [{{addresses: [{address}], conditions: {conditions}}}]
 "
         )
     };
-    let key = BackendKey { service: ObjectKey::new("n", "a"), port: "web".into(), h2c: false };
+    let key = BackendKey::new(ObjectKey::new("n", "a"), "web");
     let addresses = |slices: &str| -> Vec<String> {
         let snapshot = snapshot(&format!("{BASE}{slices}"));
         endpoints(&snapshot, &key).addresses.iter().map(ToString::to_string).collect()
@@ -300,7 +300,7 @@ endpoints: [{{addresses: [{address}], conditions: {conditions}}}]
 }
 
 #[test]
-fn h2c_is_an_app_protocol() {
+fn what_is_spoken_is_an_app_protocol() {
     let snapshot = snapshot(
         "
 kind: Service
@@ -308,9 +308,11 @@ metadata: {name: g, namespace: n}
 spec: {ports: [{name: grpc, port: 80, appProtocol: kubernetes.io/h2c}, {name: web, port: 81}]}
 ",
     );
-    let h2c = |port: &str, h2c| {
-        endpoints(&snapshot, &BackendKey { service: ObjectKey::new("n", "g"), port: port.into(), h2c }).h2c
+    let spoken = |port, protocol| {
+        let key = BackendKey::new(ObjectKey::new("n", "g"), port);
+        endpoints(&snapshot, &BackendKey { protocol, ..key }).protocol
     };
-    assert!(h2c("grpc", false) && !h2c("web", false));
-    assert!(h2c("web", true), "an annotation says so");
+    assert_eq!((spoken("grpc", None), spoken("web", None)), (Protocol::Grpc, Protocol::Http));
+    let said = Some(Protocol::Https);
+    assert_eq!(spoken("grpc", said), Protocol::Https, "an annotation goes before");
 }

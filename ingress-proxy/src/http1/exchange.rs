@@ -7,13 +7,9 @@
 //! **Cost** of a request without a body whose response fits a buffer: one `send` and one `recv` at the endpoint, one
 //! `send` at the client, no allocation.
 
-use std::io::{self, IoSlice};
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::to_client::ToClient;
@@ -22,7 +18,7 @@ use crate::config::Timeouts;
 use crate::metrics::UpstreamFailure;
 use crate::policy::Passage;
 use crate::proxy::Trouble;
-use crate::stream::ClientStream;
+use crate::stream::Stream;
 use crate::wire::{Body, Buffer, Deadline, Version};
 
 /// What an exchange must know of the request.
@@ -53,8 +49,8 @@ pub(super) struct End {
 
 /// Both directions of one exchange.
 pub(super) struct Exchange<'c> {
-    client: &'c mut ClientStream,
-    endpoint: &'c mut TcpStream,
+    client: &'c mut Stream,
+    endpoint: &'c mut Stream,
     timeouts: &'c Timeouts,
     pub(super) request: ToEndpoint<'c>,
     pub(super) response: ToClient<'c>,
@@ -66,8 +62,8 @@ impl<'c> Exchange<'c> {
     /// Of a request with this head, whose body begins in `input`. `reply` lends its memory to the response's head, `passage`
     /// says what the rule's policies ask for.
     pub(super) fn new(
-        client: &'c mut ClientStream,
-        endpoint: &'c mut TcpStream,
+        client: &'c mut Stream,
+        endpoint: &'c mut Stream,
         input: &'c mut Buffer,
         (head, reply): (&'c [u8], &'c mut Vec<u8>),
         asked: Asked,
@@ -150,20 +146,5 @@ impl<'c> Exchange<'c> {
         } else {
             (timeouts.read, Trouble::Endpoint(UpstreamFailure::ReadTimeout))
         }
-    }
-}
-
-/// One call for what is there of both.
-pub(crate) fn write(
-    stream: &mut (impl AsyncWrite + Unpin),
-    first: &[u8],
-    second: &[u8],
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    let stream = Pin::new(stream);
-    match (first.is_empty(), second.is_empty()) {
-        (_, true) => stream.poll_write(cx, first),
-        (true, false) => stream.poll_write(cx, second),
-        (false, false) => stream.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)]),
     }
 }

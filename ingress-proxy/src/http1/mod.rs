@@ -6,10 +6,11 @@
 //!    └─────────────── exchange: both directions at once, bytes as they come ◀───────────────────┘
 //! ```
 //!
-//! pingora goes on with a connection whose request is for an endpoint that speaks HTTP/2 ([`HandOver`]). Everything else is served here, since here a request costs what its system calls cost: nothing is
-//! copied but heads, and one without a body takes four calls, and no timer, task, channel or allocation of its own. (The
-//! access log and policies have theirs.)
+//! A request costs what its system calls cost: nothing is copied but heads, and one without a body takes four calls, and no
+//! timer, task, channel or allocation of its own. (The access log and policies have theirs.) One for an endpoint that speaks
+//! HTTP/2 goes there by [`crate::http2::Relay`] instead, with its body taken out of its framing.
 
+mod client;
 mod exchange;
 mod request;
 mod to_client;
@@ -17,35 +18,25 @@ mod to_endpoint;
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 
-pub(crate) use exchange::write;
 use request::Next;
 
+use crate::ending::{Draining, LAST_REQUEST, LINGER, LINGER_BYTES};
 use crate::metrics::Refusal;
 use crate::proxy::{Answer, Fault, Peer, Proxy, RequestId};
-use crate::serve::{LINGER, LINGER_BYTES, MAX_HEAD_BYTES};
-use crate::stream::ClientStream;
-use crate::wire::{Buffer, Deadline, HeadEnd};
-
-/// When the proxy drains, a connection may wait so long for its next request, which is then told that it is the last one.
-/// Closed at once, it would break a request that is on its way.
-pub(crate) const LAST_REQUEST: Duration = Duration::from_secs(1);
-
-/// A connection that pingora goes on with, and what was read of it.
-pub(crate) struct HandOver(pub(crate) ClientStream, pub(crate) Bytes);
+use crate::stream::Stream;
+use crate::wire::{Buffer, Deadline, HeadEnd, MAX_HEAD_BYTES};
 
 /// One client's connection.
 struct Connection<'p> {
     proxy: &'p Proxy,
-    stream: ClientStream,
+    stream: Stream,
     peer: Peer,
     input: Buffer,
     /// The head for the endpoint.
@@ -67,12 +58,12 @@ enum Missing {
 /// Serves a connection of which `input` was read. Its first head must be complete at `deadline`.
 pub(crate) async fn serve(
     proxy: &Proxy,
-    stream: ClientStream,
+    stream: Stream,
     input: Buffer,
     address: SocketAddr,
     deadline: Instant,
     draining: CancellationToken,
-) -> Option<HandOver> {
+) {
     let mut connection = Connection {
         proxy,
         peer: proxy.peer(address, stream.is_tls()),
@@ -88,21 +79,13 @@ pub(crate) async fn serve(
         let length = match connection.head_arrives(is_first).await {
             Ok(length) => length,
             Err(missing) => {
-                connection.give_up(missing).await;
-                return None;
+                return connection.give_up(missing).await;
             }
         };
         is_first = false;
         match connection.request(length).await {
             Next::Request => {}
-            Next::HandOver => {
-                let read = Bytes::copy_from_slice(connection.input.filled());
-                return Some(HandOver(connection.stream, read));
-            }
-            Next::Close => {
-                connection.close().await;
-                return None;
-            }
+            Next::Close => return connection.close().await,
         }
     }
 }
@@ -199,26 +182,5 @@ impl Connection<'_> {
             tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
         };
         let _ = timeout(LINGER, lingering).await;
-    }
-}
-
-/// Whether the proxy drains. The task is woken when that begins.
-pub(crate) struct Draining {
-    token: CancellationToken,
-    begins: Pin<Box<WaitForCancellationFutureOwned>>,
-    registered: bool,
-}
-
-impl Draining {
-    pub(crate) fn new(token: CancellationToken) -> Self {
-        Self { begins: Box::pin(token.clone().cancelled_owned()), token, registered: false }
-    }
-
-    /// Cost: a load, but for the first time on a connection.
-    pub(crate) fn has_begun(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.registered {
-            self.registered = self.begins.as_mut().poll(cx).is_pending();
-        }
-        self.token.is_cancelled()
     }
 }

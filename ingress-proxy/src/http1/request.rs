@@ -3,19 +3,19 @@
 use tokio::time::Instant;
 
 use super::Connection;
+use super::client::ConnectionClient;
 use super::exchange::{Asked, End, Exchange};
-use crate::live::Target;
+use crate::config::Timeouts;
+use crate::http2::{self, BothWays as _, Patience, Relay, Taken};
 use crate::policy::{Decision, Passage};
-use crate::proxy::{Answer, Attempts, PageRequest, Record, Trouble};
-use crate::upstream::{Pool, connect};
+use crate::proxy::{Answer, Attempts, Failed, PageRequest, Record, Then, Trouble};
+use crate::upstream::{Chosen, Pool, connect};
 use crate::wire::{Body, RequestHead, Space, Version, redirect_request, write_request};
 
 /// What a connection does behind a request.
 pub(super) enum Next {
     Request,
     Close,
-    /// Pingora serves this request, which is still unread, and all behind it.
-    HandOver,
 }
 
 /// What is remembered of one request.
@@ -26,23 +26,19 @@ struct Request {
     expects: bool,
 }
 
-/// What is to be done with a request.
-enum Verdict {
-    /// Its head for an endpoint is written; it goes there if the rule's policies let it.
-    Forward(Option<Decision>),
-    Answer(Answer),
-    HandOver,
+/// Where an attempt goes, and how.
+#[derive(Clone, Copy)]
+struct To<'t> {
+    attempts: &'t Attempts<'t>,
+    chosen: &'t Chosen,
+    passage: Option<&'t Passage>,
+    timeouts: &'t Timeouts,
 }
 
 impl Connection<'_> {
     /// Serves the request whose head is the first `length` bytes of `input`.
     pub(super) async fn request(&mut self, length: usize) -> Next {
-        let (mut request, verdict) = self.judge(length);
-        let judged = match verdict {
-            Verdict::HandOver => return Next::HandOver,
-            Verdict::Answer(answer) => Err(answer),
-            Verdict::Forward(decision) => Ok(decision),
-        };
+        let (mut request, judged) = self.judge(length);
         self.input.consume(length);
         let settled = match judged {
             Ok(decision) => self.proxy.settle(&mut request.record, decision).await,
@@ -62,25 +58,23 @@ impl Connection<'_> {
         next
     }
 
-    /// Reads the head, finds out what is to be done, and writes the head for the endpoint.
-    fn judge(&mut self, length: usize) -> (Request, Verdict) {
+    /// Reads the head, finds out what is to be done, and writes the head for an endpoint: the request goes there if the rule's
+    /// policies let it.
+    fn judge(&mut self, length: usize) -> (Request, Result<Option<Decision>, Answer>) {
         let mut space = Space::new();
         let mut request = Request::new(Record::new(&self.proxy.metrics));
         let read = RequestHead::read(&self.input.filled()[..length], &mut space);
-        let verdict = read.map_err(Answer::from).and_then(|head| {
+        let judged = read.map_err(Answer::from).and_then(|head| {
             request.learn(&head);
             let record = &mut request.record;
             let normal = self.proxy.find(record, &head, &self.peer)?;
-            if record.target.as_deref().is_some_and(is_pingoras) {
-                return Ok(Verdict::HandOver);
-            }
             let decision = self.proxy.decide(record, &normal, &self.peer);
             let passage = decision.as_ref().and_then(Decision::passage);
             let (peer, networks) = (&self.peer, &self.proxy.trusted);
             write_request(&mut self.head, &normal, peer, &record.id, networks, passage);
-            Ok(Verdict::Forward(decision))
+            Ok(decision)
         });
-        (request, verdict.unwrap_or_else(Verdict::Answer))
+        (request, judged)
     }
 
     /// Sends the request to the endpoints of its target, and to who makes the error page if it comes to that; or says what to
@@ -113,53 +107,105 @@ impl Connection<'_> {
         passage: Option<&Passage>,
         pool: &Pool,
     ) -> Result<(u16, Next), Trouble> {
-        let record = &mut request.record;
         let own_timeouts = passage.map(|passage| passage.upstream().over(&self.proxy.timeouts));
         let timeouts = own_timeouts.as_ref().unwrap_or(&self.proxy.timeouts);
+        let protocol = pool.protocol();
+        let by_http2 = if protocol.is_http2() {
+            Some(http2::from_http1(&self.head, protocol.is_tls()).map_err(|_| Trouble::BadRequest)?)
+        } else {
+            None
+        };
         let mut attempts = Attempts::new(pool, passage, &self.proxy.metrics);
         loop {
-            let chosen = attempts.next(record)?;
-            let (mut endpoint, is_reused) = match chosen.idle().take(record.started) {
-                Some(stream) => (stream, true),
-                None => match connect(chosen.address(), timeouts.connect).await {
-                    Ok(stream) => (stream, false),
-                    Err(failure) if attempts.refused(record, &chosen, failure) => continue,
-                    Err(failure) => return Err(Trouble::Endpoint(failure)),
-                },
+            let chosen = attempts.next(&mut request.record)?;
+            let to = To { attempts: &attempts, chosen: &chosen, passage, timeouts };
+            let tried = match &by_http2 {
+                None => self.exchange(request, to).await,
+                Some(head) => self.relay(request, to, head.clone()).await,
             };
-            let mut exchange = Exchange::new(
-                &mut self.stream,
-                &mut endpoint,
-                &mut self.input,
-                (&self.head, &mut self.reply),
-                request.asked,
-                passage,
-                timeouts,
-            );
-            let draining = &self.draining.token;
-            let unwanted = |status, can_repeat| attempts.is_unwanted(record, &chosen, status, can_repeat);
-            let result = exchange.run(&mut self.deadline, || draining.is_cancelled(), unwanted).await;
-            let (status, has_begun) = (exchange.response.status, !exchange.response.is_unheard());
-            let can_repeat = exchange.can_repeat();
-            (record.bytes_in, record.bytes_out) = (exchange.request.bytes(), exchange.response.bytes);
-            let trouble = match result {
-                Ok(End { keep_client, keep_endpoint }) => {
-                    if keep_endpoint {
-                        chosen.idle().put(endpoint, Instant::now());
-                    }
-                    return Ok((status, if keep_client { Next::Request } else { Next::Close }));
+            let failed = match tried {
+                Ok(served) => return Ok(served),
+                Err(failed) => failed,
+            };
+            match attempts.go_on(&mut request.record, &chosen, failed)? {
+                Then::TryAgain => {}
+                Then::BrokeOff(status) => return Ok((status, Next::Close)),
+            }
+        }
+    }
+
+    /// One attempt, at an endpoint that speaks HTTP/1.1.
+    async fn exchange(&mut self, request: &mut Request, to: To<'_>) -> Result<(u16, Next), Failed> {
+        let To { attempts, chosen, passage, timeouts } = to;
+        let record = &mut request.record;
+        let (mut endpoint, is_reused) = match chosen.idle().take(record.started) {
+            Some(stream) => (stream, true),
+            None => (connect(chosen, timeouts.connect).await.map_err(Failed::Connect)?, false),
+        };
+        let mut exchange = Exchange::new(
+            &mut self.stream,
+            &mut endpoint,
+            &mut self.input,
+            (&self.head, &mut self.reply),
+            request.asked,
+            passage,
+            timeouts,
+        );
+        let draining = &self.draining;
+        let unwanted = |status, can_repeat| attempts.is_unwanted(record, chosen, status, can_repeat);
+        let result = exchange.run(&mut self.deadline, || draining.is_on(), unwanted).await;
+        let (status, has_begun) = (exchange.response.status, !exchange.response.is_unheard());
+        let can_repeat = exchange.can_repeat();
+        (record.bytes_in, record.bytes_out) = (exchange.request.bytes(), exchange.response.bytes);
+        match result {
+            Ok(End { keep_client, keep_endpoint }) => {
+                if keep_endpoint {
+                    chosen.idle().put(endpoint, Instant::now());
                 }
-                Err(trouble) => trouble,
-            };
-            if attempts.goes_on(record, &chosen, trouble, is_reused, can_repeat) {
-                continue;
+                Ok((status, if keep_client { Next::Request } else { Next::Close }))
             }
-            // A response that has begun cannot be taken back; the client sees it break off.
-            if status != 0 && has_begun {
-                record.reason = trouble.answer(record.target.as_deref()).map(|answer| answer.text);
-                return Ok((status, Next::Close));
+            Err(trouble) => {
+                let told = if has_begun { status } else { 0 };
+                Err(Failed::Exchange { trouble, is_reused, can_repeat, told })
             }
-            return Err(trouble);
+        }
+    }
+
+    /// One attempt, at an endpoint that speaks HTTP/2.
+    async fn relay(
+        &mut self,
+        request: &mut Request,
+        to: To<'_>,
+        head: http::Request<()>,
+    ) -> Result<(u16, Next), Failed> {
+        let To { attempts, chosen, passage, timeouts } = to;
+        let Request { record, asked, expects } = request;
+        let taken = chosen.connections().take(chosen, timeouts.connect).await;
+        let Taken { sender, is_reused, _load } = taken.map_err(Failed::Connect)?;
+        let client = ConnectionClient::new(
+            &mut self.stream,
+            (&mut self.input, expects),
+            &mut self.reply,
+            *asked,
+            passage.and_then(Passage::body_limit),
+            &self.draining,
+        );
+        let opened = Relay::open(sender, head, client, passage, timeouts).await;
+        let mut relay = opened.map_err(|failure| Failed::Exchange {
+            trouble: Trouble::Endpoint(failure),
+            is_reused,
+            can_repeat: true,
+            told: 0,
+        })?;
+        let patience = Patience::new(&mut self.deadline, timeouts, relay.lack());
+        let unwanted = |status, can_repeat| attempts.is_unwanted(record, chosen, status, can_repeat);
+        let result = http2::run(&mut relay, patience, unwanted).await;
+        let (can_repeat, client) = (relay.can_repeat(), relay.client);
+        let told = client.status();
+        (record.bytes_in, record.bytes_out) = client.bytes();
+        match result {
+            Ok(()) => Ok((told, if client.finish() { Next::Request } else { Next::Close })),
+            Err(trouble) => Err(Failed::Exchange { trouble, is_reused, can_repeat, told }),
         }
     }
 
@@ -181,7 +227,7 @@ impl Connection<'_> {
             || request.expects
             || read.is_err()
             || !body.is_done()
-            || self.draining.token.is_cancelled();
+            || self.draining.is_on();
         self.reply.clear();
         let record = &mut request.record;
         let length = answer.write(&mut self.reply, &record.id, request.asked.is_head, close);
@@ -216,11 +262,4 @@ impl Request {
         };
         self.expects = head.expects;
     }
-}
-
-/// Whether pingora serves a target: endpoints that it may come to speak HTTP/2.
-fn is_pingoras(target: &Target) -> bool {
-    let speaks_h2 = |target: &Target| target.backend.as_ref().is_ok_and(|pool| pool.is_h2c());
-    let others = [&target.canary, &target.fallback].into_iter().flatten();
-    speaks_h2(target) || others.into_iter().any(|other| speaks_h2(other))
 }

@@ -5,15 +5,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::AsyncWrite as _;
-use tokio::net::TcpStream;
 
-use super::exchange::{Asked, End, write};
+use super::exchange::{Asked, End};
 use crate::metrics::UpstreamFailure;
 use crate::policy::Passage;
 use crate::proxy::Trouble;
-use crate::serve::MAX_HEAD_BYTES;
-use crate::stream::ClientStream;
-use crate::wire::{After, Body, Buffer, ResponseHead, Space, write_response};
+use crate::stream::Stream;
+use crate::wire::{After, Body, Buffer, MAX_HEAD_BYTES, ResponseHead, Space, write, write_response};
 
 const MALFORMED: Trouble = Trouble::Endpoint(UpstreamFailure::InvalidResponse);
 const CLOSED: Trouble = Trouble::Endpoint(UpstreamFailure::Closed);
@@ -108,8 +106,8 @@ impl<'c> ToClient<'c> {
     /// whether the client is not to get it.
     pub(super) fn poll(
         &mut self,
-        client: &mut ClientStream,
-        endpoint: &mut TcpStream,
+        client: &mut Stream,
+        endpoint: &mut Stream,
         keep_client: &impl Fn() -> bool,
         unwanted: &impl Fn(u16, bool) -> Option<Trouble>,
         cx: &mut Context<'_>,

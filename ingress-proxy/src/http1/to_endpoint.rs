@@ -4,12 +4,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::AsyncWrite as _;
-use tokio::net::TcpStream;
 
-use super::exchange::write;
 use crate::proxy::Trouble;
-use crate::stream::ClientStream;
-use crate::wire::{Body, Buffer};
+use crate::stream::Stream;
+use crate::wire::{Body, Buffer, write};
 
 /// A request on its way.
 pub(super) struct ToEndpoint<'c> {
@@ -92,8 +90,8 @@ impl<'c> ToEndpoint<'c> {
     /// Moves it on until it is sent or something must be waited for. `is_answered`: it will not be sent again.
     pub(super) fn poll(
         &mut self,
-        client: &mut ClientStream,
-        endpoint: &mut TcpStream,
+        client: &mut Stream,
+        endpoint: &mut Stream,
         is_answered: bool,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Trouble>> {
@@ -123,6 +121,14 @@ impl<'c> ToEndpoint<'c> {
                     }
                 }
                 continue;
+            }
+            // TLS may hold some of it back.
+            if !self.deaf {
+                match Pin::new(&mut *endpoint).poll_flush(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(_)) => self.deaf = true,
+                }
             }
             if self.is_read() {
                 return Poll::Ready(Ok(()));

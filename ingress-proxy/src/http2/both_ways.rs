@@ -6,7 +6,7 @@ use super::patience::{Lack, Patience};
 use crate::proxy::Trouble;
 
 /// What an exchange is made of.
-pub(super) trait BothWays {
+pub(crate) trait BothWays {
     /// Hears whether the client has given up.
     fn check(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble>;
 
@@ -32,7 +32,7 @@ pub(super) trait BothWays {
 }
 
 /// To the end of the response, as long as something moves or patience lasts.
-pub(super) async fn run(
+pub(crate) async fn run(
     exchange: &mut impl BothWays,
     mut patience: Patience<'_>,
     unwanted: impl Fn(u16, bool) -> bool,

@@ -1,6 +1,5 @@
 //! Connections to an endpoint that speaks HTTP/2. Each carries many requests, and belongs to its endpoint.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -8,13 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::metrics::UpstreamFailure;
-use crate::serve::MAX_HEAD_BYTES;
-use crate::upstream::connect;
+use crate::stream::Stream;
+use crate::upstream::{Endpoint, connect};
+use crate::wire::MAX_HEAD_BYTES;
 
 /// Requests on one connection before another is opened; an endpoint may allow fewer.
 const MAX_STREAMS: usize = 100;
@@ -57,11 +56,11 @@ impl Open {
 
 /// A connection for one request, which counts as its load until dropped.
 #[derive(Debug)]
-pub(super) struct Taken {
-    pub(super) sender: SendRequest<Bytes>,
+pub(crate) struct Taken {
+    pub(crate) sender: SendRequest<Bytes>,
     /// It was there before.
-    pub(super) is_reused: bool,
-    pub(super) _load: Arc<()>,
+    pub(crate) is_reused: bool,
+    pub(crate) _load: Arc<()>,
 }
 
 impl Connections {
@@ -71,9 +70,9 @@ impl Connections {
     }
 
     /// A connection that takes a request.
-    pub(super) async fn take(
+    pub(crate) async fn take(
         &self,
-        address: SocketAddr,
+        endpoint: &Endpoint,
         longest: Duration,
     ) -> Result<Taken, UpstreamFailure> {
         if let Some(taken) = self.with_room() {
@@ -83,7 +82,7 @@ impl Connections {
             let _turn = self.opening.lock().await;
             match self.with_room() {
                 Some(taken) => Ok(taken),
-                None => self.open(address, longest).await,
+                None => self.open(endpoint, longest).await,
             }
         };
         timeout(longest, opening).await.unwrap_or(Err(UpstreamFailure::ConnectTimeout))
@@ -112,8 +111,8 @@ impl Connections {
         candidates.min_by_key(|one| one.load()).map(|one| one.take(true))
     }
 
-    async fn open(&self, address: SocketAddr, longest: Duration) -> Result<Taken, UpstreamFailure> {
-        let stream = connect(address, longest).await?;
+    async fn open(&self, endpoint: &Endpoint, longest: Duration) -> Result<Taken, UpstreamFailure> {
+        let stream = connect(endpoint, longest).await?;
         let mut builder = Builder::new();
         builder
             .enable_push(false)
@@ -137,7 +136,7 @@ impl Connections {
 }
 
 /// Moves a connection's frames until it ends or is silent for too long.
-async fn drive(mut connection: Connection<TcpStream, Bytes>) {
+async fn drive(mut connection: Connection<Stream, Bytes>) {
     let pings = connection.ping_pong();
     let silence = async {
         match pings {

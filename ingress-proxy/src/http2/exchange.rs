@@ -7,31 +7,30 @@
 //! allocations; what the client gets leaves with what other streams have for it.
 
 use std::fmt::Write as _;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use tokio::net::TcpStream;
+use http::HeaderMap;
+use tokio::io::AsyncWrite as _;
 
-use super::body::{Place, RequestBody};
 use super::both_ways::BothWays;
+use super::client::{Client as _, StreamClient};
 use super::head;
 use super::patience::Lack;
-use super::reply::Reply;
-use crate::http1::write;
 use crate::metrics::UpstreamFailure;
 use crate::policy::Passage;
 use crate::proxy::Trouble;
-use crate::serve::MAX_HEAD_BYTES;
-use crate::wire::{Body, Buffer, ResponseHead, Space};
+use crate::stream::Stream;
+use crate::wire::{Body, Buffer, MAX_HEAD_BYTES, Part, ResponseHead, Space, Trailers, write, write_trailers};
 
 const MALFORMED: Trouble = Trouble::Endpoint(UpstreamFailure::InvalidResponse);
 const CLOSED: Trouble = Trouble::Endpoint(UpstreamFailure::Closed);
 
 /// Both directions of one exchange.
 pub(super) struct Exchange<'s> {
-    endpoint: &'s mut TcpStream,
-    body: &'s mut RequestBody,
-    pub(super) reply: Reply<'s>,
+    endpoint: &'s mut Stream,
+    pub(super) client: StreamClient<'s>,
     asked: Asked<'s>,
     request: ToEndpoint,
     response: FromEndpoint,
@@ -49,7 +48,6 @@ pub(super) struct Asked<'s> {
 
 /// The request's way.
 struct ToEndpoint {
-    place: Place,
     /// The head, then the framing in front of `piece`.
     front: BytesMut,
     piece: Bytes,
@@ -67,6 +65,7 @@ struct FromEndpoint {
     answer: Buffer,
     stage: Stage,
     body: Body,
+    trailers: Trailers,
     keep_endpoint: bool,
     moves: u64,
 }
@@ -80,14 +79,12 @@ enum Stage {
 
 impl<'s> Exchange<'s> {
     pub(super) fn new(
-        endpoint: &'s mut TcpStream,
+        endpoint: &'s mut Stream,
         head: &[u8],
-        body: &'s mut RequestBody,
-        reply: Reply<'s>,
+        client: StreamClient<'s>,
         asked: Asked<'s>,
     ) -> Self {
         let request = ToEndpoint {
-            place: Place::default(),
             front: BytesMut::from(head),
             piece: Bytes::new(),
             has_chunks: false,
@@ -99,10 +96,11 @@ impl<'s> Exchange<'s> {
             answer: Buffer::default(),
             stage: Stage::Head,
             body: Body::Done,
+            trailers: Trailers::default(),
             keep_endpoint: false,
             moves: 0,
         };
-        Self { endpoint, body, reply, asked, request, response }
+        Self { endpoint, client, asked, request, response }
     }
 
     /// Whether the endpoint's connection can be used again, after an exchange that ended well.
@@ -113,20 +111,20 @@ impl<'s> Exchange<'s> {
 
 impl BothWays for Exchange<'_> {
     fn check(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
-        self.reply.check(cx)
+        self.client.check(cx)
     }
 
     fn moves(&self) -> u64 {
-        self.request.moves + self.response.moves + self.reply.moves
+        self.request.moves + self.response.moves + self.client.moves()
     }
 
     fn can_repeat(&self) -> bool {
-        self.reply.is_unheard() && self.body.is_at_hand()
+        self.client.can_repeat()
     }
 
     fn lack(&self) -> Lack {
         let request = &self.request;
-        if self.reply.waits_for_client() {
+        if self.client.waits_for_client() {
             Lack::Window
         } else if request.deaf || request.is_sent() {
             Lack::Response
@@ -138,24 +136,21 @@ impl BothWays for Exchange<'_> {
     }
 
     fn poll_request(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
-        let Self { endpoint, body, request, asked, .. } = self;
-        if self.response.stage != Stage::Head && !body.is_read() {
-            body.settle();
+        let Self { endpoint, client, request, asked, .. } = self;
+        if self.response.stage != Stage::Head {
+            client.settle();
         }
         while !request.deaf && !request.is_sent() {
             // What came of the body goes on with what is in front of it.
             if request.piece.is_empty() && !request.is_ended {
-                match body.poll_piece(&mut request.place, cx) {
+                match client.poll_piece(cx) {
                     Poll::Pending => {}
                     Poll::Ready(Some(piece)) => request.take(piece?, asked.chunks),
-                    Poll::Ready(None) => request.end(asked.chunks),
+                    Poll::Ready(None) => request.end(asked.chunks, client.trailers()),
                 }
             }
             if !request.has_more() {
-                if request.is_ended {
-                    break;
-                }
-                return Ok(());
+                break;
             }
             match write(*endpoint, &request.front, &request.piece, cx) {
                 Poll::Pending => return Ok(()),
@@ -168,6 +163,10 @@ impl BothWays for Exchange<'_> {
                 }
             }
         }
+        // TLS may hold some of it back.
+        if !request.deaf {
+            request.deaf = matches!(Pin::new(&mut **endpoint).poll_flush(cx), Poll::Ready(Err(_)));
+        }
         Ok(())
     }
 
@@ -177,7 +176,7 @@ impl BothWays for Exchange<'_> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Trouble>> {
         loop {
-            if self.reply.poll_send(cx)?.is_pending() {
+            if self.client.poll_send(cx)?.is_pending() {
                 return Poll::Pending;
             }
             if self.response.stage == Stage::Done {
@@ -193,7 +192,7 @@ impl BothWays for Exchange<'_> {
                     if self.response.stage == Stage::Body && self.response.body == Body::UntilClose =>
                 {
                     self.response.stage = Stage::Done;
-                    self.reply.end(None);
+                    self.client.end(None);
                 }
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(CLOSED)),
             }
@@ -207,14 +206,17 @@ impl Exchange<'_> {
         if self.response.stage == Stage::Head {
             return self.understand_head(unwanted);
         }
-        let FromEndpoint { answer, body, stage, .. } = &mut self.response;
+        let FromEndpoint { answer, body, stage, trailers, .. } = &mut self.response;
         let mut data = BytesMut::with_capacity(answer.len());
-        let piece = body.read_data(answer.filled(), |bytes| data.extend_from_slice(bytes));
+        let piece = body.read_parts(answer.filled(), |part| match part {
+            Part::Data(bytes) => data.extend_from_slice(bytes),
+            Part::Trailers(bytes) => trailers.push(bytes),
+        });
         answer.consume(piece.map_err(|_| MALFORMED)?.bytes);
-        self.reply.push(data.freeze());
+        self.client.push(data.freeze());
         if body.is_done() {
             *stage = Stage::Done;
-            self.reply.end(None);
+            self.client.end(trailers.fields().map_err(|_| MALFORMED)?);
             self.response.keep_endpoint &= answer.is_empty();
         }
         Ok(true)
@@ -239,11 +241,11 @@ impl Exchange<'_> {
             // Nobody asked for another protocol.
             101 => return Err(MALFORMED),
             // Interim: the response proper is yet to come.
-            ..200 => self.reply.inform(head::of_http1(&head, bytes, None)?)?,
+            ..200 => self.client.inform(head::of_http1(&head, bytes, None)?)?,
             status if unwanted(status, can_repeat) => return Err(Trouble::Unwanted { status, can_repeat }),
             _ => {
                 let is_all = head.body.is_done();
-                self.reply.head(head::of_http1(&head, bytes, self.asked.passage)?, is_all)?;
+                self.client.head(head::of_http1(&head, bytes, self.asked.passage)?, is_all)?;
                 response.body = head.body;
                 response.stage = if is_all { Stage::Done } else { Stage::Body };
                 response.keep_endpoint = head.keeps_alive && head.body != Body::UntilClose;
@@ -278,11 +280,12 @@ impl ToEndpoint {
         self.piece = piece;
     }
 
-    fn end(&mut self, chunks: bool) {
+    /// Trailers are for an endpoint that reads chunks.
+    fn end(&mut self, chunks: bool, trailers: Option<&HeaderMap>) {
         self.is_ended = true;
         if chunks {
-            let end: &[u8] = if self.has_chunks { b"\r\n0\r\n\r\n" } else { b"0\r\n\r\n" };
-            self.front.extend_from_slice(end);
+            self.front.extend_from_slice(if self.has_chunks { b"\r\n0\r\n" } else { b"0\r\n" });
+            write_trailers(&mut self.front, trailers);
         }
     }
 }

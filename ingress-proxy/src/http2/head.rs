@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use httparse::Header;
 
 use crate::config::Network;
@@ -106,6 +106,7 @@ pub(super) fn read<'h, 'b>(
 pub(super) fn for_http2(
     request: &Normal<'_, '_>,
     headers: &HeaderMap,
+    over_tls: bool,
     peer: &Peer,
     id: &RequestId,
     networks: &[Network],
@@ -143,13 +144,56 @@ pub(super) fn for_http2(
         Err(_) => result = Err(Fault::Rewrite),
     });
     result?;
-    let uri = Uri::builder().scheme(Scheme::HTTP).authority(host).path_and_query(target).build();
+    let uri = Uri::builder().scheme(scheme(over_tls)).authority(host).path_and_query(target).build();
     let mut forwarded = Request::new(());
     *forwarded.method_mut() = head.method.parse().map_err(|_| Fault::Malformed)?;
     *forwarded.uri_mut() = uri.map_err(|_| Fault::Rewrite)?;
     *forwarded.version_mut() = Version::HTTP_2;
     *forwarded.headers_mut() = headers;
     Ok(forwarded)
+}
+
+/// The request of a head that [was written](wire::write_request) for an HTTP/1.1 endpoint, for one that speaks HTTP/2.
+///
+/// Cost: one copy of the head, which all its values share, and a map of its fields.
+pub(crate) fn from_http1(head: &[u8], over_tls: bool) -> Result<Request<()>, Fault> {
+    let whole = Bytes::copy_from_slice(head);
+    let mut lines = head.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut words = lines.next().unwrap_or_default().split(|&byte| byte == b' ');
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let mut headers = HeaderMap::new();
+    let mut authority: &[u8] = b"";
+    for line in lines.take_while(|line| !line.is_empty()) {
+        let colon = memchr::memmem::find(line, b": ").ok_or(Fault::Malformed)?;
+        let (name, value) = (&line[..colon], &line[colon + 2..]);
+        match Known::of(std::str::from_utf8(name).map_err(|_| Fault::Malformed)?) {
+            Known::Host => authority = value,
+            // Whoever waits with a body is asked for it here.
+            Known::TransferEncoding | Known::Expect => {}
+            known if known.is_hop_by_hop() => {}
+            _ => {
+                let value = HeaderValue::from_maybe_shared({
+                    let at = value.as_ptr().addr() - head.as_ptr().addr();
+                    whole.slice(at..at + value.len())
+                });
+                let name = HeaderName::from_bytes(name).map_err(|_| Fault::Malformed)?;
+                headers.append(name, value.map_err(|_| Fault::Malformed)?);
+            }
+        }
+    }
+    // They reach the client, who may not know them: gRPC asks for this.
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    let uri = Uri::builder().scheme(scheme(over_tls)).authority(authority).path_and_query(target).build();
+    let mut request = Request::new(());
+    *request.method_mut() = Method::from_bytes(method).map_err(|_| Fault::Malformed)?;
+    *request.uri_mut() = uri.map_err(|_| Fault::Rewrite)?;
+    *request.version_mut() = Version::HTTP_2;
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+fn scheme(over_tls: bool) -> Scheme {
+    if over_tls { Scheme::HTTPS } else { Scheme::HTTP }
 }
 
 /// Makes another request of one: for this target, if there is one, and with these fields.

@@ -3,7 +3,7 @@
 //! ```text
 //!                                                          ┌─▶ exchange ─▶ an HTTP/1.1 endpoint
 //! client ─▶ h2: frames ─▶ stream: judged as in `http1` ────┤
-//!    ▲                                                     └─▶ relay ────▶ an HTTP/2 endpoint
+//!    ▲                                                     └─▶ relay ────▶ an HTTP/2 endpoint, also for HTTP/1.1 clients
 //!    └───────── reply: heads and bodies as the client takes them ◀─┘
 //! ```
 //!
@@ -13,13 +13,13 @@
 
 mod body;
 mod both_ways;
+mod client;
 mod endpoint;
 mod exchange;
 mod head;
 mod patience;
 mod relay;
 mod reply;
-mod rewound;
 mod stream;
 
 use std::net::SocketAddr;
@@ -35,16 +35,20 @@ use http::Request;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use endpoint::Connections;
-use rewound::Rewound;
+pub(crate) use both_ways::{BothWays, run};
+pub(crate) use client::Client;
+pub(crate) use endpoint::{Connections, Taken};
+pub(crate) use head::from_http1;
+pub(crate) use patience::Patience;
+pub(crate) use relay::Relay;
 use stream::Shared;
 
-use crate::http1::{Draining, LAST_REQUEST};
+use crate::ending::{Draining, LAST_REQUEST, LINGER};
 use crate::metrics::Refusal;
 use crate::proxy::Proxy;
-use crate::serve::{LINGER, MAX_HEAD_BYTES};
-use crate::stream::ClientStream;
-use crate::wire::{Buffer, Deadline};
+use crate::rewound::Rewound;
+use crate::stream::Stream;
+use crate::wire::{Buffer, Deadline, MAX_HEAD_BYTES};
 
 /// Streams that a client may have open on one connection.
 const MAX_STREAMS: u32 = 128;
@@ -61,7 +65,7 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// Serves a connection of which `input` was read. Its preface must be complete at `deadline`.
 pub(crate) async fn serve(
     proxy: &Proxy,
-    stream: ClientStream,
+    stream: Stream,
     input: Buffer,
     address: SocketAddr,
     deadline: Instant,
@@ -111,7 +115,7 @@ enum State {
 
 /// One client's connection.
 struct Connection {
-    frames: h2::server::Connection<Rewound, Bytes>,
+    frames: h2::server::Connection<Rewound<Stream>, Bytes>,
     /// Passes when the client has had no stream for too long.
     idle: Deadline,
     keepalive: Duration,

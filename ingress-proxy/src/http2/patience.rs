@@ -12,7 +12,7 @@ use crate::wire::Deadline;
 
 /// What an exchange lacks.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Lack {
+pub(crate) enum Lack {
     /// The client takes nothing.
     Window,
     /// The client sends nothing of its body.
@@ -24,14 +24,14 @@ pub(super) enum Lack {
 }
 
 /// The deadline of one exchange, which moves on with it.
-pub(super) struct Patience<'s> {
+pub(crate) struct Patience<'s> {
     deadline: &'s mut Deadline,
     timeouts: &'s Timeouts,
     moves: u64,
 }
 
 impl<'s> Patience<'s> {
-    pub(super) fn new(deadline: &'s mut Deadline, timeouts: &'s Timeouts, lack: Lack) -> Self {
+    pub(crate) fn new(deadline: &'s mut Deadline, timeouts: &'s Timeouts, lack: Lack) -> Self {
         let mut patience = Self { deadline, timeouts, moves: 0 };
         patience.renew(lack);
         patience

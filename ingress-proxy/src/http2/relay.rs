@@ -1,4 +1,4 @@
-//! One stream's request to an HTTP/2 endpoint, and its response back, both at once: gRPC goes this way, with its trailers.
+//! A request to an HTTP/2 endpoint, and its response back, both at once: gRPC goes this way, with its trailers.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,11 +9,10 @@ use h2::{RecvStream, SendStream};
 use http::Request;
 use tokio::time::timeout;
 
-use super::body::{Place, RequestBody};
 use super::both_ways::BothWays;
+use super::client::Client;
 use super::head;
 use super::patience::Lack;
-use super::reply::Reply;
 use crate::config::Timeouts;
 use crate::metrics::UpstreamFailure;
 use crate::policy::Passage;
@@ -22,9 +21,8 @@ use crate::proxy::Trouble;
 const CLOSED: Trouble = Trouble::Endpoint(UpstreamFailure::Closed);
 
 /// Both directions of one exchange.
-pub(super) struct Relay<'s> {
-    body: &'s mut RequestBody,
-    pub(super) reply: Reply<'s>,
+pub(crate) struct Relay<'s, C> {
+    pub(crate) client: C,
     passage: Option<&'s Passage>,
     request: ToEndpoint,
     response: FromEndpoint,
@@ -33,7 +31,6 @@ pub(super) struct Relay<'s> {
 /// The request's way.
 struct ToEndpoint {
     stream: SendStream<Bytes>,
-    place: Place,
     piece: Bytes,
     is_sent: bool,
     /// The endpoint takes no more. It may have answered before.
@@ -53,51 +50,43 @@ enum Stage {
     Done,
 }
 
-impl<'s> Relay<'s> {
+impl<'s, C: Client> Relay<'s, C> {
     /// Opens a stream at the endpoint, as soon as it allows one more.
-    pub(super) async fn open(
+    pub(crate) async fn open(
         sender: SendRequest<Bytes>,
         request: Request<()>,
-        body: &'s mut RequestBody,
-        reply: Reply<'s>,
+        client: C,
         passage: Option<&'s Passage>,
         timeouts: &Timeouts,
     ) -> Result<Self, UpstreamFailure> {
         let ready = timeout(timeouts.write, sender.ready()).await;
         let mut sender =
             ready.map_err(|_| UpstreamFailure::WriteTimeout)?.map_err(|_| UpstreamFailure::Closed)?;
-        let is_all = body.is_read() && body.bytes == 0 && body.trailers().is_none();
+        let is_all = client.is_bodiless();
         let opened = sender.send_request(request, is_all);
         let (response, stream) = opened.map_err(|_| UpstreamFailure::Closed)?;
-        let request = ToEndpoint {
-            stream,
-            place: Place::default(),
-            piece: Bytes::new(),
-            is_sent: is_all,
-            deaf: false,
-            moves: 0,
-        };
+        let request = ToEndpoint { stream, piece: Bytes::new(), is_sent: is_all, deaf: false, moves: 0 };
         let response = FromEndpoint { stage: Stage::Head(response), moves: 0 };
-        Ok(Self { body, reply, passage, request, response })
+        Ok(Self { client, passage, request, response })
     }
 }
 
-impl BothWays for Relay<'_> {
+impl<C: Client> BothWays for Relay<'_, C> {
     fn check(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
-        self.reply.check(cx)
+        self.client.check(cx)
     }
 
     fn moves(&self) -> u64 {
-        self.request.moves + self.response.moves + self.reply.moves
+        self.request.moves + self.response.moves + self.client.moves()
     }
 
     fn can_repeat(&self) -> bool {
-        self.reply.is_unheard() && self.body.is_at_hand()
+        self.client.can_repeat()
     }
 
     fn lack(&self) -> Lack {
         let request = &self.request;
-        if self.reply.waits_for_client() {
+        if self.client.waits_for_client() {
             Lack::Window
         } else if request.deaf || request.is_sent {
             Lack::Response
@@ -109,19 +98,19 @@ impl BothWays for Relay<'_> {
     }
 
     fn poll_request(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
-        let Self { body, request, response, .. } = self;
-        if !matches!(response.stage, Stage::Head(_)) && !body.is_read() {
-            body.settle();
+        let Self { client, request, response, .. } = self;
+        if !matches!(response.stage, Stage::Head(_)) {
+            client.settle();
         }
         while !request.deaf && !request.is_sent {
             if request.poll_piece(cx).is_pending() || request.deaf {
                 return Ok(());
             }
-            match body.poll_piece(&mut request.place, cx) {
+            match client.poll_piece(cx) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(Some(piece)) => request.piece = piece?,
                 Poll::Ready(None) => {
-                    let ended = match body.trailers() {
+                    let ended = match client.trailers() {
                         Some(trailers) => request.stream.send_trailers(trailers.clone()),
                         None => request.stream.send_data(Bytes::new(), true),
                     };
@@ -138,14 +127,14 @@ impl BothWays for Relay<'_> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Trouble>> {
         loop {
-            ready!(self.reply.poll_send(cx))?;
+            ready!(self.client.poll_send(cx))?;
             let can_repeat = self.can_repeat();
             match &mut self.response.stage {
                 Stage::Done => return Poll::Ready(Ok(())),
                 Stage::Head(response) => {
                     while let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
                         let (parts, ()) = interim.map_err(|_| CLOSED)?.into_parts();
-                        self.reply.inform(head::of_http2(parts.status, parts.headers, None))?;
+                        self.client.inform(head::of_http2(parts.status, parts.headers, None))?;
                     }
                     let (parts, stream) =
                         ready!(Pin::new(response).poll(cx)).map_err(|_| CLOSED)?.into_parts();
@@ -154,7 +143,7 @@ impl BothWays for Relay<'_> {
                         return Poll::Ready(Err(Trouble::Unwanted { status, can_repeat }));
                     }
                     let is_all = stream.is_end_stream();
-                    self.reply.head(head::of_http2(parts.status, parts.headers, self.passage), is_all)?;
+                    self.client.head(head::of_http2(parts.status, parts.headers, self.passage), is_all)?;
                     self.response.stage = if is_all { Stage::Done } else { Stage::Body(stream) };
                 }
                 Stage::Body(stream) => {
@@ -162,10 +151,10 @@ impl BothWays for Relay<'_> {
                         let data = data.map_err(|_| CLOSED)?;
                         // What came before was taken by the client, so it is the client's pace that the endpoint sees.
                         stream.flow_control().release_capacity(data.len()).map_err(|_| CLOSED)?;
-                        self.reply.push(data);
+                        self.client.push(data);
                     } else {
                         let trailers = ready!(stream.poll_trailers(cx)).map_err(|_| CLOSED)?;
-                        self.reply.end(trailers);
+                        self.client.end(trailers);
                         self.response.stage = Stage::Done;
                     }
                 }

@@ -7,7 +7,7 @@ use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use http::{HeaderMap, Response};
 
-use crate::proxy::{Record, Trouble};
+use crate::proxy::Trouble;
 
 /// A response on its way to the client.
 pub(super) struct Reply<'s> {
@@ -86,14 +86,13 @@ impl<'s> Reply<'s> {
         self.end = Some(trailers.map_or(End::Plain, End::Trailers));
     }
 
-    /// The exchange came to nothing. A response that has begun cannot be taken back: the client sees it break off, and this
-    /// is the status that it was told.
-    pub(super) fn fail(&mut self, record: &mut Record, trouble: Trouble) -> Result<u16, Trouble> {
-        record.bytes_out = self.bytes;
-        let Some(stream) = &mut self.stream else { return Err(trouble) };
-        record.reason = trouble.answer(record.target.as_deref()).map(|answer| answer.text);
-        stream.send_reset(Reason::INTERNAL_ERROR);
-        Ok(self.status)
+    /// The exchange came to nothing. A response that has begun cannot be taken back: the client sees it break off. Returns the
+    /// status that it was told, 0 if none.
+    pub(super) fn break_off(&mut self) -> u16 {
+        if let Some(stream) = &mut self.stream {
+            stream.send_reset(Reason::INTERNAL_ERROR);
+        }
+        self.status
     }
 
     /// Hears whether the client has given up.

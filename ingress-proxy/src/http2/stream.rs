@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::body::RequestBody;
 use super::both_ways::{self, BothWays as _};
+use super::client::StreamClient;
 use super::endpoint::Taken;
 use super::exchange::{Asked, Exchange};
 use super::head;
@@ -17,9 +18,9 @@ use super::relay::Relay;
 use super::reply::Reply;
 use crate::config::Timeouts;
 use crate::policy::Passage;
-use crate::proxy::{Answer, Attempts, PageRequest, Peer, Proxy, Record, Trouble};
-use crate::upstream::{Pool, connect};
-use crate::wire::{Deadline, Normal, RequestHead, redirect_request, write_request};
+use crate::proxy::{Answer, Attempts, Failed, PageRequest, Peer, Proxy, Record, Then, Trouble};
+use crate::upstream::{Chosen, Pool, connect};
+use crate::wire::{Deadline, Normal, redirect_request, write_request};
 
 /// Room for a request's head as it mostly is, so that writing it allocates once.
 const HEAD_BYTES: usize = 512;
@@ -28,6 +29,21 @@ const HEAD_BYTES: usize = 512;
 pub(super) struct Shared<'p> {
     pub(super) proxy: &'p Proxy,
     pub(super) peer: Peer,
+}
+
+/// A request as endpoints get it.
+enum Forwarded {
+    /// A head.
+    Http1(Vec<u8>),
+    Http2(Request<()>),
+}
+
+/// Where an attempt goes, and how.
+#[derive(Clone, Copy)]
+struct To<'t> {
+    attempts: &'t Attempts<'t>,
+    chosen: &'t Chosen,
+    timeouts: &'t Timeouts,
 }
 
 /// One request and the way back to who asked.
@@ -84,116 +100,126 @@ impl Stream<'_> {
         let own_timeouts = passage.map(|passage| passage.upstream().over(&proxy.timeouts));
         let timeouts = own_timeouts.as_ref().unwrap_or(&proxy.timeouts);
         let mut pool = record.endpoints(passage)?;
+        let asked = Asked { is_head: request.head.method == "HEAD", chunks: request.head.chunks, passage };
         loop {
-            let page = record.page_request();
+            let (page, protocol) = (record.page_request(), pool.protocol());
             let networks = &proxy.trusted;
-            let attempted = if pool.is_h2c() {
-                let forwarded = head::for_http2(request, headers, peer, &record.id, networks, passage);
+            let forwarded = if protocol.is_http2() {
+                let forwarded =
+                    head::for_http2(request, headers, protocol.is_tls(), peer, &record.id, networks, passage);
                 let mut forwarded = forwarded.map_err(Answer::from)?;
                 if let Some(PageRequest { target, fields }) = page {
                     head::redirect(&mut forwarded, target, fields);
                 }
-                self.relay(record, passage, &pool, timeouts, forwarded).await
+                Forwarded::Http2(forwarded)
             } else {
                 let mut forwarded = Vec::with_capacity(HEAD_BYTES);
                 write_request(&mut forwarded, request, peer, &record.id, networks, passage);
                 if let Some(PageRequest { target, fields }) = page {
                     redirect_request(&mut forwarded, target, &fields);
                 }
-                self.exchange(record, passage, &pool, timeouts, &forwarded, request.head).await
+                Forwarded::Http1(forwarded)
             };
-            match attempted {
+            match self.attempt(record, &pool, timeouts, &forwarded, asked).await {
                 Ok(status) => return Ok(status),
                 Err(trouble) => pool = record.recover(trouble, passage, &proxy.metrics)?,
             }
         }
     }
 
-    /// Sends the request to one HTTP/1.1 endpoint after the other until one answers.
-    async fn exchange(
+    /// Sends the request to one endpoint after the other until one answers.
+    async fn attempt(
         &mut self,
         record: &mut Record,
-        passage: Option<&Passage>,
         pool: &Pool,
         timeouts: &Timeouts,
-        forwarded: &[u8],
-        head: &RequestHead<'_, '_>,
+        forwarded: &Forwarded,
+        asked: Asked<'_>,
     ) -> Result<u16, Trouble> {
-        let asked = Asked { is_head: head.method == "HEAD", chunks: head.chunks, passage };
-        let mut attempts = Attempts::new(pool, passage, &self.shared.proxy.metrics);
+        let mut attempts = Attempts::new(pool, asked.passage, &self.shared.proxy.metrics);
         loop {
             let chosen = attempts.next(record)?;
-            let (mut endpoint, is_reused) = match chosen.idle().take(record.started) {
-                Some(stream) => (stream, true),
-                None => match connect(chosen.address(), timeouts.connect).await {
-                    Ok(stream) => (stream, false),
-                    Err(failure) if attempts.refused(record, &chosen, failure) => continue,
-                    Err(failure) => return Err(Trouble::Endpoint(failure)),
-                },
+            let to = To { attempts: &attempts, chosen: &chosen, timeouts };
+            let tried = match forwarded {
+                Forwarded::Http1(head) => self.exchange(record, to, head, asked).await,
+                Forwarded::Http2(head) => self.relay(record, to, head.clone(), asked.passage).await,
             };
-            let reply = Reply::new(&mut self.respond);
-            let mut exchange = Exchange::new(&mut endpoint, forwarded, &mut self.body, reply, asked);
-            let patience = Patience::new(&mut self.deadline, timeouts, exchange.lack());
-            let unwanted = |status, can_repeat| attempts.is_unwanted(record, &chosen, status, can_repeat);
-            let result = both_ways::run(&mut exchange, patience, unwanted).await;
-            let can_repeat = exchange.can_repeat();
-            let result = match result {
-                Ok(()) => {
-                    let status = exchange.reply.status;
-                    record.bytes_out = exchange.reply.bytes;
-                    if exchange.keeps_endpoint() {
-                        chosen.idle().put(endpoint, Instant::now());
-                    }
-                    return Ok(status);
-                }
-                Err(trouble) => exchange.reply.fail(record, trouble),
-            };
-            match result {
+            let failed = match tried {
                 Ok(status) => return Ok(status),
-                Err(trouble) if attempts.goes_on(record, &chosen, trouble, is_reused, can_repeat) => {}
-                Err(trouble) => return Err(trouble),
+                Err(failed) => failed,
+            };
+            match attempts.go_on(record, &chosen, failed)? {
+                Then::TryAgain => {}
+                Then::BrokeOff(status) => return Ok(status),
             }
         }
     }
 
-    /// Sends the request to one HTTP/2 endpoint after the other until one answers.
+    /// One attempt, at an endpoint that speaks HTTP/1.1.
+    async fn exchange(
+        &mut self,
+        record: &mut Record,
+        to: To<'_>,
+        head: &[u8],
+        asked: Asked<'_>,
+    ) -> Result<u16, Failed> {
+        let To { attempts, chosen, timeouts } = to;
+        let (mut endpoint, is_reused) = match chosen.idle().take(record.started) {
+            Some(stream) => (stream, true),
+            None => (connect(chosen, timeouts.connect).await.map_err(Failed::Connect)?, false),
+        };
+        let client = StreamClient::new(&mut self.body, Reply::new(&mut self.respond));
+        let mut exchange = Exchange::new(&mut endpoint, head, client, asked);
+        let patience = Patience::new(&mut self.deadline, timeouts, exchange.lack());
+        let unwanted = |status, can_repeat| attempts.is_unwanted(record, chosen, status, can_repeat);
+        let result = both_ways::run(&mut exchange, patience, unwanted).await;
+        record.bytes_out = exchange.client.reply.bytes;
+        match result {
+            Ok(()) => {
+                let status = exchange.client.reply.status;
+                if exchange.keeps_endpoint() {
+                    chosen.idle().put(endpoint, Instant::now());
+                }
+                Ok(status)
+            }
+            Err(trouble) => {
+                let can_repeat = exchange.can_repeat();
+                let told = exchange.client.reply.break_off();
+                Err(Failed::Exchange { trouble, is_reused, can_repeat, told })
+            }
+        }
+    }
+
+    /// One attempt, at an endpoint that speaks HTTP/2.
     async fn relay(
         &mut self,
         record: &mut Record,
+        to: To<'_>,
+        head: Request<()>,
         passage: Option<&Passage>,
-        pool: &Pool,
-        timeouts: &Timeouts,
-        forwarded: Request<()>,
-    ) -> Result<u16, Trouble> {
-        let mut attempts = Attempts::new(pool, passage, &self.shared.proxy.metrics);
-        loop {
-            let chosen = attempts.next(record)?;
-            let Taken { sender, is_reused, _load } =
-                match chosen.connections().take(chosen.address(), timeouts.connect).await {
-                    Ok(taken) => taken,
-                    Err(failure) if attempts.refused(record, &chosen, failure) => continue,
-                    Err(failure) => return Err(Trouble::Endpoint(failure)),
-                };
-            let reply = Reply::new(&mut self.respond);
-            let opened =
-                Relay::open(sender, forwarded.clone(), &mut self.body, reply, passage, timeouts).await;
-            let (result, can_repeat) = match opened {
-                Err(failure) => (Err(Trouble::Endpoint(failure)), self.body.is_at_hand()),
-                Ok(mut relay) => {
-                    let patience = Patience::new(&mut self.deadline, timeouts, relay.lack());
-                    let unwanted =
-                        |status, can_repeat| attempts.is_unwanted(record, &chosen, status, can_repeat);
-                    let result = both_ways::run(&mut relay, patience, unwanted).await;
-                    record.bytes_out = relay.reply.bytes;
-                    let can_repeat = relay.can_repeat();
-                    let status = relay.reply.status;
-                    (result.map(|()| status).or_else(|trouble| relay.reply.fail(record, trouble)), can_repeat)
-                }
-            };
-            match result {
-                Ok(status) => return Ok(status),
-                Err(trouble) if attempts.goes_on(record, &chosen, trouble, is_reused, can_repeat) => {}
-                Err(trouble) => return Err(trouble),
+    ) -> Result<u16, Failed> {
+        let To { attempts, chosen, timeouts } = to;
+        let taken = chosen.connections().take(chosen, timeouts.connect).await;
+        let Taken { sender, is_reused, _load } = taken.map_err(Failed::Connect)?;
+        let can_repeat = self.body.is_at_hand();
+        let client = StreamClient::new(&mut self.body, Reply::new(&mut self.respond));
+        let opened = Relay::open(sender, head, client, passage, timeouts).await;
+        let mut relay = opened.map_err(|failure| Failed::Exchange {
+            trouble: Trouble::Endpoint(failure),
+            is_reused,
+            can_repeat,
+            told: 0,
+        })?;
+        let patience = Patience::new(&mut self.deadline, timeouts, relay.lack());
+        let unwanted = |status, can_repeat| attempts.is_unwanted(record, chosen, status, can_repeat);
+        let result = both_ways::run(&mut relay, patience, unwanted).await;
+        record.bytes_out = relay.client.reply.bytes;
+        match result {
+            Ok(()) => Ok(relay.client.reply.status),
+            Err(trouble) => {
+                let can_repeat = relay.can_repeat();
+                let told = relay.client.reply.break_off();
+                Err(Failed::Exchange { trouble, is_reused, can_repeat, told })
             }
         }
     }

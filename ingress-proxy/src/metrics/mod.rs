@@ -50,11 +50,12 @@ pub(crate) enum UpstreamFailure {
     ConnectRefused,
     ConnectTimeout,
     ConnectOther,
+    TlsHandshake,
+    TlsUntrusted,
     ReadTimeout,
     WriteTimeout,
     Closed,
     InvalidResponse,
-    Other,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -254,7 +254,6 @@ impl Policy {
             target,
             origin,
             https: client.https,
-            body_bytes: 0,
             place,
         });
         match open {

@@ -24,7 +24,6 @@ pub(crate) struct Passage {
     /// What CORS says to the request's origin.
     pub(super) origin: Option<HeaderValue>,
     pub(super) https: bool,
-    pub(super) body_bytes: u64,
     #[expect(dead_code, reason = "held for its drop")]
     pub(super) place: Option<Place>,
 }
@@ -70,21 +69,6 @@ impl Passage {
     /// Timeouts and retries.
     pub(crate) fn upstream(&self) -> &Upstream {
         &self.policy.settings.upstream
-    }
-
-    /// The request is sent from its start, maybe not for the first time.
-    pub(crate) fn begin_attempt(&mut self) {
-        self.body_bytes = 0;
-    }
-
-    /// Counts bytes of the request's body, and says when they are too many. Needed for bodies without a length; the
-    /// others were measured before.
-    pub(crate) fn take_body(&mut self, bytes: usize) -> Result<(), Reply> {
-        self.body_bytes += bytes as u64;
-        match self.policy.settings.body_limit {
-            Some(limit) if self.body_bytes > limit.get() => Err(too_large(limit.get())),
-            _ => Ok(()),
-        }
     }
 
     /// Bytes that the request's body may have.

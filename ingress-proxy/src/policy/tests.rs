@@ -118,17 +118,15 @@ fn a_passage_carries_what_is_different() {
         target: Replacement::parse("/y$1").unwrap(),
     };
     let policy = Arc::new(Policy { rewrite: Some(rewrite), ..(*policy(settings)).clone() });
-    let mut passage = forward(&policy, &get("http://a.com/x/1?q", &[]));
+    let passage = forward(&policy, &get("http://a.com/x/1?q", &[]));
     assert_eq!(passage.target(), Some("/y/1?q"));
     assert_eq!(passage.host().unwrap(), "inner");
     let fields: Vec<_> = passage.fields().map(|(name, value)| (name.to_string(), value.clone())).collect();
     assert_eq!(fields, [("x-forwarded-prefix".to_owned(), HeaderValue::from_static("/outer"))]);
     assert!(passage.rank_by().is_some() && !passage.to_canary());
     assert!(passage.replaces(404) && !passage.replaces(500));
-    assert!(passage.take_body(5).is_ok());
-    assert_eq!(passage.take_body(1).unwrap_err().status, 413);
-    passage.begin_attempt();
-    assert!(passage.take_body(5).is_ok());
+    assert_eq!(passage.body_limit(), Some(5));
+    assert_eq!(passage.refuse_body().unwrap().status, 413);
     let mut response = HeaderMap::new();
     passage.after(&mut response);
     assert_eq!(response["set-cookie"], "s=0000000000000007; Path=/; Secure");

@@ -12,6 +12,32 @@ use crate::upstream::{Balance, Chosen, Pool, is_failure};
 /// What holds for rules that say nothing of retries.
 static USUAL: LazyLock<Retry> = LazyLock::new(Retry::default);
 
+/// An attempt that came to nothing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Failed {
+    /// There was no connection to the endpoint.
+    Connect(UpstreamFailure),
+    /// The exchange did not come to its end.
+    Exchange {
+        trouble: Trouble,
+        /// The connection was one that was kept.
+        is_reused: bool,
+        /// Nothing of a response reached the client, and all of the request is at hand.
+        can_repeat: bool,
+        /// The status that the client was told, 0 if none.
+        told: u16,
+    },
+}
+
+/// What follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// The next attempt.
+    TryAgain,
+    /// Nothing. A response that has begun cannot be taken back: the client sees it break off behind this status.
+    BrokeOff(u16),
+}
+
 /// The endpoints that a request was sent to in vain, and when it may go to another.
 pub(crate) struct Attempts<'r> {
     pool: &'r Pool,
@@ -48,7 +74,7 @@ impl<'r> Attempts<'r> {
     }
 
     /// No connection came about, so nothing was sent: any request may be tried elsewhere. Says whether it is to be.
-    pub(crate) fn refused(&mut self, record: &Record, chosen: &Chosen, failure: UpstreamFailure) -> bool {
+    fn refused(&mut self, record: &Record, chosen: &Chosen, failure: UpstreamFailure) -> bool {
         self.metrics.upstream_failure(failure);
         self.pool.failed(chosen, self.metrics);
         self.failed.push(chosen.address());
@@ -84,23 +110,37 @@ impl<'r> Attempts<'r> {
         is_covered && self.is_harmless(record, can_repeat) && self.may_go_on(record)
     }
 
-    /// An exchange did not come to its end. Says whether another attempt is to follow.
-    pub(crate) fn goes_on(
+    /// An attempt came to nothing. Says what follows.
+    pub(crate) fn go_on(
         &mut self,
-        record: &Record,
+        record: &mut Record,
         chosen: &Chosen,
-        trouble: Trouble,
-        is_reused: bool,
-        can_repeat: bool,
-    ) -> bool {
-        match trouble {
-            Trouble::Endpoint(failure) => self.broke(record, chosen, failure, is_reused, can_repeat),
-            Trouble::Unwanted { .. } => {
-                let goes_on = self.goes_elsewhere.swap(false, Ordering::Relaxed);
-                self.failed.extend(goes_on.then(|| chosen.address()));
-                goes_on
+        failed: Failed,
+    ) -> Result<Then, Trouble> {
+        let (trouble, goes_on, told) = match failed {
+            Failed::Connect(failure) => {
+                (Trouble::Endpoint(failure), self.refused(record, chosen, failure), 0)
             }
-            _ => false,
+            Failed::Exchange { trouble, is_reused, can_repeat, told } => {
+                let goes_on = match trouble {
+                    Trouble::Endpoint(failure) => self.broke(record, chosen, failure, is_reused, can_repeat),
+                    Trouble::Unwanted { .. } => {
+                        let goes_on = self.goes_elsewhere.swap(false, Ordering::Relaxed);
+                        self.failed.extend(goes_on.then(|| chosen.address()));
+                        goes_on
+                    }
+                    _ => false,
+                };
+                (trouble, goes_on, told)
+            }
+        };
+        match told {
+            _ if goes_on => Ok(Then::TryAgain),
+            0 => Err(trouble),
+            status => {
+                record.reason = trouble.answer(record.target.as_deref()).map(|answer| answer.text);
+                Ok(Then::BrokeOff(status))
+            }
         }
     }
 

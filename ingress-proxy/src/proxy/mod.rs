@@ -1,15 +1,12 @@
 //! What becomes of a request, whichever protocol it came by.
 //!
 //! Refuse what is ambiguous, look the route up, choose an endpoint, tell it who asks, and account for what happened.
-//! HTTP/1.1 goes through [`crate::http1`], HTTP/2 through [`crate::http2`]; what comes by the one and goes on by the other
-//! goes through pingora, which calls [`Phases`]. All ask [`Proxy`]. The table is read once per request; a reload in between changes nothing for it.
+//! HTTP/1.1 comes through [`crate::http1`], HTTP/2 through [`crate::http2`]; both ask [`Proxy`]. The table is read once per
+//! request; a reload in between changes nothing for it.
 
 mod attempts;
-mod context;
 mod failure;
 mod headers;
-mod phases;
-mod policies;
 mod record;
 mod respond;
 mod strict;
@@ -26,10 +23,9 @@ use crate::live::{Live, Target};
 use crate::metrics::{Metrics, TargetLabels, TargetMetrics};
 use crate::policy::{self, Memory};
 use crate::upstream::Pool;
-pub(crate) use attempts::Attempts;
+pub(crate) use attempts::{Attempts, Failed, Then};
 pub(crate) use failure::{MAX_ATTEMPTS, Trouble};
 pub(crate) use headers::{Peer, RequestId, forwarding};
-pub(crate) use phases::Phases;
 pub(crate) use record::{PageRequest, Record};
 pub(crate) use respond::Answer;
 pub(crate) use strict::Fault;

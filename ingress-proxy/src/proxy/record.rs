@@ -7,7 +7,6 @@ use std::sync::Arc;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
-use super::context::ErrorPage;
 use super::{Answer, Fault, Peer, Proxy, RequestId, Trouble};
 use crate::access_log::Line;
 use crate::live::Target;
@@ -62,6 +61,14 @@ pub(crate) struct Page {
     /// The rule's own target.
     origin: Arc<Target>,
     asked: ErrorPage,
+}
+
+/// What it is for.
+#[derive(Debug, Clone, Copy)]
+struct ErrorPage {
+    status: u16,
+    /// An endpoint answered, and not to the rule's liking; otherwise there was none to ask.
+    instead_of_response: bool,
 }
 
 /// The request for it, as far as it is not the client's.
@@ -291,7 +298,6 @@ impl Proxy {
             endpoint: record.endpoint,
             attempts: record.attempts,
             reason: record.reason.as_deref(),
-            cause: None,
             user_agent: &said.user_agent,
         };
         self.log(took, line);

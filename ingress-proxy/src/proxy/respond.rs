@@ -3,12 +3,9 @@
 use std::borrow::Cow;
 use std::io::Write as _;
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
-use pingora::http::ResponseHeader;
-use pingora::proxy::Session;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
-use super::{RequestId, context::Context, strict::Fault};
+use super::{RequestId, strict::Fault};
 use crate::live::Target;
 use crate::policy::{By, Reply};
 
@@ -112,9 +109,7 @@ impl Answer {
         out.extend_from_slice(body.as_bytes());
         body.len()
     }
-}
 
-impl Answer {
     /// The answer as HTTP/2 has it, and its body.
     pub(crate) fn response(&self, id: &RequestId) -> (Response<()>, Option<String>) {
         let body = self.body();
@@ -130,32 +125,4 @@ impl Answer {
         }
         (response, body)
     }
-}
-
-/// Sends the answer by pingora.
-pub(super) async fn send(
-    session: &mut Session,
-    ctx: &mut Context,
-    mut answer: Answer,
-) -> pingora::Result<()> {
-    if let Some(passage) = &ctx.passage {
-        passage.after(&mut *answer.more);
-    }
-    let body = answer.body();
-    let mut response = ResponseHeader::build(answer.status, Some(8))?;
-    let id = ctx.id.as_ref().map_or("", RequestId::as_str);
-    for (name, value) in answer.fields(body.as_deref(), id) {
-        response.append_header(name.to_owned(), &*value)?;
-    }
-    ctx.reason = Some(answer.text);
-    // A client that waits for "100 Continue" will not send the body now.
-    if answer.close || session.req_header().headers.contains_key(header::EXPECT) {
-        session.set_keepalive(None);
-    }
-    let body = body.filter(|_| session.req_header().method != Method::HEAD);
-    session.write_response_header(Box::new(response), body.is_none()).await?;
-    if let Some(body) = body {
-        session.write_response_body(Some(Bytes::from(body)), true).await?;
-    }
-    Ok(())
 }

@@ -1,14 +1,10 @@
 //! What is refused before it is routed.
 //!
-//! pingora's parser is lenient where leniency is how requests are smuggled: two readers of one byte stream
-//! that disagree about where a request ends. Here a request is looked at as it came, and what another parser
-//! might read differently gets 400 and a closed connection.
+//! Two readers of one byte stream that disagree about where a request ends are how requests are smuggled. So what another
+//! parser might read differently gets 400 and a closed connection.
 
-use http::{Method, Version, header};
-use pingora::http::RequestHeader;
-
-use crate::serve::MAX_HEAD_BYTES;
 use crate::table::{HostError, PathError};
+use crate::wire::MAX_HEAD_BYTES;
 
 /// Why a request is refused; the text goes to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -52,97 +48,5 @@ impl Fault {
             Self::Trace | Self::Connect => 405,
             _ => 400,
         }
-    }
-}
-
-/// Looks at the head as it came over an HTTP/1 connection.
-pub(crate) fn check_raw_head(raw: &[u8], request: &RequestHeader) -> Result<(), Fault> {
-    if raw.len() > MAX_HEAD_BYTES {
-        return Err(Fault::TooLarge);
-    }
-    let mut before = b'\n'; // an empty line in front of the request is as bare as any other
-    for &byte in raw {
-        if byte == b'\n' && before != b'\r' {
-            return Err(Fault::BareLineFeed);
-        }
-        before = byte;
-    }
-    let mut codings = request.headers.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next() {
-        // pingora drops the length when both are there, so that only the bytes tell.
-        if has_content_length(raw) {
-            return Err(Fault::TwoLengths);
-        }
-        if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-            return Err(Fault::TransferEncoding);
-        }
-    }
-    Ok(())
-}
-
-fn has_content_length(raw: &[u8]) -> bool {
-    const NAME: &[u8] = b"content-length";
-    raw.split(|&byte| byte == b'\n')
-        .any(|line| line.len() > NAME.len() && line[..NAME.len()].eq_ignore_ascii_case(NAME))
-}
-
-/// What holds for every protocol.
-pub(crate) fn check_request(request: &RequestHeader) -> Result<(), Fault> {
-    if request.method == Method::TRACE {
-        return Err(Fault::Trace);
-    }
-    if request.version == Version::HTTP_11 && !request.headers.contains_key(header::HOST) {
-        return Err(Fault::NoHost);
-    }
-    Ok(())
-}
-
-/// The host as the client wrote it: the `Host` header, or HTTP/2's `:authority`. pingora refused requests in
-/// which they differ.
-pub(crate) fn written_host(request: &RequestHeader) -> Result<&str, Fault> {
-    match request.headers.get(header::HOST) {
-        Some(value) => value.to_str().map_err(|_| Fault::Host(HostError::Character)),
-        None => Ok(request.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(raw: &str) -> RequestHeader {
-        let mut lines = raw.lines();
-        let mut words = lines.next().unwrap().split(' ');
-        let (method, path) = (words.next().unwrap(), words.next().unwrap());
-        let mut request = RequestHeader::build(method, path.as_bytes(), None).unwrap();
-        for line in lines.take_while(|line| !line.is_empty()) {
-            let (name, value) = line.split_once(':').unwrap();
-            request.append_header(name.to_owned(), value.trim()).unwrap();
-        }
-        request
-    }
-
-    #[test]
-    fn raw_heads() {
-        for (raw, expected) in [
-            ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", Ok(())),
-            ("GET / HTTP/1.1\nHost: a\r\n\r\n", Err(Fault::BareLineFeed)),
-            ("GET / HTTP/1.1\r\nHost: a\n\r\n", Err(Fault::BareLineFeed)),
-            ("GET / HTTP/1.1\r\nHost: a\r\n\n", Err(Fault::BareLineFeed)),
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", Ok(())),
-            (
-                "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\ncontent-LENGTH: 3\r\n\r\n",
-                Err(Fault::TwoLengths),
-            ),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Err(Fault::TransferEncoding)),
-            (
-                "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
-                Err(Fault::TransferEncoding),
-            ),
-        ] {
-            assert_eq!(check_raw_head(raw.as_bytes(), &parse(raw)), expected, "{raw:?}");
-        }
-        let large = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "a".repeat(MAX_HEAD_BYTES));
-        assert_eq!(check_raw_head(large.as_bytes(), &parse(&large)), Err(Fault::TooLarge));
     }
 }

@@ -1,12 +1,7 @@
 //! Listeners, connections, and the way they end.
 //!
-//! pingora's own server refuses connections the moment it is told to stop, sleeps a whole grace period, and
-//! survives a failed bind as a process that serves nothing. So its accept loop is not used: this module binds,
-//! accepts, does the TLS handshake, and hands each connection to who speaks its protocol: [`http1`] or [`http2`]; pingora's
-//! request loop goes on with HTTP/1 that is for endpoints which speak HTTP/2. That gives bind errors that name the address, readiness that means bound, and a drain that ends when
-//! nothing is in flight.
-
-mod guard;
+//! Binds, accepts, does the TLS handshake, and hands each connection to who speaks its protocol: [`http1`] or [`http2`]. Bind
+//! errors name the address, ready means bound, and a drain ends when nothing is in flight.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,28 +9,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use pingora::apps::HttpServerApp;
-use pingora::protocols::Stream;
-use pingora::protocols::http::ServerSession;
-use pingora::proxy::HttpProxy;
-use pingora::server::configuration::ServerConf;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use guard::{Guard, LINGER, LINGER_BYTES, MAX_HEAD_BYTES};
-
 use crate::config::Timeouts;
-use crate::http1::{self, HandOver};
+use crate::http1;
 use crate::http2;
 use crate::metrics::{Metrics, Refusal};
-use crate::policy::MAX_TRIES;
-use crate::proxy::{Phases, Proxy};
-use crate::stream::ClientStream;
+use crate::proxy::Proxy;
+use crate::rewound::Rewound;
+use crate::stream::Stream;
 use crate::wire::Buffer;
 
 /// Open client connections. Beyond, new ones are closed at once and counted: memory per connection is bounded,
@@ -43,11 +31,6 @@ use crate::wire::Buffer;
 const MAX_CONNECTIONS: usize = 16_384;
 /// Connections that the kernel holds for us while we are busy.
 const BACKLOG: u32 = 4_096;
-/// Unused connections of pingora's to endpoints, over all threads (its default of 128 makes a busy proxy reconnect).
-const UPSTREAM_POOL: usize = 1_024;
-/// Where pingora reads the authorities that endpoints' certificates are verified by: none, since endpoints are not spoken
-/// TLS to. By default it reads all that the machine knows, twice, which was half of a start.
-const NO_AUTHORITIES: &str = "/dev/null";
 /// How often connections to endpoints that wait for a request are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
 /// After `accept()` failed for want of file descriptors, wait for some to be closed.
@@ -93,8 +76,6 @@ pub(crate) fn adopt(listener: std::net::TcpListener, address: SocketAddr) -> Res
 /// Everything a connection needs.
 pub(crate) struct Server {
     proxy: Arc<Proxy>,
-    /// Serves what comes by HTTP/1 and goes on to endpoints by HTTP/2.
-    app: Arc<HttpProxy<Phases>>,
     tls: TlsAcceptor,
     timeouts: Timeouts,
     metrics: Metrics,
@@ -104,26 +85,13 @@ pub(crate) struct Server {
     shares_listeners: AtomicBool,
     /// Ends the accept loops; connections finish what they do and close.
     draining: CancellationToken,
-    /// The same for pingora.
-    stopping: watch::Sender<bool>,
 }
 
 impl Server {
-    pub(crate) fn new(proxy: Proxy, tls: ServerConfig, timeouts: Timeouts, workers: usize) -> Self {
+    pub(crate) fn new(proxy: Proxy, tls: ServerConfig, timeouts: Timeouts) -> Self {
         let (metrics, proxy) = (proxy.metrics.clone(), Arc::new(proxy));
-        let conf = ServerConf {
-            threads: workers,
-            ca_file: Some(NO_AUTHORITIES.to_owned()),
-            upstream_keepalive_pool_size: UPSTREAM_POOL.div_ceil(workers),
-            // A backstop: attempts are counted per rule, and an error page is one more.
-            max_retries: usize::from(MAX_TRIES) + 1,
-            ..ServerConf::default()
-        };
-        let mut app = HttpProxy::new(Phases(Arc::clone(&proxy)), Arc::new(conf));
-        app.handle_init_modules();
         Self {
             proxy,
-            app: Arc::new(app),
             tls: TlsAcceptor::from(Arc::new(tls)),
             timeouts,
             metrics,
@@ -131,7 +99,6 @@ impl Server {
             connections: TaskTracker::new(),
             shares_listeners: AtomicBool::new(false),
             draining: CancellationToken::new(),
-            stopping: watch::Sender::new(false),
         }
     }
 
@@ -180,8 +147,6 @@ impl Server {
     /// Returns how many connections were cut.
     pub(crate) async fn drain(&self, longest: Duration) -> usize {
         self.draining.cancel();
-        self.stopping.send_replace(true);
-        self.app.http_cleanup().await; // connections that wait for a next request close now
         self.connections.close();
         let _ = tokio::time::timeout(longest, self.connections.wait()).await;
         self.connections.len()
@@ -225,8 +190,8 @@ impl Server {
         }
         let mut input = Buffer::default();
         let (stream, h2c) = if tls {
-            match timeout_at(deadline, self.tls.accept(stream)).await {
-                Ok(Ok(stream)) => (ClientStream::Tls(Box::new(stream)), false),
+            match timeout_at(deadline, self.tls.accept(Rewound::from(stream))).await {
+                Ok(Ok(stream)) => (Stream::Tls(Box::new(stream.into())), false),
                 Ok(Err(error)) => {
                     self.metrics.refused(Refusal::HandshakeFailed);
                     tracing::debug!(%peer, %error, "TLS handshake failed");
@@ -238,7 +203,7 @@ impl Server {
             let mut stream = stream;
             match timeout_at(deadline, sniff(&mut stream, &mut input)).await {
                 Ok(Ok(_)) if input.is_empty() => return,
-                Ok(Ok(h2c)) => (ClientStream::Plain(stream), h2c),
+                Ok(Ok(h2c)) => (Stream::Plain(stream), h2c),
                 Ok(Err(_)) => return,
                 Err(_) => return self.metrics.refused(Refusal::HeaderTimeout),
             }
@@ -247,39 +212,12 @@ impl Server {
         if h2c || stream.is_h2() {
             return http2::serve(&self.proxy, stream, input, peer, deadline, draining).await;
         }
-        if let Some(HandOver(stream, read)) =
-            http1::serve(&self.proxy, stream, input, peer, deadline, draining).await
-        {
-            let deadline = Instant::now() + self.timeouts.header;
-            let (header, metrics) = (self.timeouts.header, self.metrics.clone());
-            self.requests(Box::new(Guard::new(stream, peer, read, deadline, header, metrics))).await;
-        }
-    }
-
-    /// Requests on one connection of pingora's, until either side has enough.
-    async fn requests(&self, stream: Stream) {
-        let stopping = self.stopping.subscribe();
-        let mut session = ServerSession::new_http1(stream);
-        let keepalive = self.timeouts.keepalive.as_secs();
-        session.set_keepalive((!*stopping.borrow()).then_some(keepalive));
-        session.set_pipelining_enabled(true);
-        let mut next = self.app.process_new_http(session, &stopping).await;
-        while let Some(reused) = next {
-            let (stream, settings) = reused.consume();
-            if let Some(guard) = Guard::of(&stream) {
-                guard.expect_head();
-            }
-            let mut session = ServerSession::new_http1(stream);
-            if let Some(settings) = settings {
-                settings.apply_to_session(&mut session);
-            }
-            next = self.app.process_new_http(session, &stopping).await;
-        }
+        http1::serve(&self.proxy, stream, input, peer, deadline, draining).await;
     }
 }
 
-/// Reads until it is clear whether this is HTTP/2 with prior knowledge. pingora waits for 24 bytes without a deadline,
-/// which a shorter HTTP/1 request never sends; here the first byte that differs decides, and the caller has a deadline.
+/// Reads until it is clear whether this is HTTP/2 with prior knowledge. The first byte that differs decides: a request of
+/// HTTP/1 may be shorter than the preface. The caller has a deadline.
 async fn sniff(stream: &mut TcpStream, input: &mut Buffer) -> io::Result<bool> {
     loop {
         let read = std::future::poll_fn(|cx| input.poll_fill(stream, cx)).await?;

@@ -14,8 +14,8 @@ use tokio::runtime::Handle;
 
 use crate::access_log::AccessLog;
 use crate::compile::{
-    Changes, ClassFact, Compiler, EndpointFact, IngressFact, ObjectKey, PortFact, SecretFact, ServiceFact,
-    SliceFact, Snapshot,
+    Changes, ClassFact, Compiler, EndpointFact, IngressFact, ObjectKey, PortFact, Protocol, SecretFact,
+    ServiceFact, SliceFact, Snapshot,
 };
 use crate::config::{Network, Timeouts};
 use crate::live::{Installer, Live};
@@ -87,7 +87,7 @@ impl Cluster {
             Ports { plain: ports.0.port(), tls: ports.1.port() },
         );
         let tls = crate::tls::server_config(Arc::clone(&certificates)).unwrap();
-        let server = Arc::new(Server::new(proxy, tls, timeouts.clone(), 1));
+        let server = Arc::new(Server::new(proxy, tls, timeouts.clone()));
         server.track(http, false, &Handle::current());
         server.track(https, true, &Handle::current());
         let (pages, problems) = (Pages::default(), Problems::default());
@@ -155,7 +155,8 @@ impl Cluster {
 
     /// A Service `n/name` with these endpoints.
     pub(super) fn service(&self, name: &str, h2c: bool, endpoints: &[SocketAddr]) {
-        let port = |number| PortFact { name: String::new(), number, h2c };
+        let protocol = h2c.then_some(Protocol::Grpc);
+        let port = |number| PortFact { name: String::new(), number, protocol };
         let key = ObjectKey::new("n", name);
         let changes = Changes { services: [key.clone()].into(), ..Changes::default() };
         self.change(changes, |snapshot| {
@@ -187,7 +188,7 @@ impl Cluster {
         let slices = endpoints.iter().map(|address| {
             let fact = SliceFact {
                 service: service.clone(),
-                ports: vec![PortFact { name: String::new(), number: address.port(), h2c: false }],
+                ports: vec![PortFact { name: String::new(), number: address.port(), protocol: None }],
                 endpoints: vec![EndpointFact { addresses: vec![address.ip()], ready: true, draining: false }],
             };
             (address.to_string(), fact)

@@ -11,7 +11,7 @@ use super::cluster::{Cluster, in_time};
 use super::streams::{Client, get, post, whole};
 
 /// A service that answers piece by piece: each piece that comes goes back, and then trailers.
-async fn echoing() -> SocketAddr {
+pub(super) async fn echoing() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -27,7 +27,22 @@ async fn echoing() -> SocketAddr {
                                 response = response.header(format!("saw-{name}"), value);
                             }
                         }
+                        match path.as_str() {
+                            "/none" => {
+                                let none = response.status(204).body(()).unwrap();
+                                return drop(respond.send_response(none, true).unwrap());
+                            }
+                            "/length" => response = response.header("content-length", "2"),
+                            "/early" => {
+                                let early = Response::builder().status(103).header("link", "</a>");
+                                respond.send_informational(early.body(()).unwrap()).unwrap();
+                            }
+                            _ => {}
+                        }
                         let mut back = respond.send_response(response.body(()).unwrap(), false).unwrap();
+                        if path == "/length" && request.method() != "HEAD" {
+                            return back.send_data(Bytes::from_static(b"ok"), true).unwrap();
+                        }
                         let mut body = request.into_body();
                         if path == "/broken" {
                             body.data().await;

@@ -95,7 +95,7 @@ async fn tls_has_no_known_weakness() {
     let (authority, certificate, key) = certificate(HOST);
     let pair = crate::tls::read_pair(certificate.as_bytes(), key.as_bytes()).unwrap();
     cluster.ingress("secure", tls_spec(HOST, "secure"));
-    cluster.secret("secure", SecretFact::Usable(Arc::new(pair)));
+    cluster.secret("secure", SecretFact::Usable(Arc::new(pair), None));
     let directory = tempfile::tempdir().unwrap();
     let (findings, trusted) =
         (directory.path().join("findings.json"), directory.path().join("authority.crt"));

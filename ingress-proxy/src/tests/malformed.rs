@@ -82,7 +82,7 @@ async fn bad_chunks_end_the_exchange() {
     }
 }
 
-/// Every byte comes in time for pingora's own per-read timeout; the head as a whole does not.
+/// Every byte comes in time; the head as a whole does not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dribbled_head_has_a_deadline() {
     let cluster = Cluster::start();

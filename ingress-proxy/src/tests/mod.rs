@@ -21,3 +21,5 @@ mod smuggling;
 mod staying_up;
 mod streams;
 mod tls;
+mod tls_to_endpoints;
+mod to_http2;

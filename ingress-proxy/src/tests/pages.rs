@@ -54,7 +54,7 @@ fn shop(endpoints: &[SocketAddr]) -> Cluster {
             "rules": [{"host": "shop.example", "http": {"paths": [path("/", "web"), path("/api", "api")]}}],
         }),
     );
-    cluster.secret("pair", SecretFact::Usable(Arc::new(pair(&["shop.example"], 2, 20))));
+    cluster.secret("pair", SecretFact::Usable(Arc::new(pair(&["shop.example"], 2, 20)), None));
     cluster.ingress(
         "wild",
         json!({"rules": [{"host": "*.example", "http": {"paths": [path("/api/cart", "web")]}}]}),

@@ -94,7 +94,7 @@ async fn a_request_becomes_one_of_http1() {
         OK,
         Until("world\r\n0\r\n\r\n"),
         Say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-Hop: 1\r\nConnection: X-Hop\r\n\r\n"),
-        Say("3\r\none\r\n3;x=y\r\ntwo\r\n0\r\nTrailer: 1\r\n\r\n"),
+        Say("3\r\none\r\n3;x=y\r\ntwo\r\n0\r\nX-Sum: 1\r\nContent-Length: 9\r\n\r\n"),
         Until("five!"),
         OK,
         END,
@@ -116,6 +116,9 @@ async fn a_request_becomes_one_of_http1() {
     let chunked = client.ask(post("/", &[]), Some("hello world")).await.unwrap();
     assert_eq!((chunked.status.as_u16(), chunked.body.as_str()), (200, "onetwo"));
     assert!(!chunked.headers.contains_key("transfer-encoding") && !chunked.headers.contains_key("x-hop"));
+    let trailers: Vec<_> =
+        chunked.trailers.iter().flatten().map(|(name, value)| (name.as_str(), value)).collect();
+    assert_eq!(trailers, [("x-sum", &"1".parse().unwrap())]);
     assert_eq!(client.ask(post("/", &[("content-length", "5")]), Some("five!")).await.unwrap().body, "ok");
     let to_head = client.ask(Request::head("http://x/").body(()).unwrap(), None).await.unwrap();
     assert_eq!((&to_head.headers["content-length"], to_head.body.as_str()), (&"5".parse().unwrap(), ""));

@@ -105,8 +105,8 @@ async fn sni_chooses_and_rotation_closes_nothing() {
     cluster.ingress("exact", tls_spec("a.foo.com", "exact"));
     cluster.ingress("wildcard", tls_spec("*.foo.com", "wildcard"));
     cluster.ingress("broken", tls_spec("broken.com", "broken"));
-    cluster.secret("exact", SecretFact::Usable(Arc::clone(&exact)));
-    cluster.secret("wildcard", SecretFact::Usable(Arc::clone(&wildcard)));
+    cluster.secret("exact", SecretFact::Usable(Arc::clone(&exact), None));
+    cluster.secret("wildcard", SecretFact::Usable(Arc::clone(&wildcard), None));
     cluster.secret("broken", SecretFact::Broken("no PEM".into()));
     for (name, expected) in [
         ("a.foo.com", &exact),
@@ -119,7 +119,7 @@ async fn sni_chooses_and_rotation_closes_nothing() {
 
     let mut open = connect(&cluster, "a.foo.com", &[b"http/1.1"]).await;
     let rotated = pair("a.foo.com");
-    cluster.secret("exact", SecretFact::Usable(Arc::clone(&rotated)));
+    cluster.secret("exact", SecretFact::Usable(Arc::clone(&rotated), None));
     assert_eq!(certificate(&cluster, "a.foo.com").await, rotated.cert[0]);
     open.write_all(b"GET / HTTP/1.1\r\nHost: a.foo.com\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut response = String::new();

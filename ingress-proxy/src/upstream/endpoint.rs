@@ -3,29 +3,21 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
-
-use pingora::upstreams::peer::HttpPeer;
 
 use super::clock::now_us;
 use super::ejection::Ejection;
 use super::latency::Latency;
+use super::tls::EndpointTls;
 use crate::config::Timeouts;
 use crate::http2::Connections;
 use crate::idle::Idle;
-
-/// Streams on one HTTP/2 connection to an endpoint (pingora's default is one).
-const MAX_H2_STREAMS: usize = 100;
-/// HTTP/2 connections to endpoints are asked for a sign of life this often.
-const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// One address that takes requests.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     address: SocketAddr,
-    /// Built once, cloned per request that goes by pingora.
-    peer: HttpPeer,
-    /// Connections of requests that went past pingora.
+    tls: Option<Arc<EndpointTls>>,
+    /// Connections by HTTP/1.1 that wait for a request.
     idle: Idle,
     /// Connections by HTTP/2.
     connections: Connections,
@@ -37,23 +29,15 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     /// One that came to its pool at this time; 0 if it was there from the start.
-    pub(super) fn new(address: SocketAddr, h2c: bool, timeouts: &Timeouts, joined_us: u64) -> Self {
-        let mut peer = HttpPeer::new(address, false, String::new());
-        let options = &mut peer.options;
-        // pingora has no timeout at all by default: a black-holed pod would hold its requests forever.
-        options.connection_timeout = Some(timeouts.connect);
-        options.total_connection_timeout = Some(timeouts.connect);
-        options.read_timeout = Some(timeouts.read);
-        options.write_timeout = Some(timeouts.write);
-        options.idle_timeout = Some(timeouts.upstream_idle);
-        if h2c {
-            options.set_http_version(2, 2);
-            options.max_h2_streams = MAX_H2_STREAMS;
-            options.h2_ping_interval = Some(H2_PING_INTERVAL);
-        }
+    pub(super) fn new(
+        address: SocketAddr,
+        tls: Option<Arc<EndpointTls>>,
+        timeouts: &Timeouts,
+        joined_us: u64,
+    ) -> Self {
         Self {
             address,
-            peer,
+            tls,
             idle: Idle::new(timeouts.upstream_idle),
             connections: Connections::new(timeouts.upstream_idle),
             in_flight: AtomicU32::new(0),
@@ -68,9 +52,9 @@ impl Endpoint {
         self.address
     }
 
-    /// What pingora connects to.
-    pub(crate) fn peer(&self) -> Box<HttpPeer> {
-        Box::new(self.peer.clone())
+    /// How TLS is spoken with it, if it is.
+    pub(super) fn tls(&self) -> Option<&EndpointTls> {
+        self.tls.as_deref()
     }
 
     /// Its connections that wait for a request.

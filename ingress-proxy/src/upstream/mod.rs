@@ -22,11 +22,13 @@ mod pool;
 mod random;
 mod slow_start;
 mod state;
+mod tls;
 
 pub(crate) use balance::{Balance, Method};
 pub(crate) use connect::connect;
 pub(crate) use ejection::is_failure;
-pub(crate) use endpoint::Chosen;
+pub(crate) use endpoint::{Chosen, Endpoint};
 pub(crate) use pool::Pool;
 pub(crate) use random::random;
 pub(crate) use state::EndpointState;
+pub(crate) use tls::read_authorities;

@@ -16,7 +16,8 @@ use super::choice::Choice;
 use super::clock::now_us;
 use super::ejection::has_room;
 use super::endpoint::{Chosen, Endpoint};
-use crate::compile::Endpoints;
+use super::tls::EndpointTls;
+use crate::compile::{BackendKey, Credentials, Endpoints, Protocol};
 use crate::config::Timeouts;
 use crate::metrics::Metrics;
 
@@ -34,39 +35,54 @@ pub(crate) struct Pool {
 #[derive(Debug, Default)]
 pub(super) struct List {
     pub(super) endpoints: Box<[Arc<Endpoint>]>,
-    h2c: bool,
+    protocol: Protocol,
+    /// What TLS is set up with.
+    credentials: Credentials,
+    tls: Option<Arc<EndpointTls>>,
 }
 
 impl Pool {
     /// Makes the pool hold exactly these endpoints. Returns whether anything changed.
-    pub(crate) fn update(&self, wanted: &Endpoints, timeouts: &Timeouts) -> bool {
+    pub(crate) fn update(&self, backend: &BackendKey, wanted: &Endpoints, timeouts: &Timeouts) -> bool {
         let now = self.list.load();
-        let same = now.h2c == wanted.h2c
+        let is_same_kind = now.protocol == wanted.protocol && now.credentials == wanted.credentials;
+        let same = is_same_kind
             && now.endpoints.iter().map(|endpoint| endpoint.address()).eq(wanted.addresses.iter().copied());
         if same {
             return false;
         }
+        let tls = match &now.tls {
+            Some(tls) if is_same_kind => Ok(Some(Arc::clone(tls))),
+            _ if !wanted.protocol.is_tls() => Ok(None),
+            _ => {
+                EndpointTls::new(backend, wanted.protocol, &wanted.credentials).map(|tls| Some(Arc::new(tls)))
+            }
+        };
+        let (tls, addresses) = match tls {
+            Ok(tls) => (tls, wanted.addresses.as_slice()),
+            // The compiler has closed what leads here, and has said why.
+            Err(error) => {
+                tracing::debug!(service = %backend.service, %error, "TLS cannot be spoken with endpoints");
+                (None, &[][..])
+            }
+        };
         let keep = |address: &SocketAddr| {
             let found = now.endpoints.iter().find(|endpoint| endpoint.address() == *address)?;
-            (now.h2c == wanted.h2c).then(|| Arc::clone(found))
+            is_same_kind.then(|| Arc::clone(found))
         };
         // Where nobody was before, there is nobody to start slower than.
         let joined_us = if now.endpoints.is_empty() { 0 } else { now_us() };
-        let endpoints = wanted
-            .addresses
-            .iter()
-            .map(|address| {
-                keep(address)
-                    .unwrap_or_else(|| Arc::new(Endpoint::new(*address, wanted.h2c, timeouts, joined_us)))
-            })
-            .collect();
-        self.list.store(Arc::new(List { endpoints, h2c: wanted.h2c }));
+        let new = |address| Arc::new(Endpoint::new(address, tls.clone(), timeouts, joined_us));
+        let endpoints =
+            addresses.iter().map(|address| keep(address).unwrap_or_else(|| new(*address))).collect();
+        let (protocol, credentials) = (wanted.protocol, wanted.credentials.clone());
+        self.list.store(Arc::new(List { endpoints, protocol, credentials, tls }));
         true
     }
 
-    /// Whether its endpoints speak HTTP/2 in cleartext.
-    pub(crate) fn is_h2c(&self) -> bool {
-        self.list.load().h2c
+    /// What its endpoints speak.
+    pub(crate) fn protocol(&self) -> Protocol {
+        self.list.load().protocol
     }
 
     /// Closes connections that waited too long. Returns how many are left.

@@ -193,7 +193,9 @@ fn set_ingress(
 fn set_secret(snapshot: &mut Snapshot, key: ObjectKey, fact: SecretFact, stale: &mut impl FnMut(Effect)) {
     let effect = match (snapshot.secrets.get(&key), &fact) {
         (Some(before), now) if before.is_as_good_as(now) => None,
-        (Some(SecretFact::Usable(_)), SecretFact::Usable(_)) => Some(Effect::Pair(key.clone())),
+        (Some(SecretFact::Usable(_, before)), SecretFact::Usable(_, now)) if before == now => {
+            Some(Effect::Pair(key.clone()))
+        }
         _ => Some(Effect::Secret(key.clone())),
     };
     snapshot.secrets.insert(key, fact);
@@ -252,7 +254,7 @@ mod tests {
     use super::*;
 
     fn service(number: u16) -> Change {
-        let port = crate::compile::PortFact { name: String::new(), number, h2c: false };
+        let port = crate::compile::PortFact { name: String::new(), number, protocol: None };
         let fact = ServiceFact { ports: vec![port], external_name: false };
         Change::Service(ObjectKey::new("n", "s"), Some(fact))
     }
@@ -285,7 +287,7 @@ mod tests {
     fn a_renewed_certificate_compiles_nothing() {
         let (mut relists, mut snapshot) = (Relists::default(), Snapshot::default());
         let key = || ObjectKey::new("n", "s");
-        let pair = || SecretFact::Usable(Arc::new(crate::tls::self_signed().unwrap()));
+        let pair = || SecretFact::Usable(Arc::new(crate::tls::self_signed().unwrap()), None);
         let opaque = |users: &str| {
             let data = BTreeMap::from([("auth".to_owned(), users.as_bytes().to_vec())]);
             SecretFact::Opaque(Arc::new(data))

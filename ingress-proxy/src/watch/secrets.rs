@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::change::Change;
-use crate::compile::{ObjectKey, SecretFact, Snapshot};
+use crate::compile::{AUTHORITIES, ObjectKey, SecretFact, Snapshot};
 use crate::metrics::Metrics;
 use crate::tls::{PairError, read_pair};
 
@@ -183,7 +183,10 @@ pub(crate) fn read(secret: &Secret) -> SecretFact {
     };
     let pair = part("tls.crt").and_then(|chain| read_pair(chain, part("tls.key")?));
     match pair {
-        Ok(pair) => SecretFact::Usable(Arc::new(pair)),
+        Ok(pair) => {
+            let authorities = secret.data.as_ref().and_then(|data| data.get(AUTHORITIES));
+            SecretFact::Usable(Arc::new(pair), authorities.map(|pem| pem.0.as_slice().into()))
+        }
         Err(error) => SecretFact::Broken(error.to_string()),
     }
 }

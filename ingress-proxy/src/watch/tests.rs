@@ -79,7 +79,7 @@ impl Served {
 }
 
 fn describe(target: &Arc<Target>) -> String {
-    let backend = target.backend.as_ref().map(|pool| (pool.len(), pool.is_h2c()));
+    let backend = target.backend.as_ref().map(|pool| (pool.len(), pool.protocol()));
     let others = [&target.canary, &target.fallback].map(|other| other.as_ref().map(describe));
     format!("{} {} {backend:?} {:?} {others:?}", target.ingress, target.service, target.policy)
 }

@@ -25,6 +25,14 @@ pub(crate) struct Piece {
     pub(crate) data: usize,
 }
 
+/// What a body is made of, besides framing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part<'b> {
+    Data(&'b [u8]),
+    /// Lines of trailer fields, or parts of them.
+    Trailers(&'b [u8]),
+}
+
 impl Piece {
     /// Without framing.
     fn plain(bytes: usize) -> Self {
@@ -100,21 +108,25 @@ impl Body {
     ///
     /// Cost: a few instructions per chunk and line of framing, nothing per byte of data.
     pub(crate) fn read(&mut self, bytes: &[u8]) -> Result<Piece, BadChunk> {
-        self.read_data(bytes, |_| {})
+        self.read_parts(bytes, |_| {})
     }
 
-    /// The same; `take` gets the data without its framing, in one call for each chunk.
-    pub(crate) fn read_data(&mut self, bytes: &[u8], mut take: impl FnMut(&[u8])) -> Result<Piece, BadChunk> {
+    /// The same; `take` gets the data without its framing, in one call for each chunk, and trailer fields.
+    pub(crate) fn read_parts(
+        &mut self,
+        bytes: &[u8],
+        mut take: impl FnMut(Part<'_>),
+    ) -> Result<Piece, BadChunk> {
         match self {
             Self::Done => Ok(Piece::plain(0)),
             Self::UntilClose | Self::Tunnel => {
-                take(bytes);
+                take(Part::Data(bytes));
                 Ok(Piece::plain(bytes.len()))
             }
             Self::Length(left) => {
                 let count = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *self = Self::of(*left - count as u64);
-                take(&bytes[..count]);
+                take(Part::Data(&bytes[..count]));
                 Ok(Piece::plain(count))
             }
             Self::Chunked(state) => {
@@ -123,11 +135,14 @@ impl Body {
                     if let Chunk::Data { left } = chunk {
                         let count = (bytes.len() - at).min(usize::try_from(left).unwrap_or(usize::MAX));
                         let left = left - count as u64;
-                        take(&bytes[at..at + count]);
+                        take(Part::Data(&bytes[at..at + count]));
                         chunk = if left == 0 { Chunk::DataCr } else { Chunk::Data { left } };
                         at += count;
                         data += count;
                         continue;
+                    }
+                    if chunk.is_in_trailer(byte) {
+                        take(Part::Trailers(&bytes[at..=at]));
                     }
                     at += 1;
                     let Some(next) = chunk.step(byte)? else {
@@ -144,6 +159,12 @@ impl Body {
 }
 
 impl Chunk {
+    /// Whether this byte belongs to a trailer field's line.
+    fn is_in_trailer(self, byte: u8) -> bool {
+        matches!((self, byte), (Self::TrailerField { .. } | Self::TrailerLf { .. }, _))
+            || (matches!(self, Self::Trailer { .. }) && byte != b'\r')
+    }
+
     /// What the byte behind this one belongs to; nothing when it is the body's last.
     fn step(self, byte: u8) -> Result<Option<Self>, BadChunk> {
         let next = match (self, byte) {

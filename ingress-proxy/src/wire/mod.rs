@@ -8,11 +8,16 @@ mod deadline;
 mod forward;
 mod framing;
 mod head;
+mod trailers;
+mod write;
 
 pub(crate) use buffer::Buffer;
 pub(crate) use deadline::Deadline;
 pub(crate) use forward::{After, goes_on_to_client, redirect_request, write_request, write_response};
-pub(crate) use framing::Body;
+pub(crate) use framing::{Body, Part};
 pub(crate) use head::{
-    Connection, HeadEnd, Known, MAX_FIELDS, Normal, RequestHead, ResponseHead, Space, Version, read_length,
+    Connection, HeadEnd, Known, MAX_FIELDS, MAX_HEAD_BYTES, Normal, RequestHead, ResponseHead, Space,
+    Version, read_length,
 };
+pub(crate) use trailers::{Trailers, write_trailers};
+pub(crate) use write::write;

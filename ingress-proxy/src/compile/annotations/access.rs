@@ -45,21 +45,26 @@ pub(super) fn passwords(r: &mut Reader<'_>, ingress: &ObjectKey) -> Option<Passw
         "auth-map" => Some(true),
         _ => None,
     });
-    let Some(name) = r.text("auth-secret").filter(|name| !name.is_empty()) else {
+    if r.text("auth-secret").is_none_or(str::is_empty) {
         r.close("auth-type", "needs auth-secret, the name of a Secret with users and password hashes");
-        return None;
-    };
+    }
+    let secret = own_secret(r, "auth-secret", ingress)?;
+    Some(PasswordSource { secret, is_map: is_map.unwrap_or(false), challenge })
+}
+
+/// A Secret that an annotation names, with or without its namespace. A team that may write Ingresses must not be able to use
+/// another team's Secrets through the proxy.
+pub(super) fn own_secret(r: &mut Reader<'_>, annotation: &str, ingress: &ObjectKey) -> Option<ObjectKey> {
+    let name = r.text(annotation).filter(|name| !name.is_empty())?;
     let name = match name.split_once('/') {
         Some((namespace, name)) if namespace == ingress.namespace => name,
-        // A team that may write Ingresses must not be able to use another team's Secrets through the proxy.
         Some(_) => {
-            r.close("auth-secret", "is in another namespace: Secrets are read in the Ingress's own only");
+            r.close(annotation, "is in another namespace: Secrets are read in the Ingress's own only");
             return None;
         }
         None => name,
     };
-    let secret = ObjectKey::new(&ingress.namespace, name);
-    Some(PasswordSource { secret, is_map: is_map.unwrap_or(false), challenge })
+    Some(ObjectKey::new(&ingress.namespace, name))
 }
 
 pub(super) fn limits(r: &mut Reader<'_>, ingress: &ObjectKey) -> Option<Limits> {

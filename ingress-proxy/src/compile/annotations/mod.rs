@@ -11,6 +11,7 @@ mod access;
 mod known;
 mod reader;
 mod traffic;
+mod upstream_tls;
 
 use std::collections::BTreeMap;
 
@@ -20,9 +21,8 @@ pub(crate) use access::PasswordSource;
 #[cfg(test)]
 pub(crate) use known::{KNOWN, Known};
 pub(crate) use reader::is_ours;
-pub(crate) use traffic::Protocol;
 
-use super::{ObjectKey, Reason};
+use super::{EndpointTls, ObjectKey, Protocol, Reason};
 use crate::policy::{Canary, Redirects, Replacement, Settings, Template, ToHttps};
 use crate::table::{HostPattern, normalize_host};
 use reader::{Reader, list};
@@ -49,7 +49,9 @@ pub(super) struct Annotations {
     pub(super) www: bool,
     /// The Service that answers when the rule's has no endpoints.
     pub(super) default_backend: Option<String>,
-    pub(super) protocol: Protocol,
+    /// What the endpoints speak, if it is said.
+    pub(super) protocol: Option<Protocol>,
+    pub(super) tls: EndpointTls,
     pub(super) problems: Vec<(Reason, String)>,
 }
 
@@ -60,6 +62,7 @@ impl Annotations {
         let r = &mut reader;
         let (canary, protocol, passwords) =
             (traffic::canary(r), traffic::protocol(r), access::passwords(r, key));
+        let tls = upstream_tls::settings(r, key);
         let rewrite = r.read(
             "rewrite-target",
             "a path, in which $1 to $9 may stand for groups of the rule's path",
@@ -95,6 +98,7 @@ impl Annotations {
             www: r.is_on("from-to-www-redirect"),
             default_backend: r.text("default-backend").filter(|name| !name.is_empty()).map(str::to_owned),
             protocol,
+            tls,
             // All others may add to it.
             settings: Settings { closed: reader.closed.map(String::into_boxed_str), ..settings },
             problems: reader.problems,

@@ -81,7 +81,9 @@ fn what_keeps_requests_out_fails_closed() {
         &[("auth-type", "basic"), ("auth-secret", "s"), ("auth-secret-type", "file")],
         &[("auth-url", "https://auth.example/")],
         &[("auth-tls-secret", "n/ca")],
-        &[("backend-protocol", "HTTPS")],
+        &[("backend-protocol", "HTTPS"), ("proxy-ssl-verify", "on")],
+        &[("backend-protocol", "HTTPS"), ("proxy-ssl-verify", "maybe")],
+        &[("proxy-ssl-secret", "other/s")],
         &[("backend-protocol", "FCGI")],
         &[("ssl-passthrough", "true")],
     ] {
@@ -251,7 +253,7 @@ fn endpoints_are_asked_as_told() {
         Retry { tries: Some(2), within: seconds(10), ..Retry::parse("error timeout http_503").unwrap() };
     assert_eq!(upstream.retry, retry);
     assert_eq!(read.settings.body_limit.unwrap().get(), 8 << 20);
-    assert_eq!(read.protocol, Protocol::Grpc);
+    assert_eq!(read.protocol, Some(Protocol::Grpc));
     assert_eq!(*read.settings.error_statuses, [404, 503]);
     assert_eq!(read.default_backend.as_deref(), Some("errors"));
     assert!(read.patterns && read.rewrite.is_some() && read.www && read.aliases.len() == 2);
@@ -267,7 +269,14 @@ fn endpoints_are_asked_as_told() {
 /// What is served is read: an annotation with a value that nothing can be is complained about.
 #[test]
 fn every_served_annotation_is_read() {
-    let free = ["auth-secret", "auth-realm", "canary-by-header-value", "default-backend", "upstream-hash-by"];
+    let free = [
+        "auth-secret",
+        "auth-realm",
+        "canary-by-header-value",
+        "default-backend",
+        "proxy-ssl-secret",
+        "upstream-hash-by",
+    ];
     for (name, known) in KNOWN.iter().filter(|(name, _)| !free.contains(name)) {
         if *known == Known::Served {
             let enabling = [

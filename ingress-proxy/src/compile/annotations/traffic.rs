@@ -4,30 +4,17 @@ use std::fmt::Write as _;
 use std::num::NonZeroU64;
 
 use super::reader::{Reader, flag};
+use crate::compile::Protocol;
 use crate::policy::{Affinity, Canary, HeaderRule, MAX_TRIES, Retry, Upstream};
 use crate::table::Pattern;
 use crate::upstream::{Balance, Method};
-
-/// What is spoken with the endpoints.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Protocol {
-    /// HTTP/1.1, or what the Service's `appProtocol` says.
-    #[default]
-    Http,
-    /// HTTP/2 in cleartext, for gRPC.
-    Grpc,
-    /// HTTP/1.1 over TLS.
-    Https,
-    /// HTTP/2 over TLS.
-    Grpcs,
-}
 
 const MAX_WEIGHT: u32 = 1_000_000;
 /// ingress-nginx's name of the session cookie.
 const COOKIE: &str = "INGRESSCOOKIE";
 
-pub(super) fn protocol(r: &mut Reader<'_>) -> Protocol {
-    let protocol = r.guard("backend-protocol", "HTTP or GRPC, which are what is served", |text| {
+pub(super) fn protocol(r: &mut Reader<'_>) -> Option<Protocol> {
+    r.guard("backend-protocol", "HTTP, HTTPS, GRPC or GRPCS, which are what is served", |text| {
         Some(match text.to_ascii_uppercase().as_str() {
             "HTTP" => Protocol::Http,
             "GRPC" => Protocol::Grpc,
@@ -35,12 +22,7 @@ pub(super) fn protocol(r: &mut Reader<'_>) -> Protocol {
             "GRPCS" => Protocol::Grpcs,
             _ => return None,
         })
-    });
-    if let Some(Protocol::Https | Protocol::Grpcs) = protocol {
-        // In the clear is not what was asked for, neither by the endpoint nor by whoever wrote this.
-        r.close("backend-protocol", "is not served yet: TLS is not spoken with endpoints");
-    }
-    protocol.unwrap_or_default()
+    })
 }
 
 pub(super) fn canary(r: &mut Reader<'_>) -> Option<Canary> {

@@ -192,8 +192,8 @@ fn another_protocol_is_another_pool() {
         ingress("i", 1, &[("backend-protocol", "GRPC")], &["a.com / Prefix a"]),
         ingress("j", 2, &[], &["b.com / Prefix a"]),
     ]);
-    let h2c = |host| service_for(&compiled, host, "/").unwrap().backend.clone().unwrap().h2c;
-    assert!(h2c("a.com") && !h2c("b.com"));
+    let protocol = |host| service_for(&compiled, host, "/").unwrap().backend.clone().unwrap().protocol;
+    assert_eq!((protocol("a.com"), protocol("b.com")), (Some(Protocol::Grpc), None));
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn without_its_passwords_a_rule_stays_closed() {
     for (fact, fault) in [
         (SecretFact::Missing, "does not exist"),
         (SecretFact::Broken("it cannot be read".into()), "is not usable"),
-        (SecretFact::Usable(Arc::new(crate::tls::self_signed().unwrap())), "holds a certificate"),
+        (SecretFact::Usable(Arc::new(crate::tls::self_signed().unwrap()), None), "holds a certificate"),
         (opaque("users", "ann:x"), "has no key \"auth\""),
         (opaque("auth", "# nobody"), "has no user"),
     ] {

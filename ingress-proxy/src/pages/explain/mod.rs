@@ -114,7 +114,7 @@ struct Backend {
     role: &'static str,
     /// `namespace/name:port`.
     service: String,
-    /// `HTTP/1.1` or `HTTP/2`.
+    /// What is spoken with them.
     protocol: &'static str,
     /// How one of them is chosen.
     balance: &'static str,
@@ -265,7 +265,7 @@ fn backend(role: &'static str, target: &Target, passage: Option<&Passage>) -> Op
     Some(Backend {
         role,
         service: service(target),
-        protocol: if pool.is_h2c() { "HTTP/2" } else { "HTTP/1.1" },
+        protocol: pool.protocol().name(),
         balance: if rank_by.is_some() { "hash" } else { balance.method.name() },
         tied: rank_by.filter(|_| passage.is_some_and(Passage::is_tied)).and_then(|key| pool.ranked(key)),
         endpoints: pool.state().into_iter().map(Endpoint::from).collect(),

@@ -240,7 +240,7 @@ fn endpoints(live: &Live, wanted: &Wanted) -> Rows<EndpointRow> {
     for (key, pool) in live.backends() {
         let port = if key.port.is_empty() { String::new() } else { format!(":{}", key.port) };
         let service = format!("{}{port}", key.service);
-        let protocol = if pool.is_h2c() { "HTTP/2" } else { "HTTP/1.1" };
+        let protocol = pool.protocol().name();
         for state in pool.state() {
             if wanted.lets([service.as_str(), &state.address.to_string()]) {
                 rows.push(EndpointRow { service: service.clone(), protocol, endpoint: state.into() });

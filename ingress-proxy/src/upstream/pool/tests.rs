@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::super::Method;
 use super::*;
+use crate::compile::ObjectKey;
 
 const MS: u64 = 1_000;
 const S: u64 = 1_000_000;
@@ -13,7 +14,11 @@ const ROUND_ROBIN: Balance = Balance { method: Method::RoundRobin, slow_start: N
 const LEAST_REQUEST: Balance = Balance { method: Method::LeastRequest, slow_start: None };
 
 fn wanted(addresses: &[&str]) -> Endpoints {
-    Endpoints { addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(), h2c: false }
+    Endpoints { addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(), ..Endpoints::default() }
+}
+
+fn backend() -> BackendKey {
+    BackendKey::new(ObjectKey::new("n", "a"), "")
 }
 
 /// Of endpoints `10.0.0.1:80` to `10.0.0.size:80`.
@@ -26,7 +31,7 @@ fn pool(size: usize) -> Pool {
 fn resize(pool: &Pool, size: usize) {
     let addresses: Vec<String> = (1..=size).map(|n| format!("10.0.0.{n}:80")).collect();
     let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-    assert!(pool.update(&wanted(&addresses), &Timeouts::default()));
+    assert!(pool.update(&backend(), &wanted(&addresses), &Timeouts::default()));
 }
 
 fn metrics() -> Metrics {
@@ -179,7 +184,7 @@ fn a_key_keeps_its_endpoint_while_others_come_and_go() {
 fn an_update_keeps_the_endpoints_that_stay() {
     let pool = pool(1);
     let held = pool.pick(EWMA, S);
-    assert!(!pool.update(&wanted(&["10.0.0.1:80"]), &Timeouts::default()));
+    assert!(!pool.update(&backend(), &wanted(&["10.0.0.1:80"]), &Timeouts::default()));
     resize(&pool, 2);
     // The held one has a request in flight, so the new one is preferred.
     assert_eq!(pool.pick(EWMA, S).address(), address(2));

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::super::change::{Change, Kind};
 use crate::compile::{
-    CONTROLLER, ClassFact, EndpointFact, ObjectKey, PortFact, SecretFact, ServiceFact, SliceFact,
+    CONTROLLER, ClassFact, EndpointFact, ObjectKey, PortFact, Protocol, SecretFact, ServiceFact, SliceFact,
 };
 use crate::tls::self_signed;
 
@@ -101,7 +101,10 @@ fn ingress() -> impl Strategy<Value = Change> {
 }
 
 fn service() -> impl Strategy<Value = Change> {
-    let port = |name: &str, number, h2c| PortFact { name: name.to_owned(), number, h2c };
+    let port = |name: &str, number, h2c: bool| {
+        let protocol = h2c.then_some(Protocol::Grpc);
+        PortFact { name: name.to_owned(), number, protocol }
+    };
     let fact =
         (any::<[bool; 2]>(), prop::bool::weighted(0.1)).prop_map(move |([admin, h2c], external_name)| {
             let admin = admin.then(|| port("admin", 81, false));
@@ -114,7 +117,7 @@ fn slice() -> impl Strategy<Value = Change> {
     (key(&["x", "y"]), maybe((select(&["a", "b"][..]), 0..3_u8))).prop_map(|(key, fact)| {
         let fact = fact.map(|(service, count)| SliceFact {
             service: ObjectKey::new(&key.namespace, service),
-            ports: vec![PortFact { name: "web".to_owned(), number: 8_080, h2c: false }],
+            ports: vec![PortFact { name: "web".to_owned(), number: 8_080, protocol: None }],
             endpoints: (0..count)
                 .map(|last| EndpointFact {
                     addresses: vec![[10, 0, 0, last].into()],
@@ -132,7 +135,7 @@ fn secret() -> impl Strategy<Value = Change> {
     let fact = prop_oneof![
         1 => Just(SecretFact::Missing),
         1 => Just(SecretFact::Broken("of a fault".to_owned())),
-        3 => (1..3_usize).prop_map(|number| SecretFact::Usable(Arc::clone(&PAIRS[number]))),
+        3 => (1..3_usize).prop_map(|number| SecretFact::Usable(Arc::clone(&PAIRS[number]), None)),
         2 => select(&["ann:{SHA}5en6G6MezRroT3XKqkdPOmY/BfQ=", "ann:plain"][..])
             .prop_map(move |text| SecretFact::Opaque(Arc::new(users(text)))),
     ];

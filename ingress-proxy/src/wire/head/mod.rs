@@ -13,6 +13,8 @@ use httparse::Header;
 pub(crate) use request::{HeadEnd, Normal, RequestHead};
 pub(crate) use response::ResponseHead;
 
+/// A head, from its first line to the empty one.
+pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Fields of one head.
 pub(crate) const MAX_FIELDS: usize = 128;
 

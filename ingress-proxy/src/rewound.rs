@@ -6,22 +6,34 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::stream::ClientStream;
 use crate::wire::Buffer;
 
-/// A client's stream that gives what was read of it once more, and then the rest.
-pub(super) struct Rewound {
-    stream: ClientStream,
+/// A stream that gives what was read of it once more, and then the rest.
+#[derive(Debug)]
+pub(crate) struct Rewound<S> {
+    stream: S,
     read: Buffer,
 }
 
-impl Rewound {
-    pub(super) fn new(stream: ClientStream, read: Buffer) -> Self {
+impl<S> Rewound<S> {
+    pub(crate) fn new(stream: S, read: Buffer) -> Self {
         Self { stream, read }
+    }
+
+    /// The stream below.
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.stream
     }
 }
 
-impl AsyncRead for Rewound {
+/// Nothing was read of it.
+impl<S> From<S> for Rewound<S> {
+    fn from(stream: S) -> Self {
+        Self::new(stream, Buffer::default())
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -38,7 +50,7 @@ impl AsyncRead for Rewound {
     }
 }
 
-impl AsyncWrite for Rewound {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
