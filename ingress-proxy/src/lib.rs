@@ -13,7 +13,7 @@
 //! - `watch` keeps the facts, and is the only writer of what is live;
 //! - `policy` decides about requests, and knows neither protocols nor connections;
 //! - `wire` is HTTP/1.1 as bytes;
-//! - `pages` is what operators see of all this;
+//! - `pages` is what operators see of all this, and `check` and `diff` what they see of a manifest before it is applied;
 //! - `serve` owns sockets, which `handover` passes on to the next process; `http1` and `http2` own connections, `proxy` says
 //!   what becomes of a request; all only read what is live.
 //!
@@ -24,6 +24,7 @@ mod certificate;
 mod check;
 pub mod compile;
 mod config;
+mod diff;
 mod ending;
 mod handover;
 mod http1;
@@ -57,6 +58,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use check::{CheckError, Checked, check};
 pub use config::{Config, DurationError, Network, NetworkError, Timeouts};
+pub use diff::{
+    CertificateChange, Change, DiffError, Difference, Report, Served, diff_with_cluster, diff_with_file,
+};
 pub use pages::{Pages, Question, QuestionError};
 pub use serve::BindError;
 

@@ -75,7 +75,7 @@ enum What {
 
 /// How to print.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub(crate) enum Output {
     /// Lines.
     #[default]
     Text,

@@ -77,6 +77,9 @@ enum IngressAction {
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
     },
+    /// Say which requests a manifest would route differently from now. Exits with 0 if none, with 1 if some, with 2 if
+    /// that cannot be told.
+    Diff(role::DiffFlags),
 }
 
 #[derive(Subcommand)]
@@ -116,6 +119,15 @@ fn main() -> ExitCode {
                 }
                 Err(error) => Err(error.into()),
             }
+        }
+        Command::Ingress(IngressFlags { role, action: Some(IngressAction::Diff(flags)) }) => {
+            return match role::ingress_diff(flags, role) {
+                Ok(is_empty) => ExitCode::from(u8::from(!is_empty)),
+                Err(error) => {
+                    eprintln!("weir: {error:#}");
+                    ExitCode::from(2)
+                }
+            };
         }
         Command::Explain(flags) => explain::main(flags),
         Command::Image(args) => args.run(&mut std::io::stdout()).map_err(Into::into),

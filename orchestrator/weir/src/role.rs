@@ -22,11 +22,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use weir_dataplane::{
-    cli::{self, MonitorArgs, Output},
+    cli::{self, MonitorArgs},
     paths::Paths,
 };
 
-use crate::admin::{self, Pages};
+use crate::{
+    admin::{self, Pages},
+    explain::Output,
+};
 
 /// Set by `weir up` for the roles it starts: they end when it does, however it ends.
 pub(crate) const SUPERVISED: &str = "WEIR_SUPERVISED";
@@ -131,6 +134,42 @@ client_role!(ingress, weir_ingress::Ingress, 1, |config| config.handover.is_some
     }
 });
 
+/// `weir ingress diff`.
+#[derive(clap::Args)]
+pub(crate) struct DiffFlags {
+    /// The manifest: YAML or JSON documents; `-` is standard input.
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// What is now, as a file of such documents, instead of the cluster.
+    #[arg(long, value_name = "FILE")]
+    now: Option<PathBuf>,
+    /// How to reach the API server; without it, as for the role.
+    #[arg(long, value_name = "FILE", conflicts_with = "now")]
+    kubeconfig: Option<PathBuf>,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Prints what a manifest would change. Returns whether that is nothing.
+pub(crate) fn ingress_diff(flags: DiffFlags, role: ClientFlags<weir_ingress::Config>) -> Result<bool> {
+    let (file, class) = (&flags.file, &role.config.ingress_class);
+    let difference = if let Some(now) = &flags.now {
+        weir_ingress::diff_with_file(now, file, class)?
+    } else {
+        install_tls_provider();
+        block_on(1, async {
+            let client = client(flags.kubeconfig.or(role.kubeconfig)).await?;
+            Ok(weir_ingress::diff_with_cluster(&client, file, class).await?)
+        })?
+    };
+    match flags.output {
+        Output::Text => print!("{difference}"),
+        Output::Json => print!("{}", difference.json()),
+    }
+    Ok(difference.is_empty())
+}
+
 /// `weir dataplane detach`.
 pub(crate) fn detach(run_dir: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -141,7 +180,7 @@ pub(crate) fn detach(run_dir: &Path) -> Result<()> {
 pub(crate) fn monitor(
     flags: ClientFlags<weir_dataplane::Config>,
     args: &MonitorArgs,
-    output: Output,
+    output: cli::Output,
 ) -> Result<()> {
     install_tls_provider();
     block_on(1, async {

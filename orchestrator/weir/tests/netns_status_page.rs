@@ -80,6 +80,13 @@ async fn show() {
     tab.shows("Number.parseFloat(document.getElementById('rate-all').textContent.replaceAll(',', '')) > 0")
         .await;
     drop(load);
+    let admin = role.admin.to_string();
+    let said = role.weir(&["explain", "http", "GET", "http://plain.example/", "--admin", &admin]);
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(
+        said.contains("one of the endpoints of Service default/web:web by HTTP/1.1, ewma of 2"),
+        "{said}"
+    );
 
     // The filter is on everything, and the page says so.
     let filter = "const it = document.getElementById('filter'); it.value = 'SHOP'; it.dispatchEvent(new Event('input')); true";

@@ -3,7 +3,8 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    process::{Child, Command},
+    path::PathBuf,
+    process::{Child, Command, Output},
 };
 
 use anyhow::ensure;
@@ -18,6 +19,7 @@ pub(crate) struct Ingress {
     pub(crate) http: SocketAddr,
     pub(crate) admin: SocketAddr,
     process: Child,
+    kubeconfig: PathBuf,
     _directory: TempDir,
 }
 
@@ -42,13 +44,19 @@ impl Ingress {
             .args(["--metrics-address", &admin.to_string()])
             .spawn()
             .unwrap();
-        let ingress = Self { server, http, admin, process, _directory: directory };
+        let ingress = Self { server, http, admin, process, kubeconfig, _directory: directory };
         let ready = || {
             ensure!(get(admin, "/readyz").starts_with("HTTP/1.1 200"), "it is not ready");
             Ok(())
         };
         eventually("the ingress serves", ready).unwrap();
         ingress
+    }
+
+    /// `weir` with these words, ended; its cluster is this one.
+    pub(crate) fn weir(&self, words: &[&str]) -> Output {
+        let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+        weir.args(words).env("KUBECONFIG", &self.kubeconfig).output().unwrap()
     }
 
     /// A Service `default/name` with these endpoints.

@@ -1,4 +1,4 @@
-//! `weir explain http`: a running ingress is asked through its admin server.
+//! What is asked about requests: `weir explain http` of a running ingress, `weir ingress diff` of its cluster.
 
 mod ingress;
 
@@ -12,6 +12,10 @@ use weir_tests::eventually;
 /// `weir` with these words, ended.
 fn weir(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_weir")).args(words).output().unwrap()
+}
+
+fn out(said: &Output) -> String {
+    String::from_utf8_lossy(&said.stdout).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -71,4 +75,52 @@ fn packets_are_explained_as_before() {
     assert!(String::from_utf8_lossy(&said.stderr).contains("no dataplane is loaded below /nonexistent"));
     let said = weir(&["explain"]);
     assert!(String::from_utf8_lossy(&said.stderr).contains("<PROTOCOL> <SOURCE> <DESTINATION>"));
+}
+
+const MANIFEST: &str = "
+kind: Ingress
+metadata: {name: api}
+spec:
+  rules:
+  - host: shop.example
+    http: {paths: [{path: /api, pathType: Prefix, backend: {service: {name: NAME, port: {name: web}}}}]}
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manifest_is_compared_with_the_cluster() {
+    let role = Ingress::start().await;
+    role.service("web", &[]).await;
+    role.service("api", &[]).await;
+    let tls = json!({"tls": [{"hosts": ["shop.example"], "secretName": "missing"}]});
+    role.ingress("shop", "shop.example", &[("/", "web")], tls).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let manifest = file("api.yaml", &MANIFEST.replace("NAME", "api"));
+    let said = role.weir(&["ingress", "diff", "-f", &manifest]);
+    let expected = "requests below /api of shop.example go to default/web:web of Ingress default/shop, would go to \
+                    default/api:web of Ingress default/api\nRules: 1, certificates: 0, new problems: 0\n";
+    assert_eq!(out(&said), expected, "{}", String::from_utf8_lossy(&said.stderr));
+    assert_eq!(said.status.code(), Some(1));
+
+    // There is no such Service, which is known of a cluster, and is not of a file.
+    let broken = file("broken.yaml", &MANIFEST.replace("NAME", "none"));
+    let said: Value =
+        serde_json::from_str(&out(&role.weir(&["ingress", "diff", "-f", &broken, "-o", "json"]))).unwrap();
+    assert_eq!(said["problems"][0]["reason"], "BadService");
+    assert_eq!(said["requests"][0]["path"], "/api");
+    let said = weir(&["ingress", "diff", "-f", &broken, "--now", &manifest]);
+    assert!(out(&said).ends_with("Rules: 1, certificates: 0, new problems: 0\n"), "{}", out(&said));
+
+    let said = weir(&["ingress", "diff", "-f", &manifest, "--now", &manifest]);
+    assert_eq!(
+        (said.status.code(), out(&said).as_str()),
+        (Some(0), "Rules: 0, certificates: 0, new problems: 0\n")
+    );
+    let said = weir(&["ingress", "diff", "-f", "/nonexistent/x.yaml", "--now", &manifest]);
+    assert_eq!(said.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&said.stderr).contains("cannot read /nonexistent/x.yaml"));
 }
