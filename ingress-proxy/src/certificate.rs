@@ -20,6 +20,16 @@ pub(crate) struct Certificate {
     pub(crate) not_after: i64,
 }
 
+/// Why one is of no use to a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    NotYet,
+    Over,
+    /// It is valid for at most so long.
+    Soon,
+    OtherNames,
+}
+
 impl Certificate {
     /// Of the first certificate of a chain, which is the host's own.
     pub(crate) fn of(pair: &CertifiedKey) -> Option<Self> {
@@ -36,6 +46,17 @@ impl Certificate {
             not_before: certificate.validity().not_before.timestamp(),
             not_after: certificate.validity().not_after.timestamp(),
         })
+    }
+
+    /// What is wrong with it for a host, at a time in seconds since 1970; `soon_s` before its end that is near.
+    pub(crate) fn fault(&self, host: &HostPattern, now: i64, soon_s: i64) -> Option<Fault> {
+        let faults = [
+            (now > self.not_after, Fault::Over),
+            (now < self.not_before, Fault::NotYet),
+            (!self.covers(host), Fault::OtherNames),
+            (now + soon_s > self.not_after, Fault::Soon),
+        ];
+        faults.into_iter().find_map(|(is_so, fault)| is_so.then_some(fault))
     }
 
     /// Whether a client that asks for the host takes it for the host's (RFC 9525 §6.3: a wildcard is one label).
@@ -99,6 +120,22 @@ pub(crate) mod tests {
             ("*.a.com", false),
         ] {
             assert_eq!(read.covers(&HostPattern::parse(host).unwrap()), covered, "{host}");
+        }
+    }
+
+    #[test]
+    fn the_worst_fault_is_said() {
+        let read = Certificate::of(&pair(&["a.com"], 2, 20)).unwrap();
+        let two_days = 2 * 86_400;
+        for (host, now, fault) in [
+            ("a.com", day(1), Some(Fault::NotYet)),
+            ("a.com", day(2), None),
+            ("a.com", day(18), None),
+            ("a.com", day(18) + 1, Some(Fault::Soon)),
+            ("b.com", day(19), Some(Fault::OtherNames)),
+            ("b.com", day(21), Some(Fault::Over)),
+        ] {
+            assert_eq!(read.fault(&HostPattern::parse(host).unwrap(), now, two_days), fault, "{host} {now}");
         }
     }
 }

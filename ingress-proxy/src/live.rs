@@ -7,6 +7,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use rustls::sign::CertifiedKey;
 
+use crate::certificate::Certificate;
 use crate::compile::{
     BackendKey, HostUpdate, ObjectKey, SecretFact, Snapshot, TargetSpec, Update, endpoints,
 };
@@ -237,6 +238,7 @@ impl Installer {
             let usable = usable(snapshot, secret);
             if let (Some((pair, _)), Some(usable)) = (lock(&self.pairs).0.get(secret), &usable) {
                 pair.store(Arc::clone(usable));
+                self.note_expiry(secret, usable);
             }
             if self.default_secret.as_ref() == Some(secret) {
                 let default = usable.unwrap_or_else(|| Arc::clone(&self.self_signed));
@@ -348,17 +350,28 @@ impl Installer {
         }
         self.certificates.store(Arc::new(table));
         for secret in changes.values().filter_map(|(before, _)| before.as_ref()) {
-            lock(&self.pairs).release(secret);
+            if lock(&self.pairs).release(secret).is_some() {
+                self.metrics.certificate_expiry(secret, None);
+            }
         }
     }
 
     fn pair(&self, snapshot: &Snapshot, secret: &ObjectKey) -> Pair {
         let now = || usable(snapshot, secret).unwrap_or_else(|| Arc::clone(&self.self_signed));
+        if let Some(usable) = usable(snapshot, secret) {
+            self.note_expiry(secret, &usable);
+        }
         let mut pairs = lock(&self.pairs);
         let pair = pairs.0.entry(secret.clone()).or_insert_with(|| (Arc::new(ArcSwap::new(now())), 0));
         let pair = Arc::clone(&pair.0);
         pairs.hold(secret);
         pair
+    }
+}
+
+impl Installer {
+    fn note_expiry(&self, secret: &ObjectKey, pair: &CertifiedKey) {
+        self.metrics.certificate_expiry(secret, Certificate::of(pair).map(|read| read.not_after));
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    pub(super) fn new(ingress: &IngressFact, reason: Reason, text: String) -> Self {
+    pub(crate) fn new(ingress: &IngressFact, reason: Reason, text: String) -> Self {
         Self { ingress: ingress.key.clone(), uid: ingress.uid.clone(), reason, text, host: None }
     }
 }
@@ -31,6 +31,8 @@ pub enum Reason {
     UnknownClass,
     /// A TLS secret is missing or holds no usable pair.
     BadSecret,
+    /// A TLS certificate is of no use to a host, or will soon be.
+    BadCertificate,
     /// A backend's Service is missing or of a type without endpoints.
     BadService,
     /// A backend names a port that its Service does not have.
@@ -59,6 +61,7 @@ impl Reason {
         match self {
             Self::UnknownClass => "UnknownClass",
             Self::BadSecret => "BadSecret",
+            Self::BadCertificate => "BadCertificate",
             Self::BadService => "BadService",
             Self::BadPort => "BadPort",
             Self::BadBackend => "BadBackend",

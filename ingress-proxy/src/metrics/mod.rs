@@ -16,6 +16,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
+use crate::compile::ObjectKey;
 use crate::policy::By;
 pub(crate) use hosts::{HostMetrics, Hosts};
 
@@ -34,6 +35,12 @@ pub(crate) struct TargetLabels {
     pub(crate) ingress: String,
     /// The Service's name.
     pub(crate) service: String,
+}
+
+/// A secret with a certificate, `namespace/name`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SecretLabels {
+    secret: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -131,6 +138,8 @@ pub(crate) struct Metrics {
     pub(crate) policies: PolicyMetrics,
     /// Of hosts.
     pub(crate) hosts: Hosts,
+    /// As many as there are secrets that are watched.
+    expiry: Family<SecretLabels, Gauge>,
     responses: Family<ResponseLabels, Counter>,
     latency: Family<TargetLabels, Histogram, fn() -> Histogram>,
     failures: Family<FailureLabels, Counter>,
@@ -197,6 +206,9 @@ impl Metrics {
         let last_reload = Gauge::default();
         let help = "When the table was last replaced";
         r.register_with_unit("last_reload_timestamp", help, Unit::Seconds, last_reload.clone());
+        let expiry = Family::default();
+        let help = "When the certificate in a secret ceases to be valid";
+        r.register_with_unit("certificate_expiry_timestamp", help, Unit::Seconds, expiry.clone());
         Self {
             policies: PolicyMetrics::register(r),
             hosts: Hosts::new(registered(
@@ -205,6 +217,7 @@ impl Metrics {
                 "Requests answered, by host of a rule and status class",
             )),
             responses: registered(r, "requests", "Requests answered, by status class"),
+            expiry,
             latency,
             failures: registered(r, "upstream_failures", "Failed attempts to get an answer from an endpoint"),
             refusals: registered(r, "refused", "Connections and requests ended before routing"),
@@ -277,6 +290,15 @@ impl Metrics {
         self.latency.remove(gone);
         for class in CLASSES {
             self.responses.remove(&gone.with_class(class));
+        }
+    }
+
+    /// Notes until when the certificate in a secret is valid, in seconds since 1970; nothing if there is none any more.
+    pub(crate) fn certificate_expiry(&self, secret: &ObjectKey, until: Option<i64>) {
+        let labels = SecretLabels { secret: secret.to_string() };
+        match until {
+            Some(until) => drop(self.expiry.get_or_create(&labels).set(until)),
+            None => drop(self.expiry.remove(&labels)),
         }
     }
 

@@ -291,6 +291,7 @@ async fn the_status_is_what_is_live() {
         "weir_ingress_host_requests_total{host=\"shop.example\",class=\"2xx\"} 1",
         "weir_ingress_host_requests_total{host=\"shop.example\",class=\"5xx\"} 1",
         "weir_ingress_host_requests_total{host=\"*\",class=\"5xx\"} 1",
+        "weir_ingress_certificate_expiry_timestamp_seconds{secret=\"n/pair\"} 1895097600",
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
