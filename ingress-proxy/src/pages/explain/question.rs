@@ -51,7 +51,7 @@ pub enum QuestionError {
     /// Too much.
     #[error("there are more than {MAX_FIELDS} headers")]
     Headers,
-    /// Not what [`Question::query`] makes.
+    /// Not what [`Question::path_and_query`] makes.
     #[error("the query is to have method=, url=, client= and maybe header= several times: {0}")]
     Query(&'static str),
 }
