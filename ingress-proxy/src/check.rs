@@ -66,6 +66,18 @@ impl Checked {
 
 /// Checks a file of YAML or JSON documents; `-` is standard input.
 pub fn check(path: &Path, class_name: &str) -> Result<Checked, CheckError> {
+    let (name, text) = open(path)?;
+    check_text(&name, &text, class_name)
+}
+
+/// The objects of such a file.
+pub(crate) fn snapshot(path: &Path) -> Result<Snapshot, CheckError> {
+    let (name, text) = open(path)?;
+    read(&name, &text)
+}
+
+/// The file's name and text.
+fn open(path: &Path) -> Result<(String, String), CheckError> {
     use std::io::Read as _;
     let name = path.display().to_string();
     let mut text = String::new();
@@ -75,7 +87,7 @@ pub fn check(path: &Path, class_name: &str) -> Result<Checked, CheckError> {
         std::fs::File::open(path).and_then(|file| file.take(MAX_LEN).read_to_string(&mut text))
     };
     read.map_err(|source| CheckError::File(name.clone(), source))?;
-    check_text(&name, &text, class_name)
+    Ok((name, text))
 }
 
 fn check_text(name: &str, text: &str, class_name: &str) -> Result<Checked, CheckError> {
@@ -89,7 +101,7 @@ fn check_text(name: &str, text: &str, class_name: &str) -> Result<Checked, Check
 }
 
 /// The objects of the manifest that matter. Lists, as `kubectl get -o yaml` writes them, are their items.
-fn read(name: &str, text: &str) -> Result<Snapshot, CheckError> {
+pub(crate) fn read(name: &str, text: &str) -> Result<Snapshot, CheckError> {
     let mut snapshot = Snapshot::default();
     for (index, document) in serde_yaml::Deserializer::from_str(text).enumerate() {
         let number = index + 1;
@@ -151,7 +163,7 @@ fn merge_string_data(mut secret: Secret) -> Secret {
 }
 
 /// Adds the objects that the manifest's Ingresses refer to and that it does not hold.
-fn assume_the_rest(snapshot: &mut Snapshot) {
+pub(crate) fn assume_the_rest(snapshot: &mut Snapshot) {
     let ours = || ClassFact { controller: CONTROLLER.to_owned(), default: true };
     let ingresses: Vec<IngressFact> = snapshot.ingresses.values().cloned().collect();
     // A manifest that is on its way here may still name another class.

@@ -48,6 +48,11 @@ impl Idle {
         connections.push_front((stream, now));
     }
 
+    /// How many wait.
+    pub(crate) fn len(&self) -> usize {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Closes those that waited too long, or that the endpoint has closed. Returns how many are left.
     pub(crate) fn sweep(&self) -> usize {
         let now = Instant::now();

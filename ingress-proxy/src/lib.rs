@@ -13,15 +13,18 @@
 //! - `watch` keeps the facts, and is the only writer of what is live;
 //! - `policy` decides about requests, and knows neither protocols nor connections;
 //! - `wire` is HTTP/1.1 as bytes;
+//! - `pages` is what operators see of all this, and `check` and `diff` what they see of a manifest before it is applied;
 //! - `serve` owns sockets, which `handover` passes on to the next process; `http1` and `http2` own connections, `proxy` says
 //!   what becomes of a request; all only read what is live.
 //!
 //! The crate speaks the Kubernetes API and nothing else: it cannot tell whose apiserver it talks to.
 
 mod access_log;
+mod certificate;
 mod check;
 pub mod compile;
 mod config;
+mod diff;
 mod ending;
 mod handover;
 mod http1;
@@ -29,10 +32,12 @@ mod http2;
 mod idle;
 mod live;
 mod metrics;
+mod pages;
 mod policy;
 mod proxy;
 mod rewound;
 mod serve;
+mod shared;
 mod stream;
 pub mod table;
 mod tls;
@@ -53,6 +58,10 @@ use tokio_util::sync::CancellationToken;
 
 pub use check::{CheckError, Checked, check};
 pub use config::{Config, DurationError, Network, NetworkError, Timeouts};
+pub use diff::{
+    CertificateChange, Change, DiffError, Difference, Report, Served, diff_with_cluster, diff_with_file,
+};
+pub use pages::{Pages, Question, QuestionError};
 pub use serve::BindError;
 
 use access_log::AccessLog;
@@ -60,10 +69,11 @@ use compile::ObjectKey;
 use handover::Listeners;
 use live::{Installer, Live};
 use metrics::Metrics;
+use pages::View;
 use proxy::{Ports, Proxy};
 use serve::Server;
 use tls::Certificates;
-use watch::Watcher;
+use watch::{Problems, Watcher};
 
 /// How long worker threads may take to end after the drain.
 const WORKER_END: Duration = Duration::from_secs(1);
@@ -124,6 +134,7 @@ pub struct Ingress {
     client: kube::Client,
     metrics: Metrics,
     default_secret: Option<ObjectKey>,
+    pages: Pages,
 }
 
 impl Ingress {
@@ -141,7 +152,13 @@ impl Ingress {
         if config.proxy_protocol && config.trusted_proxies.is_empty() {
             return Err(Error::NobodyTrusted);
         }
-        Ok(Self { config, client, metrics: Metrics::register(metrics), default_secret })
+        let pages = Pages::default();
+        Ok(Self { config, client, metrics: Metrics::register(metrics), default_secret, pages })
+    }
+
+    /// What operators see, for whoever serves it to them.
+    pub fn pages(&self) -> Pages {
+        self.pages.clone()
     }
 
     /// Serves until `shutdown`, then drains.
@@ -176,6 +193,12 @@ impl Ingress {
         );
         let tls = tls::server_config(Arc::clone(&certificates), None).map_err(Error::Tls)?;
         let server = Arc::new(Server::new(proxy, tls, timeouts.clone(), config.proxy_protocol));
+        let problems = Problems::default();
+        let shown = self.pages.show(View {
+            proxy: server.proxy(),
+            certificates: Arc::clone(&certificates),
+            problems: problems.clone(),
+        });
         let installer = Installer::new(
             live,
             certificates,
@@ -191,6 +214,7 @@ impl Ingress {
             config.publish_address,
             installer,
             &self.metrics,
+            problems,
         );
 
         let (synced, when_synced) = oneshot::channel();
@@ -222,7 +246,7 @@ impl Ingress {
         drop(succession);
         let cut = server.drain(config.drain_timeout).await;
         tracing::info!(cut, "ingress drained");
-        drop(server);
+        drop((server, shown));
         let _ = tokio::task::spawn_blocking(move || {
             runtime.end();
             log_writer.finish();

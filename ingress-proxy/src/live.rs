@@ -1,18 +1,20 @@
 //! What is being served right now, and how what the compiler tells becomes it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use rustls::sign::CertifiedKey;
 
+use crate::certificate::Certificate;
 use crate::compile::{
     BackendKey, Credentials, HostUpdate, ObjectKey, SecretFact, Snapshot, TargetSpec, Update, endpoints,
 };
 use crate::config::Timeouts;
-use crate::metrics::{MAX_LABELLED_TARGETS, Metrics, Sizes, TargetLabels, TargetMetrics};
+use crate::metrics::{HostMetrics, MAX_LABELLED_TARGETS, Metrics, Sizes, TargetLabels, TargetMetrics};
 use crate::policy::{Passage, Policy};
+use crate::shared::{Shared, lock};
 use crate::table::{HostPattern, HostRules, RouteTable};
 use crate::tls::{Certificates, ClientAuth, Pair};
 use crate::upstream::Pool;
@@ -22,6 +24,7 @@ use crate::upstream::Pool;
 pub(crate) struct Live {
     table: RouteTable<Arc<Target>>,
     pools: Arc<Pools>,
+    pairs: Arc<Pairs>,
     /// Handshakes that ask for certificates, by the Secrets with the authorities.
     client_auths: Arc<BTreeMap<Arc<str>, Arc<ClientAuth>>>,
     /// Hosts whose connections are special.
@@ -49,7 +52,26 @@ pub(crate) struct Swept {
 /// no request waits for it.
 type Pools = Mutex<Shared<Arc<BackendKey>, Arc<Pool>>>;
 
+/// Pairs by their secrets, of which there are as many as are watched. Likewise.
+type Pairs = Mutex<Shared<ObjectKey, Pair>>;
+
 impl Live {
+    /// Hosts and paths.
+    pub(crate) fn table(&self) -> &RouteTable<Arc<Target>> {
+        &self.table
+    }
+
+    /// All backends with their endpoints, by Service.
+    pub(crate) fn backends(&self) -> Vec<(Arc<BackendKey>, Arc<Pool>)> {
+        let pools = lock(&self.pools);
+        pools.0.iter().map(|(key, (pool, _))| (Arc::clone(key), Arc::clone(pool))).collect()
+    }
+
+    /// The secrets whose pairs answer for hosts.
+    pub(crate) fn secrets(&self) -> Vec<(ObjectKey, Pair)> {
+        lock(&self.pairs).0.iter().map(|(key, (pair, _))| (key.clone(), Arc::clone(pair))).collect()
+    }
+
     /// The target for a request.
     pub(crate) fn route(&self, host: &str, path: &str) -> Option<&Arc<Target>> {
         self.table.lookup(host, path)
@@ -84,10 +106,6 @@ impl Live {
     }
 }
 
-fn lock(pools: &Pools) -> MutexGuard<'_, Shared<Arc<BackendKey>, Arc<Pool>>> {
-    pools.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Where a rule sends its requests.
 #[derive(Debug)]
 pub(crate) struct Target {
@@ -106,6 +124,8 @@ pub(crate) struct Target {
     /// Who answers when there are no endpoints, and with error pages.
     pub(crate) fallback: Option<Arc<Target>>,
     pub(crate) metrics: Arc<TargetMetrics>,
+    /// Of the host whose rules it is of.
+    pub(crate) host: Arc<HostMetrics>,
 }
 
 impl Target {
@@ -117,6 +137,11 @@ impl Target {
     /// By which Secret's authorities clients are asked for certificates, if they are.
     fn asks_by(&self) -> Option<&Arc<str>> {
         Some(&self.policy.as_ref()?.clients.as_ref()?.authorities)
+    }
+
+    /// The Service and port that it sends to.
+    pub(crate) fn sends_to(&self) -> Option<&BackendKey> {
+        self.pool.as_deref()
     }
 
     /// Whether a request can be sent there.
@@ -143,34 +168,6 @@ fn distinct<'a>(targets: impl Iterator<Item = &'a Arc<Target>>) -> BTreeMap<*con
     found
 }
 
-/// Things that are shared by those who use them, and go with the last of these.
-#[derive(Debug)]
-struct Shared<K, V>(BTreeMap<K, (V, usize)>);
-
-impl<K, V> Default for Shared<K, V> {
-    fn default() -> Self {
-        Self(BTreeMap::new())
-    }
-}
-
-impl<K: Ord, V> Shared<K, V> {
-    fn hold(&mut self, key: &K) {
-        if let Some((_, uses)) = self.0.get_mut(key) {
-            *uses += 1;
-        }
-    }
-
-    /// The thing, if it went.
-    fn release(&mut self, key: &K) -> Option<V> {
-        let (_, uses) = self.0.get_mut(key)?;
-        *uses -= 1;
-        if *uses > 0 {
-            return None;
-        }
-        self.0.remove(key).map(|(thing, _)| thing)
-    }
-}
-
 /// Puts into service what the compiler tells. Owned by the watching task: there is one writer.
 pub(crate) struct Installer {
     live: Arc<ArcSwap<Live>>,
@@ -181,7 +178,7 @@ pub(crate) struct Installer {
     default_secret: Option<ObjectKey>,
     pools: Arc<Pools>,
     series: Shared<TargetLabels, Arc<TargetMetrics>>,
-    pairs: Shared<ObjectKey, Pair>,
+    pairs: Arc<Pairs>,
     /// Nothing while the Secret is not usable.
     client_auths: Shared<Arc<str>, Option<Arc<ClientAuth>>>,
     doors: usize,
@@ -189,8 +186,12 @@ pub(crate) struct Installer {
     endpoints: usize,
 }
 
-/// The targets of one host that were made already, by where their specifications are.
-type Made = HashMap<*const TargetSpec, (Arc<TargetSpec>, Arc<Target>)>;
+/// What of one host was made already.
+struct Made {
+    host: HostPattern,
+    /// Targets, by where their specifications are.
+    targets: HashMap<*const TargetSpec, (Arc<TargetSpec>, Arc<Target>)>,
+}
 
 impl Installer {
     pub(crate) fn new(
@@ -201,7 +202,7 @@ impl Installer {
         self_signed: Arc<CertifiedKey>,
         default_secret: Option<ObjectKey>,
     ) -> Self {
-        let pools = Arc::clone(&live.load().pools);
+        let (pools, pairs) = (Arc::clone(&live.load().pools), Arc::clone(&live.load().pairs));
         Self {
             live,
             certificates,
@@ -211,7 +212,7 @@ impl Installer {
             default_secret,
             pools,
             series: Shared::default(),
-            pairs: Shared::default(),
+            pairs,
             client_auths: Shared::default(),
             doors: 0,
             endpoints: 0,
@@ -225,7 +226,7 @@ impl Installer {
         for (host, update) in update.hosts {
             let rules = match update {
                 HostUpdate::Rules(rules) => {
-                    let mut made = Made::new();
+                    let mut made = Made { host: host.clone(), targets: HashMap::new() };
                     let rules = rules.map(|spec| self.target(snapshot, &spec, &mut made));
                     Some(Arc::new(rules.build()))
                 }
@@ -279,8 +280,9 @@ impl Installer {
         }
         for secret in secrets {
             let usable = usable(snapshot, secret);
-            if let (Some((pair, _)), Some(usable)) = (self.pairs.0.get(secret), &usable) {
+            if let (Some((pair, _)), Some(usable)) = (lock(&self.pairs).0.get(secret), &usable) {
                 pair.store(Arc::clone(usable));
+                self.note_expiry(secret, usable);
             }
             if self.default_secret.as_ref() == Some(secret) {
                 let default = usable.unwrap_or_else(|| Arc::clone(&self.self_signed));
@@ -328,6 +330,7 @@ impl Installer {
                 self.client_auths.0.entry(Arc::clone(name)).or_insert((auth, 0));
                 self.client_auths.hold(name);
             }
+            self.metrics.hosts.hold(&target.host);
         }
         self.doors += usize::from(rules.as_deref().is_some_and(has_door));
         let before = table.rules(host).cloned();
@@ -348,6 +351,7 @@ impl Installer {
             if let Some(name) = target.asks_by() {
                 self.client_auths.release(name);
             }
+            self.metrics.hosts.release(&target.host);
         }
     }
 
@@ -356,8 +360,8 @@ impl Installer {
             auth.as_ref().map(|auth| (Arc::clone(name), Arc::clone(auth)))
         };
         let client_auths = Arc::new(self.client_auths.0.iter().filter_map(usable).collect());
-        let (pools, doors) = (Arc::clone(&self.pools), self.doors);
-        self.live.store(Arc::new(Live { table, pools, client_auths, doors }));
+        let (pools, pairs, doors) = (Arc::clone(&self.pools), Arc::clone(&self.pairs), self.doors);
+        self.live.store(Arc::new(Live { table, pools, pairs, client_auths, doors }));
     }
 
     /// The handshake that asks for certificates of this Secret's authorities. Without it the rules are closed, and the compiler
@@ -370,7 +374,7 @@ impl Installer {
     }
 
     fn target(&mut self, snapshot: &Snapshot, spec: &Arc<TargetSpec>, made: &mut Made) -> Arc<Target> {
-        if let Some((_, known)) = made.get(&Arc::as_ptr(spec)) {
+        if let Some((_, known)) = made.targets.get(&Arc::as_ptr(spec)) {
             return Arc::clone(known);
         }
         let canary = spec.canary.as_ref().map(|canary| self.target(snapshot, canary, made));
@@ -392,8 +396,9 @@ impl Installer {
             canary,
             fallback,
             metrics: self.counters(labels),
+            host: self.metrics.hosts.of(&made.host),
         });
-        made.insert(Arc::as_ptr(spec), (Arc::clone(spec), Arc::clone(&target)));
+        made.targets.insert(Arc::as_ptr(spec), (Arc::clone(spec), Arc::clone(&target)));
         target
     }
 
@@ -433,16 +438,28 @@ impl Installer {
         }
         self.certificates.store(Arc::new(table));
         for secret in changes.values().filter_map(|(before, _)| before.as_ref()) {
-            self.pairs.release(secret);
+            if lock(&self.pairs).release(secret).is_some() {
+                self.metrics.certificate_expiry(secret, None);
+            }
         }
     }
 
-    fn pair(&mut self, snapshot: &Snapshot, secret: &ObjectKey) -> Pair {
+    fn pair(&self, snapshot: &Snapshot, secret: &ObjectKey) -> Pair {
         let now = || usable(snapshot, secret).unwrap_or_else(|| Arc::clone(&self.self_signed));
-        let pair = self.pairs.0.entry(secret.clone()).or_insert_with(|| (Arc::new(ArcSwap::new(now())), 0));
+        if let Some(usable) = usable(snapshot, secret) {
+            self.note_expiry(secret, &usable);
+        }
+        let mut pairs = lock(&self.pairs);
+        let pair = pairs.0.entry(secret.clone()).or_insert_with(|| (Arc::new(ArcSwap::new(now())), 0));
         let pair = Arc::clone(&pair.0);
-        self.pairs.hold(secret);
+        pairs.hold(secret);
         pair
+    }
+}
+
+impl Installer {
+    fn note_expiry(&self, secret: &ObjectKey, pair: &CertifiedKey) {
+        self.metrics.certificate_expiry(secret, Certificate::of(pair).map(|read| read.not_after));
     }
 }
 
@@ -458,7 +475,7 @@ impl Installer {
     /// What is kept for what is served, by name.
     pub(crate) fn kept(&self) -> (Vec<BackendKey>, Vec<TargetLabels>, Vec<ObjectKey>, usize) {
         let pools = lock(&self.pools).0.keys().map(|key| BackendKey::clone(key)).collect();
-        let (series, pairs) = (&self.series.0, &self.pairs.0);
+        let (series, pairs) = (&self.series.0, &lock(&self.pairs).0);
         (pools, series.keys().cloned().collect(), pairs.keys().cloned().collect(), self.endpoints)
     }
 }

@@ -86,6 +86,12 @@ pub(crate) fn attackers() -> Result<()> {
     if missing.is_empty() { Ok(()) } else { install_packages(&missing) }
 }
 
+/// Installs what only the test of the ingress's status page needs.
+pub(crate) fn browser() -> Result<()> {
+    let missing = missing(&[("chromium", "chromium")]);
+    if missing.is_empty() { Ok(()) } else { install_packages(&missing) }
+}
+
 /// Installs what only the ingress's bench needs: its peers, and a client that loads HTTP/2.
 pub(crate) fn proxies() -> Result<()> {
     const PACKAGES: &[(&str, &str)] =

@@ -62,6 +62,9 @@ pub(crate) fn run(kind: Option<Kind>, filter: &str, bless: bool) -> Result<()> {
     if kinds.contains(&Kind::Unit) {
         setup::attackers()?;
     }
+    if kinds.contains(&Kind::Netns) {
+        setup::browser()?;
+    }
     let targets = targets()?;
     let mut tally = Tally::default();
     let mut complete = true;

@@ -192,6 +192,21 @@ impl Compiler {
         }
     }
 
+    /// The hosts of an Ingress with TLS, and their secrets, as far as there is a usable pair in them.
+    pub(crate) fn certificates_of(&self, ingress: &ObjectKey) -> &[(HostPattern, ObjectKey)] {
+        self.ingresses.get(ingress).map_or(&[], |own| &own.certificates)
+    }
+
+    /// The Ingresses that name a secret.
+    pub(crate) fn naming_secret(&self, secret: &ObjectKey) -> Vec<ObjectKey> {
+        naming(&self.secrets, secret).map(|ingress| ObjectKey::clone(ingress)).collect()
+    }
+
+    /// All that it knows.
+    pub(crate) fn keys(&self) -> Vec<ObjectKey> {
+        self.ingresses.keys().map(|ingress| ObjectKey::clone(ingress)).collect()
+    }
+
     fn certificate(&self, host: &HostPattern) -> Option<ObjectKey> {
         self.certificates.get(host)?.first().map(|(_, secret)| secret.clone())
     }

@@ -49,7 +49,7 @@ impl fmt::Display for ObjectKey {
 }
 
 /// All facts at one moment.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     /// Ingress classes by name.
     pub classes: BTreeMap<String, ClassFact>,

@@ -96,7 +96,8 @@ impl<'a> HostCompilation<'a> {
     }
 
     pub(super) fn problem(&mut self, member: Member<'_>, reason: Reason, text: String) {
-        self.problems.push(Problem::new(member.ingress, reason, text));
+        let host = Some(self.host.clone());
+        self.problems.push(Problem { host, ..Problem::new(member.ingress, reason, text) });
     }
 
     /// The same target for the same backend and policy of the same Ingress.

@@ -147,7 +147,9 @@ impl Compiler {
                 Suit::Alias(_) => {
                     let text = format!("alias {} is not in use: an Ingress has that host", describe(host));
                     let ingress = snapshot.ingresses.get(&*age.1);
-                    refusals.extend(ingress.map(|ingress| Problem::new(ingress, Reason::Conflict, text)));
+                    let host = Some(host.clone());
+                    refusals
+                        .extend(ingress.map(|i| Problem { host, ..Problem::new(i, Reason::Conflict, text) }));
                 }
                 Suit::Redirect(name) if is_free => {
                     let mut rules = RuleSet::default();

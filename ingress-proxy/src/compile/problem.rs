@@ -1,6 +1,7 @@
 //! What is wrong with an Ingress, as data.
 
 use super::{IngressFact, ObjectKey};
+use crate::table::HostPattern;
 
 /// One fault, reported as an Event on the Ingress.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -13,11 +14,13 @@ pub struct Problem {
     pub reason: Reason,
     /// The Event's message: field, fault and remedy.
     pub text: String,
+    /// The host whose rules it is about, if it is about one's.
+    pub host: Option<HostPattern>,
 }
 
 impl Problem {
-    pub(super) fn new(ingress: &IngressFact, reason: Reason, text: String) -> Self {
-        Self { ingress: ingress.key.clone(), uid: ingress.uid.clone(), reason, text }
+    pub(crate) fn new(ingress: &IngressFact, reason: Reason, text: String) -> Self {
+        Self { ingress: ingress.key.clone(), uid: ingress.uid.clone(), reason, text, host: None }
     }
 }
 
@@ -28,6 +31,8 @@ pub enum Reason {
     UnknownClass,
     /// A TLS secret is missing or holds no usable pair.
     BadSecret,
+    /// A TLS certificate is of no use to a host, or will soon be.
+    BadCertificate,
     /// A backend's Service is missing or of a type without endpoints.
     BadService,
     /// A backend names a port that its Service does not have.
@@ -56,6 +61,7 @@ impl Reason {
         match self {
             Self::UnknownClass => "UnknownClass",
             Self::BadSecret => "BadSecret",
+            Self::BadCertificate => "BadCertificate",
             Self::BadService => "BadService",
             Self::BadPort => "BadPort",
             Self::BadBackend => "BadBackend",

@@ -21,6 +21,16 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// In words.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Http => "HTTP/1.1",
+            Self::Grpc => "HTTP/2",
+            Self::Https => "HTTP/1.1 over TLS",
+            Self::Grpcs => "HTTP/2 over TLS",
+        }
+    }
+
     /// What a Service port's or an EndpointSlice port's `appProtocol` says, if it says anything of interest: the names of the
     /// Kubernetes documentation, and IANA's names of services.
     pub(super) fn of_app_protocol(name: Option<&str>) -> Option<Self> {

@@ -96,6 +96,11 @@ impl Connections {
         open.len()
     }
 
+    /// How many are open.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
     fn with_room(&self) -> Option<Taken> {
         let mut open = self.lock();
         // Those that ended say so.

@@ -49,6 +49,16 @@ impl Affinity {
     }
 }
 
+impl Affinity {
+    /// What it says of a client for `weir explain http`.
+    pub(super) fn says(&self, session: &Session) -> String {
+        match session.set {
+            None => format!("cookie {} keeps the client at its endpoint", self.name),
+            Some(_) => format!("the client has no session yet and is given one in cookie {}", self.name),
+        }
+    }
+}
+
 fn key(name: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new(); // the same in every process of one build
     name.hash(&mut hasher);

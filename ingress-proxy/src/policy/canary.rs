@@ -29,6 +29,14 @@ impl Canary {
     /// Whether the request goes there. `session` is a number that stays with a client that has a session cookie:
     /// where there is one, chance falls the same way each time, and a growing weight takes clients over for good.
     pub(super) fn takes(&self, head: &impl RequestHead, client: &Client, session: Option<u64>) -> bool {
+        let verdict = self.verdict(head).map(|(_, goes)| goes);
+        verdict.unwrap_or_else(|| {
+            session.unwrap_or(client.dice) % u64::from(self.total.max(1)) < u64::from(self.weight)
+        })
+    }
+
+    /// What the request itself says about it, and where.
+    pub(super) fn verdict(&self, head: &impl RequestHead) -> Option<(&'static str, bool)> {
         if let Some((name, rule)) = &self.header
             && let Some(value) = head.field(name)
         {
@@ -38,15 +46,11 @@ impl Canary {
                 HeaderRule::Pattern(pattern) => pattern.matches(value).then_some(true),
             };
             if let Some(verdict) = verdict {
-                return verdict;
+                return Some(("header", verdict));
             }
         }
-        if let Some(name) = &self.cookie
-            && let Some(verdict) = cookie(head, name).and_then(word)
-        {
-            return verdict;
-        }
-        session.unwrap_or(client.dice) % u64::from(self.total.max(1)) < u64::from(self.weight)
+        let verdict = cookie(head, self.cookie.as_ref()?).and_then(word)?;
+        Some(("cookie", verdict))
     }
 }
 

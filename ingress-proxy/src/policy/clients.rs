@@ -96,6 +96,21 @@ impl ClientCertificates {
         if fits { None } else { reply(403, "the client certificate is another one's".to_owned()) }
     }
 
+    /// What must be shown, for who only asks.
+    pub(super) fn passes_when(&self) -> String {
+        let demand = match self.demand {
+            Demand::Required => "must show one that is signed",
+            Demand::Optional => "may show one that is signed",
+            Demand::Unverified => "may show any, and the endpoint hears whether it is signed",
+        };
+        let subject = self
+            .subject
+            .as_ref()
+            .map(|pattern| format!(", and whose subject matches {:?}", pattern.as_str()));
+        let subject = subject.unwrap_or_default();
+        format!("the client {demand} by the authorities of Secret {}{subject}", self.authorities)
+    }
+
     /// What the endpoint hears.
     pub(super) fn fields(&self, identity: Option<&Identity>) -> Vec<(HeaderName, HeaderValue)> {
         let Some(shown) = identity.and_then(|identity| identity.shown.as_ref()) else {

@@ -67,7 +67,7 @@ impl Per {
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Second => "second",
             Self::Minute => "minute",
@@ -76,30 +76,36 @@ impl Per {
 }
 
 impl Limits {
-    /// Lets the request in, with its place among those in flight if these are limited, or says why not.
+    /// Lets the request in, with its place among those in flight if these are limited, or says why not. Nothing is
+    /// counted of one that is `only_asked` about.
     pub(super) fn admit(
         &self,
         client: &Client,
         rates: &Rates,
         places: &Arc<Places>,
+        only_asked: bool,
     ) -> Result<Option<Place>, Reply> {
-        if is_in(&self.exempt, client.address) {
+        if self.is_exempt(client) {
             return Ok(None);
         }
         let who = network_of(client.address);
         let place = match self.at_a_time {
             None => None,
-            Some(most) => places.take((&self.group, who), most).map_err(|Full| {
+            Some(most) => places.take((&self.group, who), most, only_asked).map_err(|Full| {
                 Reply::new(STATUS, By::ConnectionLimit, format!("more than {most} requests at a time"))
             })?,
         };
         for rate in &self.rates {
-            if !rates.admit((&self.group, rate.per, who), rate, client.now_us) {
+            if !rates.admit((&self.group, rate.per, who), rate, client.now_us, only_asked) {
                 let text = format!("more than {} requests per {}", rate.requests, rate.per.name());
                 return Err(Reply::new(STATUS, By::RateLimit, text));
             }
         }
         Ok(place)
+    }
+
+    pub(super) fn is_exempt(&self, client: &Client) -> bool {
+        is_in(&self.exempt, client.address)
     }
 }
 
@@ -135,26 +141,29 @@ impl Rates {
         Self { hasher: RandomState::new(), buckets: OnceLock::new(), forgotten }
     }
 
-    fn admit(&self, who: impl Hash, rate: &Rate, now_us: u64) -> bool {
+    fn admit(&self, who: impl Hash, rate: &Rate, now_us: u64, only_asked: bool) -> bool {
         let cost_us = (rate.per.in_us() / u64::from(rate.requests.max(1))).max(1);
         let key = self.hasher.hash_one(who).max(1);
         let buckets = self.buckets.get_or_init(|| (0..BUCKETS).map(|_| Mutex::default()).collect());
         let bucket = &buckets[(key % BUCKETS as u64) as usize];
         let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = bucket.iter().position(|entry| entry.key == key).unwrap_or_else(|| {
+        let known = bucket.iter().position(|entry| entry.key == key);
+        let paid_until = known.map_or(0, |at| bucket[at].paid_until_us).max(now_us);
+        if paid_until - now_us > cost_us.saturating_mul(u64::from(rate.burst)) {
+            return false;
+        }
+        if only_asked {
+            return true;
+        }
+        let at = known.unwrap_or_else(|| {
             let forgiven_first = |index: &usize| bucket[*index].paid_until_us;
             let victim = (0..WAYS).min_by_key(forgiven_first).expect("a bucket has entries");
             if bucket[victim].paid_until_us > now_us {
                 self.forgotten.inc();
             }
-            bucket[victim] = Entry { key, paid_until_us: 0 };
             victim
         });
-        let paid_until = bucket[at].paid_until_us.max(now_us);
-        if paid_until - now_us > cost_us.saturating_mul(u64::from(rate.burst)) {
-            return false;
-        }
-        bucket[at].paid_until_us = paid_until + cost_us;
+        bucket[at] = Entry { key, paid_until_us: paid_until + cost_us };
         true
     }
 }
@@ -190,11 +199,12 @@ impl Places {
     }
 
     /// `Ok(None)` beyond the bound on what is counted.
-    fn take(self: &Arc<Self>, who: impl Hash, most: u32) -> Result<Option<Place>, Full> {
+    fn take(self: &Arc<Self>, who: impl Hash, most: u32, only_asked: bool) -> Result<Option<Place>, Full> {
         let key = self.hasher.hash_one(who);
         let mut shard = self.shard(key);
         match shard.get(&key).copied().unwrap_or(0) {
             count if count >= most => return Err(Full),
+            _ if only_asked => return Ok(None),
             0 if shard.len() >= MAX_COUNTED / SHARDS => {
                 self.uncounted.inc();
                 return Ok(None);
@@ -245,7 +255,8 @@ mod tests {
     fn a_burst_is_served_and_then_the_rate() {
         let (rates, places) = state();
         let limits = limits(&[Rate { requests: 2, per: Per::Second, burst: 4 }], None);
-        let served = |address: &str, now_us| limits.admit(&client(address, now_us), &rates, &places).is_ok();
+        let served =
+            |address: &str, now_us| limits.admit(&client(address, now_us), &rates, &places, false).is_ok();
         let at_once = (0..10).filter(|_| served("192.0.2.1", 0)).count();
         assert_eq!(at_once, 5, "one and the burst");
         assert!(served("192.0.2.2", 0), "others are not concerned");
@@ -254,7 +265,7 @@ mod tests {
         assert!(!served("192.0.2.1", 500_000));
         assert_eq!((0..10).filter(|_| served("192.0.2.1", 60_000_000)).count(), 5, "all is forgiven");
         assert!((0..100).all(|_| served("10.1.1.1", 0)), "exempt");
-        let reply = limits.admit(&client("192.0.2.1", 60_000_000), &rates, &places).unwrap_err();
+        let reply = limits.admit(&client("192.0.2.1", 60_000_000), &rates, &places, false).unwrap_err();
         assert_eq!((reply.status, &*reply.text), (503, "more than 2 requests per second"));
     }
 
@@ -262,7 +273,7 @@ mod tests {
     fn a_client_of_ipv6_is_a_network() {
         let (rates, places) = state();
         let limits = limits(&[Rate { requests: 1, per: Per::Minute, burst: 0 }], None);
-        let served = |address: &str| limits.admit(&client(address, 0), &rates, &places).is_ok();
+        let served = |address: &str| limits.admit(&client(address, 0), &rates, &places, false).is_ok();
         assert!(served("2001:db8:0:1::1"));
         assert!(!served("2001:db8:0:1:ffff::2"));
         assert!(served("2001:db8:0:2::1"));
@@ -273,7 +284,7 @@ mod tests {
         let (rates, _) = state();
         let rate = Rate { requests: 1, per: Per::Minute, burst: 0 };
         for client in 0..(BUCKETS * WAYS * 2) {
-            assert!(rates.admit(client, &rate, 0), "a new client is let in");
+            assert!(rates.admit(client, &rate, 0, false), "a new client is let in");
         }
         let forgotten = rates.forgotten.get();
         assert!(forgotten >= (BUCKETS * WAYS) as u64, "{forgotten}");
@@ -283,7 +294,7 @@ mod tests {
     fn places_are_given_back() {
         let (rates, places) = state();
         let limits = limits(&[], Some(2));
-        let take = |address: &str| limits.admit(&client(address, 0), &rates, &places);
+        let take = |address: &str| limits.admit(&client(address, 0), &rates, &places, false);
         let first = take("192.0.2.1").unwrap();
         let second = take("192.0.2.1").unwrap();
         assert_eq!(take("192.0.2.1").unwrap_err().by, By::ConnectionLimit);
@@ -295,13 +306,27 @@ mod tests {
         assert!(places.shards.iter().all(|shard| shard.lock().unwrap().is_empty()));
     }
 
+    /// What is only asked about takes neither a place nor a share of the rate, and hears the same.
+    #[test]
+    fn questions_are_answered_and_not_counted() {
+        let (rates, places) = state();
+        let limits = limits(&[Rate { requests: 1, per: Per::Minute, burst: 0 }], Some(1));
+        let ask = || limits.admit(&client("192.0.2.1", 0), &rates, &places, true);
+        assert!((0..9).all(|_| matches!(ask(), Ok(None))));
+        assert_eq!(places.counted.get(), 0);
+        let place = limits.admit(&client("192.0.2.1", 0), &rates, &places, false).unwrap();
+        assert_eq!(ask().unwrap_err().by, By::ConnectionLimit);
+        drop(place);
+        assert_eq!(ask().unwrap_err().by, By::RateLimit);
+    }
+
     /// A request that its rate refuses takes no place.
     #[test]
     fn a_refused_request_has_no_place() {
         let (rates, places) = state();
         let limits = limits(&[Rate { requests: 1, per: Per::Minute, burst: 0 }], Some(10));
-        let _kept = limits.admit(&client("192.0.2.1", 0), &rates, &places).unwrap();
-        assert!(limits.admit(&client("192.0.2.1", 0), &rates, &places).is_err());
+        let _kept = limits.admit(&client("192.0.2.1", 0), &rates, &places, false).unwrap();
+        assert!(limits.admit(&client("192.0.2.1", 0), &rates, &places, false).is_err());
         assert_eq!(places.counted.get(), 1);
         let key = places.hasher.hash_one(("n/i", client("192.0.2.1", 0).address));
         assert_eq!(places.shard(key)[&key], 1);

@@ -31,8 +31,10 @@ mod passage;
 mod redirect;
 mod reply;
 mod rewrite;
+mod summary;
 mod template;
 mod upstream;
+mod witness;
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -54,6 +56,7 @@ pub(crate) use reply::{By, Reply};
 pub(crate) use rewrite::{Replacement, Rewrite};
 pub(crate) use template::Template;
 pub(crate) use upstream::{MAX_TRIES, Retry, Upstream};
+pub(crate) use witness::Witness;
 
 #[cfg(test)]
 use head::fake;
@@ -177,6 +180,17 @@ impl Policy {
         client: &Client,
         memory: &Memory,
     ) -> Decision {
+        self.decide(head, client, memory, &mut ())
+    }
+
+    /// Decides, and lets a witness see it.
+    pub(crate) fn decide<W: Witness>(
+        self: &Arc<Self>,
+        head: &impl RequestHead,
+        client: &Client,
+        memory: &Memory,
+        witness: &mut W,
+    ) -> Decision {
         let settings = &*self.settings;
         let origin = settings.cors.as_ref().and_then(|cors| cors.admit(head));
         let answer = |mut reply: Reply| {
@@ -191,30 +205,43 @@ impl Policy {
         if let Some(refusal) = settings.sources.answer(client) {
             return answer(refusal);
         }
+        witness.passes("source range", || settings.sources.passes(client));
         if let Some(redirect) = settings.redirects.answer(head, client, self.host_has_tls) {
             return answer(redirect);
         }
-        if let Some(refusal) = self.clients.as_ref().and_then(|clients| clients.answer(head, client)) {
-            return answer(refusal);
+        witness.passes("redirect", || settings.redirects.passes(head, client, self.host_has_tls));
+        if let Some(clients) = &self.clients {
+            // Who only asks has no connection to show a certificate on.
+            match clients.answer(head, client).filter(|_| !W::ONLY_ASKS) {
+                Some(refusal) => return answer(refusal),
+                None => witness.passes("client certificate", || Some(clients.passes_when())),
+            }
         }
         if let (Some(cors), Some(origin)) = (&settings.cors, &origin)
             && let Some(preflight) = cors.preflight(head, origin)
         {
             return answer(preflight);
         }
-        let place = match settings.limits.as_ref().map(|l| l.admit(client, &memory.rates, &memory.places)) {
+        witness.passes("cors", || settings.cors.as_ref().map(|_| Cors::passes(head, origin.is_some())));
+        let admitted =
+            settings.limits.as_ref().map(|l| l.admit(client, &memory.rates, &memory.places, W::ONLY_ASKS));
+        let place = match admitted {
             None => None,
             Some(Ok(place)) => place,
             Some(Err(refusal)) => return answer(refusal),
         };
-        let open = match settings.auth.as_ref().map(|auth| auth.judge(head, &memory.passwords)) {
+        witness.passes("limits", || settings.limits.as_ref().map(|limits| limits.passes(client)));
+        let judged = settings.auth.as_ref().map(|auth| auth.judge(head, &memory.passwords, W::ONLY_ASKS));
+        let open = match judged {
             None | Some(auth::Verdict::Right) => None,
             Some(auth::Verdict::Wrong(refusal)) => return answer(refusal),
             Some(auth::Verdict::Open(check)) => Some(check),
         };
+        witness.passes("password", || settings.auth.as_ref().map(|_| BasicAuth::passes()));
         if let Some(limit) = settings.body_limit.filter(|limit| content_length(head) > limit.get()) {
             return answer(passage::too_large(limit.get()));
         }
+        witness.passes("body size", || settings.body_passes(head));
         let target = match self.rewrite.as_ref().map(|rewrite| rewrite.apply(head.path(), head.query())) {
             None => None,
             Some(Ok(target)) => Some(target),
@@ -226,9 +253,13 @@ impl Policy {
                 ));
             }
         };
+        witness.passes("rewrite", || target.as_ref().map(|to| format!("{} becomes {to}", origin_form(head))));
         let session = settings.affinity.as_ref().map(|affinity| affinity.session(head, client));
         let session_key = session.as_ref().map(|session| session.key);
         let sticky = session_key.filter(|_| settings.affinity.as_ref().is_some_and(|a| a.with_canary));
+        witness
+            .passes("affinity", || session.as_ref().zip(settings.affinity.as_ref()).map(|(s, a)| a.says(s)));
+        witness.passes("canary", || self.canary.as_ref().map(|canary| canary.says(head, sticky.is_some())));
         let passage = Box::new(Passage {
             canary: self.canary.as_ref().is_some_and(|canary| canary.takes(head, client, sticky)),
             rank_by: session_key.or_else(|| settings.hash_by.as_ref().map(|text| text.hash(head, client))),

@@ -47,6 +47,11 @@ impl Passage {
         self.rank_by
     }
 
+    /// Whether all such requests go to one endpoint, as long as it is there.
+    pub(crate) fn is_tied(&self) -> bool {
+        self.rank_by.is_some() && self.set_cookie.is_none()
+    }
+
     /// The `Host` for the endpoint, if it is not the client's.
     pub(crate) fn host(&self) -> Option<&HeaderValue> {
         self.policy.settings.vhost.as_ref()

@@ -32,7 +32,7 @@ pub(crate) use strict::Fault;
 
 /// What all requests share.
 pub(crate) struct Proxy {
-    live: Arc<ArcSwap<Live>>,
+    pub(crate) live: Arc<ArcSwap<Live>>,
     certificates: Arc<ArcSwap<Certificates>>,
     pub(crate) metrics: Metrics,
     /// Counters for requests that no rule matched.
@@ -101,6 +101,7 @@ impl Proxy {
     /// Counts a request that is over; `status` is 0 when the client got no answer.
     pub(crate) fn count(&self, target: Option<&Target>, status: u16, took: Duration) {
         target.map_or(&self.unmatched, |target| &target.metrics).finished(status, took);
+        target.map_or(&self.metrics.hosts.unmatched, |target| &target.host).finished(status);
     }
 
     /// Whether anybody reads what is said about requests.

@@ -113,6 +113,11 @@ impl Server {
         }
     }
 
+    /// What becomes of requests here.
+    pub(crate) fn proxy(&self) -> Arc<Proxy> {
+        Arc::clone(&self.proxy)
+    }
+
     /// Accepts until [`Server::drain`]. What the kernel accepted by then is still served: dropping the
     /// listener would reset those connections.
     pub(crate) async fn accept(self: Arc<Self>, listener: TcpListener, tls: bool) {

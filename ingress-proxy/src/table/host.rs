@@ -1,6 +1,7 @@
 //! Host names: the one form they are compared in.
 
 use std::borrow::Cow;
+use std::fmt;
 
 /// The longest host name that is looked at: 253 bytes of DNS name, and room for a bracketed address.
 const MAX_HOST_LEN: usize = 255;
@@ -31,6 +32,17 @@ impl HostPattern {
             return Err(HostError::Character);
         }
         Ok(if wildcard { Self::Wildcard(normal) } else { Self::Exact(normal) })
+    }
+}
+
+/// As an Ingress's `host` field has it, and `*` for every host.
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("*"),
+            Self::Exact(name) => f.write_str(name),
+            Self::Wildcard(parent) => write!(f, "*.{parent}"),
+        }
     }
 }
 

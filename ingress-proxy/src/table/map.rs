@@ -90,6 +90,14 @@ impl<V> HostMap<V> {
         self.len() == 0
     }
 
+    /// All hosts with their values, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (HostPattern, &V)> {
+        let exact = self.exact.iter().map(|(name, value)| (HostPattern::Exact(name.to_owned()), value));
+        let wildcard =
+            self.wildcard.iter().map(|(name, value)| (HostPattern::Wildcard(name.to_owned()), value));
+        exact.chain(wildcard).chain(self.any.iter().map(|value| (HostPattern::Any, value)))
+    }
+
     /// All values, in no order.
     pub fn values(&self) -> impl Iterator<Item = &V> {
         self.exact.values().chain(self.wildcard.values()).chain(&self.any)
@@ -125,8 +133,12 @@ impl<V> Names<V> {
         found.map(|named| &named.value)
     }
 
+    fn iter(&self) -> impl Iterator<Item = (&str, &V)> {
+        self.shards.iter().flat_map(|shard| shard.iter()).map(|named| (&*named.name, &named.value))
+    }
+
     fn values(&self) -> impl Iterator<Item = &V> {
-        self.shards.iter().flat_map(|shard| shard.iter()).map(|named| &named.value)
+        self.iter().map(|(_, value)| value)
     }
 }
 
@@ -185,6 +197,8 @@ mod tests {
                 };
                 for (map, model) in [(&before, &modelled), (&map, &model)] {
                     prop_assert!(model.iter().all(|(host, value)| map.get(host) == Some(value)));
+                    let all: BTreeMap<HostPattern, u8> = map.iter().map(|(host, value)| (host, *value)).collect();
+                    prop_assert_eq!(&all, model);
                     prop_assert_eq!(map.values().count(), model.len());
                     let any = usize::from(model.contains_key(&HostPattern::Any));
                     prop_assert_eq!(map.len() + any, model.len());

@@ -15,6 +15,7 @@
 
 mod host;
 mod map;
+mod matching;
 mod path;
 mod paths;
 mod pattern;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 pub use host::{HostError, HostPattern, normalize_host};
 pub use map::HostMap;
+pub use matching::{Match, RulePath};
 pub use path::{PathError, normalize_path};
 pub use pattern::{Captures, Pattern, PatternError};
 pub use rules::{HostRules, MAX_PATTERNS, RuleSet, Taken};

@@ -6,6 +6,7 @@
 //! a slash has an empty last element, which keeps `/foo` and `/foo/` apart for Exact while Prefix, which drops that slash,
 //! sees them as one.
 
+use std::collections::HashMap;
 use std::hash::BuildHasher as _;
 
 use hashbrown::DefaultHashBuilder;
@@ -57,6 +58,27 @@ impl<T> Paths<T> {
     }
 }
 
+/// What is asked seldom, and by people: see [`super::Match`].
+impl<T> Paths<T> {
+    /// All rules that match, in the order of their precedence: the first is [`Paths::lookup`]'s.
+    pub(super) fn matches(&self, path: &str) -> Vec<(Key, &T)> {
+        match self {
+            Self::Few(list) => list.matches(path),
+            Self::Many(trie) => trie.matches(path),
+        }
+    }
+
+    /// All rules, in no order.
+    pub(super) fn rules(&self) -> Vec<(Key, &T)> {
+        match self {
+            Self::Few(list) => {
+                list.iter().map(|(path, rule)| ((path.into(), rule.kind), &rule.target)).collect()
+            }
+            Self::Many(trie) => trie.rules(),
+        }
+    }
+}
+
 /// Rules in the order in which they are tried.
 #[derive(Debug)]
 pub(super) struct List<T> {
@@ -71,6 +93,16 @@ struct Rule<T> {
     end: u32,
     kind: PathKind,
     target: T,
+}
+
+impl<T> Rule<T> {
+    /// Whether it matches a path that starts with its own and goes on so.
+    fn takes(&self, rest: &[u8]) -> bool {
+        match self.kind {
+            PathKind::Exact => rest.is_empty(),
+            PathKind::Prefix => rest.first().is_none_or(|next| *next == b'/'),
+        }
+    }
 }
 
 impl<T> List<T> {
@@ -93,16 +125,27 @@ impl<T> List<T> {
             let end = rule.end as usize;
             let rest = path.strip_prefix(&self.text[start..end]);
             start = end;
-            let matches = match (rule.kind, rest) {
-                (_, None) => false,
-                (PathKind::Exact, Some(rest)) => rest.is_empty(),
-                (PathKind::Prefix, Some(rest)) => rest.first().is_none_or(|next| *next == b'/'),
-            };
-            if matches {
+            if rest.is_some_and(|rest| rule.takes(rest)) {
                 return Some(&rule.target);
             }
         }
         None
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&str, &Rule<T>)> {
+        let starts = std::iter::once(0).chain(self.rules.iter().map(|rule| rule.end as usize));
+        starts.zip(&self.rules).map(|(start, rule)| {
+            let path = &self.text[start..rule.end as usize];
+            (std::str::from_utf8(path).expect("it was made of texts"), rule)
+        })
+    }
+
+    fn matches(&self, path: &str) -> Vec<(Key, &T)> {
+        let takes = |(own, rule): &(&str, &Rule<T>)| {
+            path.strip_prefix(own).is_some_and(|rest| rule.takes(rest.as_bytes()))
+        };
+        let matching = self.iter().filter(takes);
+        matching.map(|(own, rule)| ((own.into(), rule.kind), &rule.target)).collect()
     }
 }
 
@@ -176,6 +219,44 @@ impl<T> Trie<T> {
             (node, exact, longest) = (edge.to, edge.exact.as_ref(), edge.prefix.as_ref().or(longest));
         }
         exact.or(longest)
+    }
+
+    fn matches(&self, path: &str) -> Vec<(Key, &T)> {
+        let prefix = |end: usize| (Box::from(&path[..end]), PathKind::Prefix);
+        let (mut node, mut end, mut exact) = (0, 0, None);
+        let mut prefixes: Vec<(Key, &T)> = self.root.iter().map(|target| (prefix(0), target)).collect();
+        for element in elements(path) {
+            exact = None;
+            let hash = self.hasher.hash_one((node, element));
+            let known = |edge: &Edge<T>| edge.from == node && edge.element(&self.text) == element;
+            let Some(edge) = self.edges.find(hash, known) else { break };
+            (node, end, exact) = (edge.to, end + 1 + element.len(), edge.exact.as_ref());
+            prefixes.extend(edge.prefix.iter().map(|target| (prefix(end), target)));
+        }
+        let exact = exact.map(|target| ((path.into(), PathKind::Exact), target));
+        exact.into_iter().chain(prefixes.into_iter().rev()).collect()
+    }
+
+    fn rules(&self) -> Vec<(Key, &T)> {
+        let mut children = HashMap::<u32, Vec<&Edge<T>>>::new();
+        for edge in &self.edges {
+            children.entry(edge.from).or_default().push(edge);
+        }
+        let mut rules: Vec<(Key, &T)> =
+            self.root.iter().map(|target| (("".into(), PathKind::Prefix), target)).collect();
+        let mut open = vec![(0, String::new())];
+        while let Some((node, path)) = open.pop() {
+            for edge in children.remove(&node).unwrap_or_default() {
+                let path = format!("{path}/{}", edge.element(&self.text));
+                let own = [(&edge.exact, PathKind::Exact), (&edge.prefix, PathKind::Prefix)];
+                rules.extend(
+                    own.into_iter()
+                        .filter_map(|(target, kind)| Some(((path.as_str().into(), kind), target.as_ref()?))),
+                );
+                open.push((edge.to, path));
+            }
+        }
+        rules
     }
 
     fn targets(&self) -> impl Iterator<Item = &T> {

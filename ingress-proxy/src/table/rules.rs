@@ -29,9 +29,9 @@ pub struct RuleSet<T> {
 /// Immutable rules of one host, made by [`RuleSet::build`].
 #[derive(Debug)]
 pub struct HostRules<T> {
-    paths: Paths<T>,
+    pub(super) paths: Paths<T>,
     /// The longest first. Asked after `paths`.
-    patterns: Box<[(Pattern, T)]>,
+    pub(super) patterns: Box<[(Pattern, T)]>,
     pub(super) default: Option<T>,
 }
 

@@ -20,9 +20,11 @@ use crate::compile::{
 use crate::config::{Network, Timeouts};
 use crate::live::{Installer, Live};
 use crate::metrics::Metrics;
+use crate::pages::{Pages, View};
 use crate::proxy::{Ports, Proxy};
 use crate::serve::{Server, bind};
 use crate::tls::Certificates;
+use crate::watch::Problems;
 
 /// Longer than anything here takes on a busy machine: what takes longer hangs.
 const HANGS: Duration = Duration::from_secs(30);
@@ -35,6 +37,8 @@ pub(super) struct Cluster {
     pub(super) server: Arc<Server>,
     pub(super) default_certificate: Arc<CertifiedKey>,
     pub(super) registry: prometheus_client::registry::Registry,
+    pub(super) pages: Pages,
+    problems: Problems,
     state: Mutex<State>,
 }
 
@@ -97,6 +101,13 @@ impl Cluster {
         let server = Arc::new(Server::new(proxy, tls, timeouts.clone(), proxy_protocol));
         server.track(http, false, &Handle::current());
         server.track(https, true, &Handle::current());
+        let (pages, problems) = (Pages::default(), Problems::default());
+        let view = View {
+            proxy: server.proxy(),
+            certificates: Arc::clone(&certificates),
+            problems: problems.clone(),
+        };
+        std::mem::forget(pages.show(view)); // for as long as there is who asks
         let installer = Installer::new(live, certificates, metrics, timeouts, Arc::clone(&default), None);
         let mut snapshot = Snapshot::default();
         let class = ClassFact { controller: crate::compile::CONTROLLER.to_owned(), default: true };
@@ -107,6 +118,8 @@ impl Cluster {
             server,
             default_certificate: default,
             registry,
+            pages,
+            problems,
             state: Mutex::new(State { snapshot, compiler: Compiler::new("weir"), installer }),
         }
     }
@@ -197,8 +210,16 @@ impl Cluster {
     fn change(&self, changes: Changes, change: impl FnOnce(&mut Snapshot)) {
         let State { snapshot, compiler, installer } = &mut *self.state.lock().unwrap();
         change(snapshot);
-        let update = compiler.update(snapshot, &changes);
+        let mut update = compiler.update(snapshot, &changes);
+        self.problems.take_in(std::mem::take(&mut update.problems), std::mem::take(&mut update.mended));
         installer.install(snapshot, update, Instant::now());
+    }
+
+    /// What a page says; the test fails if there is none.
+    pub(super) fn page(&self, path_and_query: &str) -> (u16, String) {
+        let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));
+        let page = self.pages.answer(path, query).expect(path);
+        (page.status().as_u16(), page.into_body())
     }
 
     pub(super) fn metrics(&self) -> String {

@@ -12,6 +12,7 @@ mod grpc;
 mod handover;
 mod hostile;
 mod malformed;
+mod pages;
 mod policies;
 mod protocols;
 mod role;

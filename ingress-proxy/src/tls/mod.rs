@@ -53,8 +53,17 @@ impl Certificates {
 
     /// Exact, then wildcard, then the default. `name` is in lower case, as rustls delivers it.
     pub(crate) fn choose(&self, name: &str) -> Arc<CertifiedKey> {
-        let own = self.hosts.exact(name).or_else(|| self.hosts.wildcard(name));
-        own.unwrap_or(&self.default).load_full()
+        self.pair(name).load_full()
+    }
+
+    /// The same, and which secret's it is.
+    pub(crate) fn pair(&self, name: &str) -> &Pair {
+        self.hosts.exact(name).or_else(|| self.hosts.wildcard(name)).unwrap_or(&self.default)
+    }
+
+    /// Hosts with a pair of their own, in no order.
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = (HostPattern, &Pair)> {
+        self.hosts.iter()
     }
 }
 

@@ -32,6 +32,11 @@ impl Ejection {
         self.until_us.load(Ordering::Relaxed) > now_us
     }
 
+    /// How long it is still on, if it is.
+    pub(super) fn left_us(&self, now_us: u64) -> Option<u64> {
+        self.until_us.load(Ordering::Relaxed).checked_sub(now_us).filter(|left| *left > 0)
+    }
+
     /// The endpoint did what it is there for.
     pub(super) fn succeeded(&self) {
         if self.failures.load(Ordering::Relaxed) > 0 {
@@ -98,6 +103,7 @@ mod tests {
         assert!(failing(&ejection, 3, S));
         ejection.begin(S);
         assert!(ejection.is_on(S) && ejection.is_on(2 * S - 1) && !ejection.is_on(2 * S));
+        assert_eq!((ejection.left_us(S + 1), ejection.left_us(2 * S)), (Some(S - 1), None));
         assert!(!failing(&ejection, 9, 2 * S - 1));
         assert!(failing(&ejection, 1, 2 * S), "it had one chance");
     }

@@ -22,6 +22,7 @@ mod pool;
 mod proxy_protocol;
 mod random;
 mod slow_start;
+mod state;
 mod tls;
 
 pub(crate) use balance::{Balance, Method};
@@ -31,4 +32,5 @@ pub(crate) use endpoint::{Chosen, Endpoint};
 pub(crate) use pool::Pool;
 pub(crate) use proxy_protocol::ProxyProtocol;
 pub(crate) use random::random;
+pub(crate) use state::EndpointState;
 pub(crate) use tls::{TlsError, read_authorities};

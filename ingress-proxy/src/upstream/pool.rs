@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 /// The endpoints of one backend.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    list: ArcSwap<List>,
+    pub(super) list: ArcSwap<List>,
     /// Whose turn it is, for those who ask one after the other.
     turn: AtomicUsize,
     /// Held by who ejects an endpoint; nobody waits for it.
@@ -33,8 +33,8 @@ pub(crate) struct Pool {
 }
 
 #[derive(Debug, Default)]
-struct List {
-    endpoints: Box<[Arc<Endpoint>]>,
+pub(super) struct List {
+    pub(super) endpoints: Box<[Arc<Endpoint>]>,
     protocol: Protocol,
     /// What TLS is set up with.
     credentials: Credentials,

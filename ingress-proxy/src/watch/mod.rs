@@ -7,12 +7,13 @@
 //! compiled, or shortly after, go together.
 
 mod change;
+mod expiry;
 mod report;
 mod secrets;
 mod status;
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::stream::{self, BoxStream, StreamExt};
 use k8s_openapi::api::core::v1::Service;
@@ -28,6 +29,7 @@ use crate::compile::{Changes, Compiler, ObjectKey, Snapshot};
 use crate::live::Installer;
 use crate::metrics::Metrics;
 use change::{Change, Effect, Kind, Relists};
+pub(crate) use report::Problems;
 pub(crate) use secrets::read as read_secret;
 
 /// After a compilation the next waits for this many times what that one took: a burst of changes gets a fifth of a core.
@@ -48,6 +50,7 @@ pub(crate) struct Watcher {
     reporter: report::Reporter,
     publisher: status::Publisher,
     stale: Stale,
+    expiry: expiry::Expiry,
     /// The next compilation is not before.
     rest_until: Option<Instant>,
 }
@@ -100,10 +103,11 @@ impl Watcher {
         publish_addresses: Vec<String>,
         installer: Installer,
         metrics: &Metrics,
+        problems: Problems,
     ) -> Self {
         Self {
             secrets: secrets::Watches::new(client.clone(), default_secret, metrics),
-            reporter: report::Reporter::start(client.clone(), metrics),
+            reporter: report::Reporter::start(client.clone(), metrics, problems),
             publisher: status::Publisher::start(client.clone(), publish_addresses),
             client,
             snapshot: Snapshot::default(),
@@ -111,6 +115,7 @@ impl Watcher {
             compiler: Compiler::new(class_name),
             installer,
             stale: Stale::default(),
+            expiry: expiry::Expiry::default(),
             rest_until: None,
         }
     }
@@ -119,12 +124,17 @@ impl Watcher {
     pub(crate) async fn run(mut self, synced: oneshot::Sender<()>, shutdown: CancellationToken) {
         let mut changes = self.changes();
         let mut synced = Some(synced);
+        let mut look_again = tokio::time::interval(expiry::LOOK_AGAIN);
         loop {
             let first = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
                 Some(change) = changes.next() => change,
                 change = self.secrets.changed() => change,
+                _ = look_again.tick() => {
+                    self.look_at_certificates(self.compiler.keys(), &BTreeSet::new());
+                    continue;
+                }
             };
             let since = Instant::now();
             self.take(first);
@@ -165,6 +175,7 @@ impl Watcher {
 
     fn bring_up_to_date(&mut self, since: Instant) {
         let mut stale = std::mem::take(&mut self.stale);
+        let mut ingresses = BTreeSet::new();
         // Twice at most: secrets that are refused a watch are the verdict of the first time.
         while !stale.rules.is_empty() {
             let started = Instant::now();
@@ -174,6 +185,7 @@ impl Watcher {
             let (problems, mended) =
                 (std::mem::take(&mut update.problems), std::mem::take(&mut update.mended));
             self.reporter.report(problems, mended);
+            ingresses.extend(update.ingresses.keys().cloned());
             self.publisher.claim(&self.snapshot, std::mem::take(&mut update.ingresses));
             self.installer.install(&self.snapshot, update, since);
             let took = started.elapsed();
@@ -183,6 +195,17 @@ impl Watcher {
         self.installer.refresh(&self.snapshot, &stale.endpoints);
         self.installer.renew(&self.snapshot, &stale.pairs);
         self.publisher.publish(&self.snapshot, &stale.statuses);
+        self.look_at_certificates(ingresses, &stale.pairs);
+    }
+
+    fn look_at_certificates(
+        &mut self,
+        ingresses: impl IntoIterator<Item = ObjectKey>,
+        secrets: &BTreeSet<ObjectKey>,
+    ) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
+        let (problems, mended) = self.expiry.look(&self.compiler, &self.snapshot, ingresses, secrets, now);
+        self.reporter.report(problems, mended);
     }
 
     /// All watches but those of secrets, as one stream of changes.

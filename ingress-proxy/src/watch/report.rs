@@ -3,9 +3,10 @@
 //! An Event is written when a problem appears, not on every compilation. Its name is made of the problem, so
 //! that a restart, or a second replica, refreshes the Event that is there instead of adding one.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
@@ -23,17 +24,58 @@ const QUEUE: usize = 1_024;
 /// The API's bound on a message.
 const MAX_MESSAGE: usize = 1_024;
 
+/// What is wrong now, for those who show it. As many as the Ingresses of the cluster have faults.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Problems(Arc<Mutex<Counts>>);
+
+/// How often each is there: the same may be wrong in two places.
+type Counts = BTreeMap<Problem, usize>;
+
+impl Problems {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds and takes away. Returns what was not there before.
+    pub(crate) fn take_in(&self, problems: Vec<Problem>, mended: Vec<Problem>) -> Vec<Problem> {
+        let mut counts = self.counts();
+        let mut is_new = |problem: &Problem| {
+            let before = counts.entry(problem.clone()).or_default();
+            *before += 1;
+            *before == 1
+        };
+        let new = problems.into_iter().filter(|problem| is_new(problem)).collect();
+        for problem in mended {
+            if let Entry::Occupied(mut known) = counts.entry(problem) {
+                *known.get_mut() -= 1;
+                if *known.get() == 0 {
+                    known.remove();
+                }
+            }
+        }
+        new
+    }
+
+    /// Those that are wanted, by Ingress, at most so many; and how many more there are.
+    pub(crate) fn some(&self, most: usize, wanted: impl Fn(&Problem) -> bool) -> (Vec<Problem>, usize) {
+        let counts = self.counts();
+        let mut problems = counts.keys().filter(|problem| wanted(problem));
+        let some: Vec<Problem> = problems.by_ref().take(most).cloned().collect();
+        (some, problems.count())
+    }
+}
+
 /// Writes Events in the background.
 pub(super) struct Reporter {
-    /// How often each is there: the same may be wrong in two places.
-    reported: HashMap<Problem, usize>,
+    reported: Problems,
     queue: mpsc::Sender<Problem>,
     dropped: Counter,
 }
 
 impl Reporter {
-    pub(super) fn start(client: Client, metrics: &Metrics) -> Self {
-        let (reporter, mut problems) = Self::new(metrics.events_dropped.clone());
+    /// `reported` shows what is wrong.
+    pub(super) fn start(client: Client, metrics: &Metrics, reported: Problems) -> Self {
+        let (reporter, mut problems) = Self::new(metrics.events_dropped.clone(), reported);
         tokio::spawn(async move {
             while let Some(problem) = problems.recv().await {
                 if let Err(error) = write(&client, &problem).await {
@@ -45,30 +87,17 @@ impl Reporter {
     }
 
     /// And what it reports.
-    pub(super) fn new(dropped: Counter) -> (Self, mpsc::Receiver<Problem>) {
+    pub(super) fn new(dropped: Counter, reported: Problems) -> (Self, mpsc::Receiver<Problem>) {
         let (queue, problems) = mpsc::channel(QUEUE);
-        (Self { reported: HashMap::new(), queue, dropped }, problems)
+        (Self { reported, queue, dropped }, problems)
     }
 
     /// Reports what was not there before. What is in both lists is there as before.
     pub(super) fn report(&mut self, problems: Vec<Problem>, mended: Vec<Problem>) {
-        for problem in problems {
-            let before = self.reported.entry(problem.clone()).or_default();
-            *before += 1;
-            if *before > 1 {
-                continue;
-            }
+        for problem in self.reported.take_in(problems, mended) {
             tracing::warn!(ingress = %problem.ingress, reason = problem.reason.as_str(), "{}", problem.text);
             if self.queue.try_send(problem).is_err() {
                 self.dropped.inc();
-            }
-        }
-        for problem in mended {
-            if let Entry::Occupied(mut known) = self.reported.entry(problem) {
-                *known.get_mut() -= 1;
-                if *known.get() == 0 {
-                    known.remove();
-                }
             }
         }
     }
@@ -128,12 +157,13 @@ mod tests {
             uid: "u1".to_owned(),
             reason: Reason::BadService,
             text: text.to_owned(),
+            host: None,
         }
     }
 
     #[test]
     fn a_problem_is_told_when_it_appears() {
-        let (mut reporter, mut told) = Reporter::new(Counter::default());
+        let (mut reporter, mut told) = Reporter::new(Counter::default(), Problems::default());
         let mut report = |problems: &[&str], mended: &[&str]| {
             let list = |texts: &[&str]| texts.iter().map(|text| problem(text)).collect();
             reporter.report(list(problems), list(mended));
@@ -143,7 +173,10 @@ mod tests {
         assert_eq!(report(&["a"], &["a", "a"]), [""; 0], "it is still there, in one place");
         assert_eq!(report(&[], &["a", "b"]), [""; 0]);
         assert_eq!(report(&["a"], &[]), ["a"], "it is there again");
-        assert_eq!(reporter.reported.len(), 1);
+        let (shown, more) = reporter.reported.some(10, |_| true);
+        assert_eq!((shown, more), (vec![problem("a")], 0));
+        reporter.report(vec![problem("b"), problem("c")], vec![]);
+        assert_eq!(reporter.reported.some(1, |one| one.text != "a"), (vec![problem("b")], 1));
     }
 
     #[test]

@@ -92,7 +92,10 @@ impl World {
             compiler: Compiler::new(CLASS),
             served: Served::new(),
             compiled: Compiled::default(),
-            reporter: report::Reporter::new(prometheus_client::metrics::counter::Counter::default()),
+            reporter: report::Reporter::new(
+                prometheus_client::metrics::counter::Counter::default(),
+                report::Problems::default(),
+            ),
             publisher: status::Publisher::new(vec![ADDRESS.to_owned()]),
         }
     }

@@ -1,4 +1,4 @@
-//! The admin server of a role: `/metrics`, `/healthz`, `/readyz`.
+//! The admin server of a role: `/metrics`, `/healthz`, `/readyz`, and pages of the role's own.
 
 use std::{
     convert::Infallible,
@@ -47,23 +47,47 @@ impl Readiness {
     }
 }
 
+/// Pages that a role has besides: what is at a path for a query, if anything is.
+#[derive(Clone)]
+pub(crate) struct Pages {
+    /// Their paths, for who asks for another.
+    pub(crate) paths: &'static str,
+    pub(crate) answer: Arc<Page>,
+}
+
+/// What is at a path for a query.
+type Page = dyn Fn(&str, &str) -> Option<Response<String>> + Send + Sync;
+
+impl Default for Pages {
+    /// None.
+    fn default() -> Self {
+        Self { paths: "", answer: Arc::new(|_, _| None) }
+    }
+}
+
+/// What is served.
+pub(crate) struct Served {
+    pub(crate) registry: Registry,
+    pub(crate) readiness: Readiness,
+    pub(crate) pages: Pages,
+}
+
 /// Binds `address` and serves until `shutdown`. `follows`: the process that has the address is about to end, so that it is
 /// waited for.
 pub(crate) async fn serve(
     address: SocketAddr,
     follows: bool,
-    registry: Registry,
-    readiness: Readiness,
+    served: Served,
     shutdown: CancellationToken,
 ) -> Result<()> {
     match TcpListener::bind(address).await {
-        Ok(listener) => accept(listener, registry, readiness, shutdown),
+        Ok(listener) => accept(listener, served, shutdown),
         Err(error) if follows && error.kind() == ErrorKind::AddrInUse => {
             tokio::spawn(shutdown.clone().run_until_cancelled_owned(async move {
                 loop {
                     sleep(BIND_AGAIN).await;
                     if let Ok(listener) = TcpListener::bind(address).await {
-                        return accept(listener, registry, readiness, shutdown);
+                        return accept(listener, served, shutdown);
                     }
                 }
             }));
@@ -73,17 +97,17 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-fn accept(listener: TcpListener, registry: Registry, readiness: Readiness, shutdown: CancellationToken) {
-    let registry = Arc::new(registry);
+fn accept(listener: TcpListener, served: Served, shutdown: CancellationToken) {
+    let served = Arc::new(served);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     tokio::spawn(shutdown.run_until_cancelled_owned(async move {
         while let Ok(place) = places.clone().acquire_owned().await {
             let Ok((stream, _)) = listener.accept().await else { continue };
-            let (registry, readiness) = (registry.clone(), readiness.clone());
+            let served = served.clone();
             tokio::spawn(async move {
                 let service = service_fn(move |request| {
-                    let answer = answer(&request, &registry, &readiness);
-                    async { Ok::<_, Infallible>(answer) }
+                    let served = served.clone();
+                    async move { Ok::<_, Infallible>(answer(request, served).await) }
                 });
                 // A scraper that goes away is its own business.
                 let _ = http1::Builder::new()
@@ -97,19 +121,37 @@ fn accept(listener: TcpListener, registry: Registry, readiness: Readiness, shutd
     }));
 }
 
-fn answer(request: &Request<Incoming>, registry: &Registry, readiness: &Readiness) -> Response<Full<Bytes>> {
+async fn answer(request: Request<Incoming>, served: Arc<Served>) -> Response<Full<Bytes>> {
     match request.uri().path() {
         "/metrics" => {
             let mut text = String::new();
-            match prometheus_client::encoding::text::encode(&mut text, registry) {
+            match prometheus_client::encoding::text::encode(&mut text, &served.registry) {
                 Ok(()) => respond(StatusCode::OK, OPENMETRICS, text),
                 Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
             }
         }
         "/healthz" => respond(StatusCode::OK, "text/plain", "ok\n"),
-        "/readyz" if readiness.get() => respond(StatusCode::OK, "text/plain", "ok\n"),
+        "/readyz" if served.readiness.get() => respond(StatusCode::OK, "text/plain", "ok\n"),
         "/readyz" => respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "not ready\n"),
-        _ => respond(StatusCode::NOT_FOUND, "text/plain", "this server has /metrics, /healthz and /readyz\n"),
+        _ => of_role(request, served).await,
+    }
+}
+
+/// A page of the role's own. It may take a while to make, and what runs here is not to wait for it.
+async fn of_role(request: Request<Incoming>, served: Arc<Served>) -> Response<Full<Bytes>> {
+    let paths = served.pages.paths;
+    let make = move || {
+        let uri = request.uri();
+        (served.pages.answer)(uri.path(), uri.query().unwrap_or_default())
+    };
+    match tokio::task::spawn_blocking(make).await {
+        Ok(Some(page)) => page.map(|body| Full::new(Bytes::from(body))),
+        Ok(None) => {
+            let and = if paths.is_empty() { "" } else { ", " };
+            let text = format!("this server has /metrics, /healthz, /readyz{and}{paths}\n");
+            respond(StatusCode::NOT_FOUND, "text/plain", text)
+        }
+        Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
     }
 }
 

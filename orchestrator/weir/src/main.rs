@@ -4,6 +4,7 @@
 //! admin server, signals. Each role is a library with a `Config` (its flags), `new` and `run`.
 
 mod admin;
+mod explain;
 mod role;
 mod up;
 
@@ -42,8 +43,8 @@ enum Command {
     Cni,
     /// Import, list and remove container images.
     Image(weir_kubelet::image::Args),
-    /// Say what would happen to a packet, and why.
-    Explain(cli::ExplainArgs),
+    /// Say what would happen to a packet, or to a request, and why.
+    Explain(explain::Flags),
     /// Own one container: started by the kubelet, not by people.
     #[command(hide = true)]
     Shim(weir_kubelet::shim::Args),
@@ -76,6 +77,9 @@ enum IngressAction {
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
     },
+    /// Say which requests a manifest would route differently from now. Exits with 0 if none, with 1 if some, with 2 if
+    /// that cannot be told.
+    Diff(role::DiffFlags),
 }
 
 #[derive(Subcommand)]
@@ -116,7 +120,16 @@ fn main() -> ExitCode {
                 Err(error) => Err(error.into()),
             }
         }
-        Command::Explain(args) => print(cli::explain(&args)),
+        Command::Ingress(IngressFlags { role, action: Some(IngressAction::Diff(flags)) }) => {
+            return match role::ingress_diff(flags, role) {
+                Ok(is_empty) => ExitCode::from(u8::from(!is_empty)),
+                Err(error) => {
+                    eprintln!("weir: {error:#}");
+                    ExitCode::from(2)
+                }
+            };
+        }
+        Command::Explain(flags) => explain::main(flags),
         Command::Image(args) => args.run(&mut std::io::stdout()).map_err(Into::into),
         Command::Cni => {
             let env = |name: &str| std::env::var(name).ok();

@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
@@ -21,11 +22,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use weir_dataplane::{
-    cli::{self, MonitorArgs, Output},
+    cli::{self, MonitorArgs},
     paths::Paths,
 };
 
-use crate::admin;
+use crate::{
+    admin::{self, Pages},
+    explain::Output,
+};
 
 /// Set by `weir up` for the roles it starts: they end when it does, however it ends.
 pub(crate) const SUPERVISED: &str = "WEIR_SUPERVISED";
@@ -89,25 +93,27 @@ pub(crate) fn apiserver(flags: Flags<weir_apiserver::Config>) -> Result<()> {
     start(&flags.log)?;
     block_on(
         2,
-        supervise(None, |registry| {
+        supervise(None, |registry, _| {
             let role = weir_apiserver::Apiserver::new(flags.config, registry)?;
             Ok(|running: Running| async { Ok(role.run(running.ready, running.shutdown).await?) })
         }),
     )
 }
 
-/// The roles that are clients of the API server differ in nothing but their type, their threads, and whether they may follow
-/// a process that still has their address for metrics.
+/// The roles that are clients of the API server differ in nothing but their type, their threads, whether they may follow
+/// a process that still has their address for metrics, and pages that they show there.
 macro_rules! client_role {
-    ($name:ident, $crate_name:ident :: $role:ident, $threads:expr, $follows:expr) => {
+    ($name:ident, $crate_name:ident :: $role:ident, $threads:expr, $follows:expr, $pages:expr) => {
         pub(crate) fn $name(flags: ClientFlags<$crate_name::Config>) -> Result<()> {
             start(&flags.log)?;
             block_on($threads, async move {
                 let client = client(flags.kubeconfig).await?;
                 let follows: fn(&$crate_name::Config) -> bool = $follows;
                 let admin = flags.metrics_address.map(|address| (address, follows(&flags.config)));
-                supervise(admin, |registry| {
+                let pages_of: fn(&$crate_name::$role) -> Pages = $pages;
+                supervise(admin, |registry, pages| {
                     let role = $crate_name::$role::new(flags.config, client, registry)?;
+                    *pages = pages_of(&role);
                     Ok(|running: Running| async { Ok(role.run(running.ready, running.shutdown).await?) })
                 })
                 .await
@@ -116,11 +122,53 @@ macro_rules! client_role {
     };
 }
 
-client_role!(scheduler, weir_scheduler::Scheduler, 1, |_| false);
-client_role!(controllers, weir_controllers::Controllers, 1, |_| false);
-client_role!(kubelet, weir_kubelet::Kubelet, 2, |_| false);
-client_role!(dataplane, weir_dataplane::Dataplane, 1, |_| false);
-client_role!(ingress, weir_ingress::Ingress, 1, |config| config.handover.is_some());
+client_role!(scheduler, weir_scheduler::Scheduler, 1, |_| false, |_| Pages::default());
+client_role!(controllers, weir_controllers::Controllers, 1, |_| false, |_| Pages::default());
+client_role!(kubelet, weir_kubelet::Kubelet, 2, |_| false, |_| Pages::default());
+client_role!(dataplane, weir_dataplane::Dataplane, 1, |_| false, |_| Pages::default());
+client_role!(ingress, weir_ingress::Ingress, 1, |config| config.handover.is_some(), |role| {
+    let pages = role.pages();
+    Pages {
+        paths: weir_ingress::Pages::PATHS,
+        answer: Arc::new(move |path, query| pages.answer(path, query)),
+    }
+});
+
+/// `weir ingress diff`.
+#[derive(clap::Args)]
+pub(crate) struct DiffFlags {
+    /// The manifest: YAML or JSON documents; `-` is standard input.
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// What is now, as a file of such documents, instead of the cluster.
+    #[arg(long, value_name = "FILE")]
+    now: Option<PathBuf>,
+    /// How to reach the API server; without it, as for the role.
+    #[arg(long, value_name = "FILE", conflicts_with = "now")]
+    kubeconfig: Option<PathBuf>,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Prints what a manifest would change. Returns whether that is nothing.
+pub(crate) fn ingress_diff(flags: DiffFlags, role: ClientFlags<weir_ingress::Config>) -> Result<bool> {
+    let (file, class) = (&flags.file, &role.config.ingress_class);
+    let difference = if let Some(now) = &flags.now {
+        weir_ingress::diff_with_file(now, file, class)?
+    } else {
+        install_tls_provider();
+        block_on(1, async {
+            let client = client(flags.kubeconfig.or(role.kubeconfig)).await?;
+            Ok(weir_ingress::diff_with_cluster(&client, file, class).await?)
+        })?
+    };
+    match flags.output {
+        Output::Text => print!("{difference}"),
+        Output::Json => print!("{}", difference.json()),
+    }
+    Ok(difference.is_empty())
+}
 
 /// `weir dataplane detach`.
 pub(crate) fn detach(run_dir: &Path) -> Result<()> {
@@ -132,7 +180,7 @@ pub(crate) fn detach(run_dir: &Path) -> Result<()> {
 pub(crate) fn monitor(
     flags: ClientFlags<weir_dataplane::Config>,
     args: &MonitorArgs,
-    output: Output,
+    output: cli::Output,
 ) -> Result<()> {
     install_tls_provider();
     block_on(1, async {
@@ -186,14 +234,14 @@ async fn client(kubeconfig: Option<PathBuf>) -> Result<Client> {
 /// process's for a while.
 async fn supervise<R, F>(
     admin: Option<(SocketAddr, bool)>,
-    new: impl FnOnce(&mut Registry) -> Result<R>,
+    new: impl FnOnce(&mut Registry, &mut Pages) -> Result<R>,
 ) -> Result<()>
 where
     R: FnOnce(Running) -> F,
     F: Future<Output = Result<()>>,
 {
-    let mut registry = Registry::default();
-    let run = new(&mut registry)?;
+    let (mut registry, mut pages) = (Registry::default(), Pages::default());
+    let run = new(&mut registry, &mut pages)?;
 
     let shutdown = CancellationToken::new();
     end_on_signals(shutdown.clone())?;
@@ -201,7 +249,8 @@ where
     let (ready, is_ready) = oneshot::channel();
     let readiness = admin::Readiness::default();
     if let Some((address, follows)) = admin {
-        admin::serve(address, follows, registry, readiness.clone(), shutdown.clone()).await?;
+        let served = admin::Served { registry, readiness: readiness.clone(), pages };
+        admin::serve(address, follows, served, shutdown.clone()).await?;
     }
     tokio::spawn(async move {
         if is_ready.await.is_ok() {

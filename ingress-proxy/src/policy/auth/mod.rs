@@ -87,10 +87,19 @@ impl BasicAuth {
         HeaderValue::try_from(format!("Basic realm=\"{realm}\", charset=\"UTF-8\"")).ok()
     }
 
-    pub(super) fn judge(&self, head: &impl RequestHead, passwords: &Arc<Passwords>) -> Verdict {
+    /// `only_asked`: there is no request, so that credentials must be there, and it is not said whether they are right.
+    pub(super) fn judge(
+        &self,
+        head: &impl RequestHead,
+        passwords: &Arc<Passwords>,
+        only_asked: bool,
+    ) -> Verdict {
         let Some((user, password)) = head.field("authorization").and_then(credentials) else {
             return Verdict::Wrong(self.refusal("this needs a user name and a password"));
         };
+        if only_asked {
+            return Verdict::Right;
+        }
         let Some(hash) = self.users.0.get(user.as_str()) else {
             return Verdict::Wrong(self.refusal("user name or password is wrong"));
         };
@@ -193,7 +202,7 @@ mod tests {
     }
 
     async fn status(auth: &BasicAuth, head: &impl RequestHead, passwords: &Arc<Passwords>) -> u16 {
-        match auth.judge(head, passwords) {
+        match auth.judge(head, passwords, false) {
             Verdict::Right => 200,
             Verdict::Wrong(reply) => reply.status,
             Verdict::Open(check) => check.run().await.map_or_else(|reply| reply.status, |()| 201),
@@ -219,7 +228,7 @@ mod tests {
         // The same password under another hash was not checked yet.
         let (users, _) = Users::from_file("bob:{SSHA}gVK8WC9YyFT1gMsQHTGCgT3sSv5zYWx0\n");
         let other = BasicAuth { users: Arc::new(users), ..auth };
-        assert!(matches!(other.judge(&head("bob", "secret"), &passwords), Verdict::Open(_)));
+        assert!(matches!(other.judge(&head("bob", "secret"), &passwords, false), Verdict::Open(_)));
     }
 
     #[tokio::test]
@@ -229,7 +238,7 @@ mod tests {
             let head = get("http://a/", &[("authorization", value)]);
             assert_eq!(status(&auth, &head, &passwords).await, 401, "{value}");
         }
-        let Verdict::Wrong(reply) = auth.judge(&get("http://a/", &[]), &passwords) else { panic!() };
+        let Verdict::Wrong(reply) = auth.judge(&get("http://a/", &[]), &passwords, false) else { panic!() };
         assert_eq!(reply.fields["www-authenticate"], "Basic realm=\"here\", charset=\"UTF-8\"");
         assert_eq!(BasicAuth::challenge("a\"b"), None);
     }

@@ -11,7 +11,7 @@ pub(super) const KUBELET_PORT: u16 = 10250;
 /// Where each client of the API server shows its metrics, on loopback: upstream's ports, where there are any.
 pub(super) const METRICS_PORTS: [(&str, u16); 5] = [
     ("dataplane", 10249),
-    ("ingress", 10254),
+    ("ingress", crate::explain::INGRESS_PORT),
     ("kubelet", 10255),
     ("controllers", 10257),
     ("scheduler", 10259),

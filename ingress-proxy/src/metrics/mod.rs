@@ -4,6 +4,8 @@
 //! make series. Counters of a target are resolved when the table is installed, so that a request touches
 //! atomics and no label map.
 
+mod hosts;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,7 +16,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
+use crate::compile::ObjectKey;
 use crate::policy::By;
+pub(crate) use hosts::{HostMetrics, Hosts};
 
 /// Pairs of Ingress and Service with series of their own; those beyond share the pair `other`.
 pub(crate) const MAX_LABELLED_TARGETS: usize = 1_000;
@@ -31,6 +35,12 @@ pub(crate) struct TargetLabels {
     pub(crate) ingress: String,
     /// The Service's name.
     pub(crate) service: String,
+}
+
+/// A secret with a certificate, `namespace/name`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SecretLabels {
+    secret: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -145,6 +155,10 @@ impl PolicyMetrics {
 pub(crate) struct Metrics {
     /// Of policies.
     pub(crate) policies: PolicyMetrics,
+    /// Of hosts.
+    pub(crate) hosts: Hosts,
+    /// As many as there are secrets that are watched.
+    expiry: Family<SecretLabels, Gauge>,
     responses: Family<ResponseLabels, Counter>,
     latency: Family<TargetLabels, Histogram, fn() -> Histogram>,
     failures: Family<FailureLabels, Counter>,
@@ -172,7 +186,7 @@ pub(crate) struct Metrics {
     /// Secrets beyond the bound, which are not watched.
     pub(crate) secrets_refused: Gauge,
     passthrough: PassthroughMetrics,
-    hosts: Gauge,
+    host_count: Gauge,
     paths: Gauge,
     endpoints: Gauge,
     certificates: Gauge,
@@ -212,9 +226,18 @@ impl Metrics {
         let last_reload = Gauge::default();
         let help = "When the table was last replaced";
         r.register_with_unit("last_reload_timestamp", help, Unit::Seconds, last_reload.clone());
+        let expiry = Family::default();
+        let help = "When the certificate in a secret ceases to be valid";
+        r.register_with_unit("certificate_expiry_timestamp", help, Unit::Seconds, expiry.clone());
         Self {
             policies: PolicyMetrics::register(r),
+            hosts: Hosts::new(registered(
+                r,
+                "host_requests",
+                "Requests answered, by host of a rule and status class",
+            )),
             responses: registered(r, "requests", "Requests answered, by status class"),
+            expiry,
             latency,
             failures: registered(r, "upstream_failures", "Failed attempts to get an answer from an endpoint"),
             refusals: registered(r, "refused", "Connections and requests ended before routing"),
@@ -246,7 +269,7 @@ impl Metrics {
                     "TLS connections to be relayed that no endpoint took",
                 ),
             },
-            hosts: registered(r, "hosts", "Hosts in the route table"),
+            host_count: registered(r, "hosts", "Hosts in the route table"),
             paths: registered(r, "paths", "Path rules in the route table"),
             endpoints: registered(r, "endpoints", "Endpoints of all backends in the route table"),
             certificates: registered(r, "certificates", "Hosts with a certificate of their own"),
@@ -284,7 +307,7 @@ impl Metrics {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         self.last_reload.set(now.as_secs() as i64);
         for (gauge, size) in [
-            (&self.hosts, sizes.hosts),
+            (&self.host_count, sizes.hosts),
             (&self.paths, sizes.paths),
             (&self.certificates, sizes.certificates),
             (&self.problems, sizes.problems),
@@ -311,13 +334,31 @@ impl Metrics {
         }
     }
 
+    /// Notes until when the certificate in a secret is valid, in seconds since 1970; nothing if there is none any more.
+    pub(crate) fn certificate_expiry(&self, secret: &ObjectKey, until: Option<i64>) {
+        let labels = SecretLabels { secret: secret.to_string() };
+        match until {
+            Some(until) => drop(self.expiry.get_or_create(&labels).set(until)),
+            None => drop(self.expiry.remove(&labels)),
+        }
+    }
+
     /// Notes how many endpoints there are.
     pub(crate) fn endpoints(&self, number: usize) {
         self.endpoints.set(number as i64);
     }
 }
 
-const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+/// Of responses; `none` is for clients that got none.
+pub(crate) const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// The class of a status, by its place in [`CLASSES`].
+fn class_of(status: u16) -> usize {
+    match status {
+        100..600 => usize::from(status / 100),
+        _ => 0,
+    }
+}
 
 impl TargetLabels {
     /// The pair that targets beyond the bound share.
@@ -352,10 +393,7 @@ impl TargetMetrics {
 
     /// Counts a finished request; `status` is 0 when the client got none.
     pub(crate) fn finished(&self, status: u16, took: Duration) {
-        let class = match status {
-            100..600 => usize::from(status / 100),
-            _ => 0,
-        };
+        let class = class_of(status);
         self.responses[class]
             .get_or_init(|| self.family.get_or_create(&self.labels.with_class(CLASSES[class])).clone())
             .inc();
