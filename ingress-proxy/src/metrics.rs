@@ -15,12 +15,13 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::policy::By;
+use crate::subrequest::SubrequestMetrics;
 
 /// Pairs of Ingress and Service with series of their own; those beyond share the pair `other`.
 pub(crate) const MAX_LABELLED_TARGETS: usize = 1_000;
 
 /// Half a millisecond to ten seconds.
-const LATENCY_BUCKETS_S: [f64; 12] =
+pub(crate) const LATENCY_BUCKETS_S: [f64; 12] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 const RELOAD_BUCKETS_S: [f64; 8] = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.03, 0.1, 1.0];
 
@@ -125,6 +126,8 @@ impl PolicyMetrics {
 pub(crate) struct Metrics {
     /// Of policies.
     pub(crate) policies: PolicyMetrics,
+    /// Of requests of the proxy's own.
+    pub(crate) subrequests: SubrequestMetrics,
     responses: Family<ResponseLabels, Counter>,
     latency: Family<TargetLabels, Histogram, fn() -> Histogram>,
     failures: Family<FailureLabels, Counter>,
@@ -161,7 +164,7 @@ pub(crate) struct Metrics {
 }
 
 /// A new metric that the registry knows.
-fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+pub(crate) fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
     let metric = M::default();
     registry.register(name, help, metric.clone());
     metric
@@ -193,6 +196,7 @@ impl Metrics {
         r.register_with_unit("last_reload_timestamp", help, Unit::Seconds, last_reload.clone());
         Self {
             policies: PolicyMetrics::register(r),
+            subrequests: SubrequestMetrics::register(r),
             responses: registered(r, "requests", "Requests answered, by status class"),
             latency,
             failures: registered(r, "upstream_failures", "Failed attempts to get an answer from an endpoint"),

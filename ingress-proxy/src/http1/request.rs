@@ -6,9 +6,9 @@ use super::Connection;
 use super::exchange::{Asked, End, Exchange};
 use crate::live::Target;
 use crate::policy::{Decision, Passage};
-use crate::proxy::{Answer, Attempts, PageRequest, Record, Trouble};
+use crate::proxy::{Answer, Attempts, CLIENT_GONE, PageRequest, Record, Trouble};
 use crate::upstream::{Pool, connect};
-use crate::wire::{Body, RequestHead, Space, Version, redirect_request, write_request};
+use crate::wire::{Body, RequestHead, Space, Version, add_fields, redirect_request, write_request};
 
 /// What a connection does behind a request.
 pub(super) enum Next {
@@ -45,13 +45,20 @@ impl Connection<'_> {
         };
         self.input.consume(length);
         let settled = match judged {
-            Ok(decision) => self.proxy.settle(&mut request.record, decision).await,
-            Err(answer) => Err(answer),
+            Ok(decision) => {
+                let proxy = self.proxy;
+                self.while_client_waits(proxy.settle(&mut request.record, decision)).await
+            }
+            Err(answer) => Some(Err(answer)),
         };
         let passage = request.record.passage.take();
         let served = match settled {
-            Ok(()) => self.forward(&mut request, passage.as_deref()).await,
-            Err(answer) => Err(answer),
+            Some(Ok(())) => self.forward(&mut request, passage.as_deref()).await,
+            Some(Err(answer)) => Err(answer),
+            None => {
+                request.record.reason = Some(CLIENT_GONE.into());
+                Ok((0, Next::Close))
+            }
         };
         let (status, next) = match served {
             Ok(served) => served,
@@ -90,6 +97,9 @@ impl Connection<'_> {
         request: &mut Request,
         passage: Option<&Passage>,
     ) -> Result<(u16, Next), Answer> {
+        if let Some(passage) = passage {
+            add_fields(&mut self.head, passage.granted_fields());
+        }
         let mut pool = request.record.endpoints(passage)?;
         loop {
             if let Some(PageRequest { target, fields }) = request.record.page_request() {
@@ -171,7 +181,7 @@ impl Connection<'_> {
         mut answer: Answer,
     ) -> (u16, Next) {
         if let Some(passage) = passage {
-            passage.after(&mut *answer.more);
+            passage.after(answer.status, &mut *answer.more);
         }
         let mut body = request.asked.body;
         let read = body.read(self.input.filled());

@@ -16,6 +16,7 @@ pub(crate) enum By {
     RateLimit,
     ConnectionLimit,
     BasicAuth,
+    ExternalAuth,
     BodySize,
     Rewrite,
     ErrorPage,

@@ -25,6 +25,7 @@ use crate::config::{Network, Timeouts};
 use crate::live::{Live, Target};
 use crate::metrics::{Metrics, TargetLabels, TargetMetrics};
 use crate::policy::{self, Memory};
+use crate::subrequest::Subrequests;
 use crate::upstream::Pool;
 pub(crate) use attempts::Attempts;
 pub(crate) use failure::{MAX_ATTEMPTS, Trouble};
@@ -33,6 +34,9 @@ pub(crate) use phases::Phases;
 pub(crate) use record::{PageRequest, Record};
 pub(crate) use respond::Answer;
 pub(crate) use strict::Fault;
+
+/// Why a request was not answered, for the access log.
+pub(crate) const CLIENT_GONE: &str = "the client closed the connection";
 
 /// What all requests share.
 pub(crate) struct Proxy {
@@ -44,6 +48,8 @@ pub(crate) struct Proxy {
     pub(crate) trusted: Box<[Network]>,
     /// What policies remember between requests.
     pub(crate) memory: Memory,
+    /// Other servers that are asked, and told.
+    pub(crate) subrequests: Subrequests,
     pub(crate) timeouts: Timeouts,
     ports: Ports,
 }
@@ -66,7 +72,8 @@ impl Proxy {
     ) -> Self {
         let unmatched = metrics.target(&TargetLabels::none());
         let memory = Memory::new(&metrics.policies);
-        Self { live, metrics, unmatched, log, trusted: trusted.into(), memory, timeouts, ports }
+        let subrequests = Subrequests::new(&metrics.subrequests, &timeouts);
+        Self { live, metrics, unmatched, log, trusted: trusted.into(), memory, subrequests, timeouts, ports }
     }
 
     /// What is known of a connection's other end.

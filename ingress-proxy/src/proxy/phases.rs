@@ -15,7 +15,9 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 
 use super::context::{Context, ErrorPage};
-use super::{Answer, Fault, Proxy, RequestId, Trouble, failure, headers, policies, respond, strict};
+use super::{
+    Answer, CLIENT_GONE, Fault, Proxy, RequestId, Trouble, failure, headers, policies, respond, strict,
+};
 use crate::access_log::Line;
 use crate::policy::{Client, Decision};
 use crate::serve::Guard;
@@ -115,7 +117,7 @@ impl ProxyHttp for Phases {
         ctx.id = Some(RequestId::of(given, peer.trusted));
         let admitted = match self.admit(session, ctx) {
             Ok(None) => Ok(()),
-            Ok(Some(decision)) => policies::carry_out(decision, ctx, &self.0.metrics).await,
+            Ok(Some(decision)) => policies::carry_out(decision, ctx, &self.0).await,
             Err(refusal) => Err(refusal),
         };
         match admitted.and_then(|()| Self::find_endpoints(ctx)) {
@@ -191,7 +193,7 @@ impl ProxyHttp for Phases {
         let is_last = !upstream_response.status.is_informational()
             || upstream_response.status == StatusCode::SWITCHING_PROTOCOLS;
         if let Some(passage) = ctx.passage.as_ref().filter(|_| is_last) {
-            passage.after(upstream_response);
+            passage.after(upstream_response.status.as_u16(), upstream_response);
         }
         Ok(())
     }
@@ -231,7 +233,7 @@ impl ProxyHttp for Phases {
                 let _ = respond::send(session, ctx, answer.closing()).await;
             }
         } else {
-            ctx.reason.get_or_insert(Cow::Borrowed("the client closed the connection"));
+            ctx.reason.get_or_insert(Cow::Borrowed(CLIENT_GONE));
         }
         FailToProxy { error_code, can_reuse_downstream: false }
     }

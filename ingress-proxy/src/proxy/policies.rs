@@ -7,9 +7,11 @@ use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
 
+use super::Proxy;
 use super::context::Context;
 use super::phases::rewrite;
 use super::respond::Answer;
+use super::strict::written_host;
 use crate::metrics::Metrics;
 use crate::policy::{Decision, RequestHead, ResponseHead};
 
@@ -37,12 +39,20 @@ impl RequestHead for Head<'_> {
         self.host
     }
 
+    fn authority(&self) -> &str {
+        written_host(self.request).unwrap_or_default()
+    }
+
     fn field(&self, name: &str) -> Option<&[u8]> {
         self.request.headers.get(name).map(HeaderValue::as_bytes)
     }
 
     fn fields<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
         self.request.headers.get_all(name).iter().map(HeaderValue::as_bytes)
+    }
+
+    fn every_field(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.request.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))
     }
 }
 
@@ -61,16 +71,9 @@ impl ResponseHead for ResponseHeader {
 }
 
 /// Lets the request in, or says what the client hears.
-pub(super) async fn carry_out(
-    decision: Decision,
-    ctx: &mut Context,
-    metrics: &Metrics,
-) -> Result<(), Answer> {
-    let passage = decision.settled().await.map_err(|reply| {
-        metrics.policies.answered(reply.by);
-        Answer::from(reply)
-    })?;
-    ctx.passage = Some(passage);
+pub(super) async fn carry_out(decision: Decision, ctx: &mut Context, proxy: &Proxy) -> Result<(), Answer> {
+    let Some(id) = &ctx.id else { return Ok(()) };
+    ctx.passage = Some(proxy.let_in(decision, id.as_str()).await?);
     Ok(())
 }
 
@@ -95,11 +98,13 @@ pub(super) fn edit_request(
     ctx: &Context,
 ) -> pingora::Result<()> {
     if let Some(passage) = &ctx.passage {
-        for name in passage.dropped_fields() {
+        let dropped: Vec<HeaderName> =
+            request.headers.keys().filter(|name| passage.drops(name.as_str())).cloned().collect();
+        for name in dropped {
             request.remove_header(&name);
         }
         for (name, value) in passage.fields() {
-            request.insert_header(name, value)?;
+            request.append_header(name, value)?;
         }
         if let Some(target) = passage.target() {
             rewrite(request, target)?;

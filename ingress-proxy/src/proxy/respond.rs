@@ -139,7 +139,7 @@ pub(super) async fn send(
     mut answer: Answer,
 ) -> pingora::Result<()> {
     if let Some(passage) = &ctx.passage {
-        passage.after(&mut *answer.more);
+        passage.after(answer.status, &mut *answer.more);
     }
     let body = answer.body();
     let mut response = ResponseHeader::build(answer.status, Some(8))?;

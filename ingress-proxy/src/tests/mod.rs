@@ -13,6 +13,7 @@ mod hostile;
 mod malformed;
 mod policies;
 mod protocols;
+mod recorder;
 mod role;
 mod routing;
 mod script;

@@ -11,7 +11,9 @@ mod head;
 
 pub(crate) use buffer::Buffer;
 pub(crate) use deadline::Deadline;
-pub(crate) use forward::{After, goes_on_to_client, redirect_request, write_request, write_response};
+pub(crate) use forward::{
+    After, add_fields, goes_on_to_client, redirect_request, write_request, write_response,
+};
 pub(crate) use framing::Body;
 pub(crate) use head::{
     Connection, HeadEnd, Known, MAX_FIELDS, Normal, RequestHead, ResponseHead, Space, Version, read_length,

@@ -9,10 +9,12 @@
 
 mod access;
 mod known;
+mod own_requests;
 mod reader;
 mod traffic;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use http::HeaderValue;
 
@@ -73,6 +75,8 @@ impl Annotations {
             cors: access::cors(r),
             limits: access::limits(r, key),
             auth: None,
+            external: own_requests::external(r, key).map(Arc::new),
+            satisfy_any: own_requests::satisfy_any(r),
             body_limit: traffic::body_limit(r),
             vhost: r.read("upstream-vhost", "a host, maybe with a port", vhost),
             prefix: r.read("x-forwarded-prefix", "a path", |text| {

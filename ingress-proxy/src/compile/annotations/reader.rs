@@ -219,7 +219,7 @@ mod tests {
         let told = annotations(&[
             ("nginx.ingress.kubernetes.io/configuration-snippet", "deny all;"),
             ("nginx.ingress.kubernetes.io/ssl-redirekt", "true"),
-            ("nginx.ingress.kubernetes.io/mirror-target", "http://x"),
+            ("nginx.ingress.kubernetes.io/custom-headers", "n/m"),
             ("nginx.ingress.kubernetes.io/proxy-buffering", "on"),
             ("nginx.ingress.kubernetes.io/enable-modsecurity", "false"),
             ("nginx.ingress.kubernetes.io/proxy-request-buffering", "off"),
@@ -229,11 +229,11 @@ mod tests {
         assert_eq!(reasons, [RefusedAnnotation, UnservedAnnotation, UnservedAnnotation, UnknownAnnotation]);
         assert_eq!(reader.closed, None);
 
-        let closing = annotations(&[("nginx.ingress.kubernetes.io/auth-url", "https://auth/")]);
+        let closing = annotations(&[("nginx.ingress.kubernetes.io/ssl-passthrough", "true")]);
         let reader = Reader::new(&closing);
         assert_eq!(
             reader.closed.unwrap(),
-            "annotation nginx.ingress.kubernetes.io/auth-url is not served yet"
+            "annotation nginx.ingress.kubernetes.io/ssl-passthrough is not served yet"
         );
         assert!(reader.problems[0].1.contains("answer 503"), "{:?}", reader.problems);
     }

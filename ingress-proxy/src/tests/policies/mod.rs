@@ -3,6 +3,7 @@
 mod access;
 mod balance;
 mod endpoints;
+mod external;
 mod places;
 
 use serde_json::{Value, json};
