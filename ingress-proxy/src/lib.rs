@@ -12,7 +12,7 @@
 //! - [`compile`] turns changed facts about objects into changes of a table, and into problems;
 //! - `watch` keeps the facts, and is the only writer of what is live;
 //! - `policy` decides about requests, and knows neither protocols nor connections;
-//! - `subrequest` asks other servers what `policy` wants to know;
+//! - `subrequest` asks other servers what `policy` wants to know, and sends copies of requests;
 //! - `wire` is HTTP/1.1 as bytes;
 //! - `serve` owns sockets, which `handover` passes on to the next process; `http1` and `http2` own connections (pingora those
 //!   of HTTP/1 for endpoints that speak HTTP/2), `proxy` says what becomes of a request; all only read what is live.

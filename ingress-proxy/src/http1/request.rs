@@ -7,6 +7,7 @@ use super::exchange::{Asked, End, Exchange};
 use crate::live::Target;
 use crate::policy::{Decision, Passage};
 use crate::proxy::{Answer, Attempts, CLIENT_GONE, PageRequest, Record, Trouble};
+use crate::subrequest::Tee;
 use crate::upstream::{Pool, connect};
 use crate::wire::{Body, RequestHead, Space, Version, add_fields, redirect_request, write_request};
 
@@ -51,9 +52,9 @@ impl Connection<'_> {
             }
             Err(answer) => Some(Err(answer)),
         };
-        let passage = request.record.passage.take();
+        let mut passage = request.record.passage.take();
         let served = match settled {
-            Some(Ok(())) => self.forward(&mut request, passage.as_deref()).await,
+            Some(Ok(())) => self.forward(&mut request, passage.as_deref_mut()).await,
             Some(Err(answer)) => Err(answer),
             None => {
                 request.record.reason = Some(CLIENT_GONE.into());
@@ -95,8 +96,10 @@ impl Connection<'_> {
     async fn forward(
         &mut self,
         request: &mut Request,
-        passage: Option<&Passage>,
+        mut passage: Option<&mut Passage>,
     ) -> Result<(u16, Next), Answer> {
+        let mut tee = self.proxy.mirror(passage.as_deref_mut(), &request.record.id, request.asked.body);
+        let passage = passage.as_deref();
         if let Some(passage) = passage {
             add_fields(&mut self.head, passage.granted_fields());
         }
@@ -105,7 +108,7 @@ impl Connection<'_> {
             if let Some(PageRequest { target, fields }) = request.record.page_request() {
                 redirect_request(&mut self.head, target, &fields);
             }
-            match self.attempt(request, passage, &pool).await {
+            match self.attempt(request, passage, &pool, &mut tee).await {
                 Ok(served) => return Ok(served),
                 Err(trouble) => match request.record.recover(trouble, passage, &self.proxy.metrics) {
                     Ok(others) => pool = others,
@@ -122,6 +125,7 @@ impl Connection<'_> {
         request: &mut Request,
         passage: Option<&Passage>,
         pool: &Pool,
+        tee: &mut Option<Tee>,
     ) -> Result<(u16, Next), Trouble> {
         let record = &mut request.record;
         let own_timeouts = passage.map(|passage| passage.upstream().over(&self.proxy.timeouts));
@@ -146,6 +150,7 @@ impl Connection<'_> {
                 passage,
                 timeouts,
             );
+            exchange.request.copy_to(tee.as_mut());
             let draining = &self.draining.token;
             let unwanted = |status, can_repeat| attempts.is_unwanted(record, &chosen, status, can_repeat);
             let result = exchange.run(&mut self.deadline, || draining.is_cancelled(), unwanted).await;

@@ -72,7 +72,8 @@ impl Stream<'_> {
             record.reason = Some(CLIENT_GONE.into());
             return Err(None);
         }
-        let passage = record.passage.take();
+        let mut passage = record.passage.take();
+        self.body.copy_to(proxy.mirror(passage.as_deref_mut(), &record.id, head.body));
         let result = self.endpoints(record, passage.as_deref(), &normal, &parts.headers).await;
         record.passage = passage;
         result

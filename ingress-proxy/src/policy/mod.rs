@@ -26,6 +26,7 @@ mod cors;
 mod external;
 mod head;
 mod limits;
+mod mirror;
 mod own_request;
 mod passage;
 mod redirect;
@@ -52,6 +53,7 @@ pub(crate) use external::{
 };
 pub(crate) use head::{RequestHead, ResponseHead, origin_form};
 pub(crate) use limits::{Limits, Per, Rate};
+pub(crate) use mirror::{Duplicate, Mirror};
 pub(crate) use own_request::is_proxys;
 pub(crate) use passage::Passage;
 pub(crate) use redirect::{Redirects, ToHttps};
@@ -83,6 +85,8 @@ pub(crate) struct Settings {
     pub(crate) external: Option<Arc<ExternalAuth>>,
     /// One of source ranges, password and other server is enough: `satisfy: any`.
     pub(crate) satisfy_any: bool,
+    /// Where copies go.
+    pub(crate) mirror: Option<Arc<Mirror>>,
     /// `proxy-body-size` in bytes.
     pub(crate) body_limit: Option<NonZeroU64>,
     /// `upstream-vhost`.
@@ -240,7 +244,7 @@ impl Policy {
         let session = settings.affinity.as_ref().map(|affinity| affinity.session(head, client));
         let session_key = session.as_ref().map(|session| session.key);
         let sticky = session_key.filter(|_| settings.affinity.as_ref().is_some_and(|a| a.with_canary));
-        let passage = Passage {
+        let mut passage = Passage {
             canary: self.canary.as_ref().is_some_and(|canary| canary.takes(head, client, sticky)),
             rank_by: session_key.or_else(|| settings.hash_by.as_ref().map(|text| text.hash(head, client))),
             set_cookie: session.and_then(|session| session.set),
@@ -250,8 +254,13 @@ impl Policy {
             https: client.https,
             body_bytes: 0,
             granted: None,
+            duplicate: None,
             place,
         };
+        if let Some(mirror) = &settings.mirror {
+            passage.duplicate =
+                Some(Box::new(Duplicate::new(mirror, head, client, |name| passage.drops(name))));
+        }
         let passage = Box::new(passage);
         if check.is_none() && question.is_none() {
             return Decision::Forward(passage);

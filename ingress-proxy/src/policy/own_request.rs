@@ -1,4 +1,4 @@
-//! What requests of the proxy's own take over from the client's: one to an authentication server.
+//! What requests of the proxy's own take over from the client's: one to an authentication server, a copy to a mirror.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 

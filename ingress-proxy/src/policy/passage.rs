@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, header};
 
 use super::limits::Place;
 use super::upstream::Upstream;
-use super::{AuthAnswer, By, ExternalAuth, Policy, Reply, ResponseHead};
+use super::{AuthAnswer, By, Duplicate, ExternalAuth, Policy, Reply, ResponseHead};
 
 static PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 
@@ -29,6 +29,8 @@ pub(crate) struct Passage {
     pub(super) body_bytes: u64,
     /// What the authentication server said.
     pub(super) granted: Option<Arc<AuthAnswer>>,
+    /// The copy for the mirror.
+    pub(super) duplicate: Option<Box<Duplicate>>,
     #[expect(dead_code, reason = "held for its drop")]
     pub(super) place: Option<Place>,
 }
@@ -81,6 +83,11 @@ impl Passage {
 
     fn external(&self) -> Option<&ExternalAuth> {
         self.policy.settings.external.as_deref()
+    }
+
+    /// The copy for the mirror, once.
+    pub(crate) fn take_duplicate(&mut self) -> Option<Box<Duplicate>> {
+        self.duplicate.take()
     }
 
     /// Timeouts and retries.

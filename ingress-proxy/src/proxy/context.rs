@@ -11,6 +11,7 @@ use super::{Peer, RequestId};
 use crate::live::Target;
 use crate::metrics::Metrics;
 use crate::policy::Passage;
+use crate::subrequest::Tee;
 use crate::upstream::Chosen;
 
 use super::respond::Answer;
@@ -34,6 +35,8 @@ pub(crate) struct Context {
     pub(crate) target: Option<Arc<Target>>,
     /// What the rule's policies ask for.
     pub(crate) passage: Option<Box<Passage>>,
+    /// Where the request's body is copied to.
+    pub(crate) tee: Option<Tee>,
     /// The rule's own target, where the request goes to its fallback.
     pub(crate) origin: Option<Arc<Target>>,
     /// What the fallback is asked for.
@@ -59,6 +62,7 @@ impl Context {
             host: String::new(),
             target: None,
             passage: None,
+            tee: None,
             origin: None,
             error_page: None,
             refusal: None,

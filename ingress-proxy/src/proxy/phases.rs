@@ -117,7 +117,10 @@ impl ProxyHttp for Phases {
         ctx.id = Some(RequestId::of(given, peer.trusted));
         let admitted = match self.admit(session, ctx) {
             Ok(None) => Ok(()),
-            Ok(Some(decision)) => policies::carry_out(decision, ctx, &self.0).await,
+            Ok(Some(decision)) => {
+                let body = policies::body_of(session.req_header());
+                policies::carry_out(decision, body, ctx, &self.0).await
+            }
             Err(refusal) => Err(refusal),
         };
         match admitted.and_then(|()| Self::find_endpoints(ctx)) {
@@ -170,9 +173,10 @@ impl ProxyHttp for Phases {
         &self,
         session: &mut Session,
         body: &mut Option<Bytes>,
-        _: bool,
+        is_end: bool,
         ctx: &mut Context,
     ) -> pingora::Result<()> {
+        policies::copy_body(body.as_ref(), is_end, ctx);
         match body {
             Some(bytes) if ctx.passage.is_some() => {
                 policies::take_body(bytes.len(), session, ctx, &self.0.metrics)

@@ -1,5 +1,6 @@
 //! Policies in pingora's terms: heads for them to look at, and what they decide, done.
 
+use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, header};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -14,6 +15,7 @@ use super::respond::Answer;
 use super::strict::written_host;
 use crate::metrics::Metrics;
 use crate::policy::{Decision, RequestHead, ResponseHead};
+use crate::wire::{Body, read_length};
 
 /// A request head, with host and path in normal form.
 pub(super) struct Head<'a> {
@@ -71,10 +73,41 @@ impl ResponseHead for ResponseHeader {
 }
 
 /// Lets the request in, or says what the client hears.
-pub(super) async fn carry_out(decision: Decision, ctx: &mut Context, proxy: &Proxy) -> Result<(), Answer> {
+pub(super) async fn carry_out(
+    decision: Decision,
+    body: Body,
+    ctx: &mut Context,
+    proxy: &Proxy,
+) -> Result<(), Answer> {
     let Some(id) = &ctx.id else { return Ok(()) };
-    ctx.passage = Some(proxy.let_in(decision, id.as_str()).await?);
+    let mut passage = proxy.let_in(decision, id.as_str()).await?;
+    ctx.tee = proxy.mirror(Some(&mut passage), id, body);
+    ctx.passage = Some(passage);
     Ok(())
+}
+
+/// The body that a request's fields announce.
+pub(super) fn body_of(request: &RequestHeader) -> Body {
+    let length = request.headers.get(header::CONTENT_LENGTH).map(HeaderValue::as_bytes);
+    match length.and_then(read_length) {
+        Some(length) => Body::of(length),
+        None if request.headers.contains_key(header::TRANSFER_ENCODING) => Body::CHUNKED,
+        None => Body::Done,
+    }
+}
+
+/// Copies a piece of the body. What is sent again was copied before, in part: that is no copy any more.
+pub(super) fn copy_body(bytes: Option<&Bytes>, is_end: bool, ctx: &mut Context) {
+    if ctx.attempts > 1 {
+        ctx.tee = None;
+    }
+    let Some(tee) = &mut ctx.tee else { return };
+    if let Some(bytes) = bytes {
+        tee.push(bytes.clone());
+    }
+    if is_end {
+        tee.end();
+    }
 }
 
 /// Sets the rule's own timeouts.

@@ -13,9 +13,10 @@ use crate::access_log::Line;
 use crate::live::Target;
 use crate::metrics::Metrics;
 use crate::policy::{By, Client, Decision, Passage, Reply, origin_form};
+use crate::subrequest::Tee;
 use crate::table::{normalize_host, normalize_path};
 use crate::upstream::Pool;
-use crate::wire::{Known, Normal, RequestHead};
+use crate::wire::{Body, Known, Normal, RequestHead};
 
 /// One request.
 pub(crate) struct Record {
@@ -265,6 +266,13 @@ impl Proxy {
             self.metrics.policies.answered(reply.by);
             Answer::from(reply)
         })
+    }
+
+    /// Begins to send the copy that the rule wants of a request with this body. Returns where the body goes, too.
+    pub(crate) fn mirror(&self, passage: Option<&mut Passage>, id: &RequestId, body: Body) -> Option<Tee> {
+        let passage = passage?;
+        let duplicate = passage.take_duplicate()?;
+        self.subrequests.mirror(*duplicate, id.as_str(), passage.granted_fields(), body)
     }
 
     /// Counts a request that is over, and logs it. `status` is 0 when the client got no answer.

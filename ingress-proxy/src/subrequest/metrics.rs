@@ -28,9 +28,28 @@ pub(crate) enum AuthOutcome {
     Busy,
 }
 
+/// What came of a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum MirrorOutcome {
+    Answered,
+    Failed,
+    Late,
+    /// It was not sent, at the bound on copies in flight.
+    Busy,
+    /// Its body was given up: the mirror took it too slowly, or the client did not send all of it.
+    BodyLost,
+    /// The request made no URL.
+    NoUrl,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AuthLabels {
     outcome: AuthOutcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MirrorLabels {
+    outcome: MirrorOutcome,
 }
 
 /// What requests of the proxy's own count.
@@ -42,6 +61,9 @@ pub(crate) struct SubrequestMetrics {
     pub(super) questions: Gauge,
     /// Answers that are remembered.
     pub(super) remembered: Gauge,
+    mirror: Family<MirrorLabels, Counter>,
+    /// Copies in flight.
+    pub(super) copies: Gauge,
 }
 
 impl SubrequestMetrics {
@@ -57,6 +79,8 @@ impl SubrequestMetrics {
                 "auth_remembered",
                 "Answers of authentication servers that are remembered",
             ),
+            mirror: registered(r, "mirror_requests", "Copies of requests for mirrors"),
+            copies: registered(r, "mirror_in_flight", "Copies of requests in flight"),
         }
     }
 
@@ -66,5 +90,9 @@ impl SubrequestMetrics {
 
     pub(super) fn took(&self, took: Duration) {
         self.latency.observe(took.as_secs_f64());
+    }
+
+    pub(super) fn mirrored(&self, outcome: MirrorOutcome) {
+        self.mirror.get_or_create(&MirrorLabels { outcome }).inc();
     }
 }

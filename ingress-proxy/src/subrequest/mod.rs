@@ -1,19 +1,24 @@
-//! Requests of the proxy's own: to authentication servers.
+//! Requests of the proxy's own: to authentication servers, and copies for mirrors.
 //!
 //! ```text
-//! policy: Question ─▶ auth ─▶ remembered? ─▶ clients ─▶ answer: who may come in
+//! policy: Question  ─▶ auth ──▶ remembered? ─▶ clients ─▶ answer: who may come in
+//! policy: Duplicate ─▶ mirror ─────────────────▶ clients ─▶ answer, thrown away
+//!                        ▲
+//!   request bodies ─▶ Tee, as they pass
 //! ```
 //!
 //! What is asked and what an answer means, [`crate::policy`] says. Here are the connections, and the bounds: on requests in
-//! flight, of all and of one Ingress; on waits; on what is read and remembered.
+//! flight, of all and of one Ingress; on waits; on what is read and remembered. The two kinds share nothing, so that no mirror
+//! makes an authentication wait.
 //!
-//! **Cost** for rules that have none: none; nothing is made before the first request of one that has.
+//! **Cost** for rules that have neither: none; nothing is made before the first request of one that has.
 
 mod auth;
 mod cache;
 mod client;
 mod in_flight;
 mod metrics;
+mod mirror;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,15 +29,20 @@ use hyper::body::{Body as _, Incoming};
 use tokio::time::timeout;
 
 pub(crate) use metrics::SubrequestMetrics;
+pub(crate) use mirror::Tee;
 
 use crate::config::Timeouts;
 use cache::Cache;
 use client::Clients;
 use in_flight::InFlight;
+use mirror::Mirrors;
 
 /// Questions in flight, of all Ingresses and of one: a server that hangs must not use up those of all others.
 const QUESTIONS: usize = 2_048;
 const QUESTIONS_OF_ONE: usize = 512;
+/// Copies in flight, of all Ingresses and of one.
+const COPIES: usize = 256;
+const COPIES_OF_ONE: usize = 64;
 /// What is read of an answer's body, so that its connection can be used again, and how long.
 const REST_BYTES: usize = 64 * 1024;
 const REST: Duration = Duration::from_secs(5);
@@ -46,6 +56,7 @@ pub(crate) struct Subrequests {
     /// Longest wait for an answer, where the rule says nothing.
     wait: Duration,
     metrics: SubrequestMetrics,
+    mirrors: Arc<Mirrors>,
 }
 
 impl Subrequests {
@@ -56,6 +67,7 @@ impl Subrequests {
             cache: Cache::new(metrics.remembered.clone()),
             wait: timeouts.read,
             metrics: metrics.clone(),
+            mirrors: Arc::new(Mirrors::new(metrics, timeouts)),
         }
     }
 }

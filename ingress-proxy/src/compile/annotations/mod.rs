@@ -77,6 +77,7 @@ impl Annotations {
             auth: None,
             external: own_requests::external(r, key).map(Arc::new),
             satisfy_any: own_requests::satisfy_any(r),
+            mirror: own_requests::mirror(r, key).map(Arc::new),
             body_limit: traffic::body_limit(r),
             vhost: r.read("upstream-vhost", "a host, maybe with a port", vhost),
             prefix: r.read("x-forwarded-prefix", "a path", |text| {

@@ -1,11 +1,14 @@
-//! Annotations that make the proxy send requests of its own: external authentication.
+//! Annotations that make the proxy send requests of its own: external authentication, mirrors.
 
 use http::{HeaderName, HeaderValue, Method};
 
 use super::reader::{Reader, list};
 use super::traffic::token;
+use super::vhost;
 use crate::compile::ObjectKey;
-use crate::policy::{Caching, ExternalAuth, Lifetimes, MAX_RESPONSE_FIELDS, Template, Url, is_proxys};
+use crate::policy::{
+    Caching, ExternalAuth, Lifetimes, MAX_RESPONSE_FIELDS, Mirror, Template, Url, is_proxys,
+};
 
 /// ingress-nginx's `auth-signin-redirect-param`.
 const WAY_BACK: &str = "rd";
@@ -97,4 +100,15 @@ fn caching(r: &mut Reader<'_>) -> Option<(Template, Lifetimes)> {
         r.fault("auth-cache-duration", &format!("is not {}: no answer is remembered", Lifetimes::EXPECTED));
     }
     key.zip(lifetimes)
+}
+
+pub(super) fn mirror(r: &mut Reader<'_>, ingress: &ObjectKey) -> Option<Mirror> {
+    let with_body = r.read("mirror-request-body", "\"on\" or \"off\"", |text| match text {
+        "on" | "true" => Some(true),
+        "off" | "false" => Some(false),
+        _ => None,
+    });
+    let host = r.read("mirror-host", "a host, maybe with a port", vhost);
+    let url = r.read("mirror-target", Url::EXPECTED, Url::parse)?;
+    Some(Mirror { url, host, with_body: with_body.unwrap_or(true), group: ingress.to_string().into() })
 }

@@ -106,6 +106,7 @@ fn what_keeps_requests_out_fails_closed() {
         ("server-alias", "~^www"),
         ("proxy-next-upstream", "always"),
         ("load-balance", "least-request"),
+        ("mirror-target", "test.example"),
         ("auth-signin", "javascript:x"),
     ] {
         let read = read(&[bad]);
@@ -313,6 +314,19 @@ fn authentication_servers_are_read() {
     ] {
         assert_eq!(sign_in(place, "to"), Template::parse_location(&expected), "{place}");
     }
+}
+
+#[test]
+fn mirrors_are_read() {
+    let target = ("mirror-target", "https://test.example$request_uri");
+    let mirror = fine(&[target]).settings.mirror.unwrap();
+    assert!(mirror.with_body && mirror.host.is_none());
+    let mirror = fine(&[target, ("mirror-request-body", "off"), ("mirror-host", "x.example")])
+        .settings
+        .mirror
+        .unwrap();
+    assert!(!mirror.with_body && mirror.host.as_ref().unwrap() == "x.example");
+    assert_eq!(fine(&[("mirror-host", "x.example")]).settings.mirror, None);
 }
 
 /// What is served is read: an annotation with a value that nothing can be is complained about.
