@@ -12,6 +12,7 @@
 //! - [`compile`] turns changed facts about objects into changes of a table, and into problems;
 //! - `watch` keeps the facts, and is the only writer of what is live;
 //! - `policy` decides about requests, and knows neither protocols nor connections;
+//! - `subrequest` asks other servers what `policy` wants to know, and sends copies of requests;
 //! - `wire` is HTTP/1.1 as bytes;
 //! - `pages` is what operators see of all this, and `check` and `diff` what they see of a manifest before it is applied;
 //! - `serve` owns sockets, which `handover` passes on to the next process; `http1` and `http2` own connections, `proxy` says
@@ -39,6 +40,7 @@ mod rewound;
 mod serve;
 mod shared;
 mod stream;
+mod subrequest;
 pub mod table;
 mod tls;
 mod upstream;

@@ -118,6 +118,18 @@ impl Own {
             self.problem(ingress, reason, text);
         }
         let mut settings = std::mem::take(&mut notes.settings);
+        if settings.external.as_ref().is_some_and(|external| external.url.is_at_own_host())
+            && notes.canary.is_none()
+            && serves_any_host(ingress)
+        {
+            // A client would name a host of its own, which lets it in.
+            let why = "annotation auth-url names the server by $host, but a rule is for every host";
+            settings.closed.get_or_insert_with(|| why.into());
+            let text = format!(
+                "{why}: the paths of this Ingress answer 503 until the server or the host is written out"
+            );
+            self.problem(ingress, Reason::BadAnnotation, text);
+        }
         if let Some(source) = notes.passwords.as_ref().filter(|_| notes.canary.is_none()) {
             match self.users(snapshot, ingress, source) {
                 Ok(auth) => settings.auth = Some(auth),
@@ -328,6 +340,13 @@ impl Own {
         let name = self.notes.default_backend.as_deref().filter(|_| !self.is_canary())?;
         Some(ObjectKey::new(&self.age.1.namespace, name))
     }
+}
+
+/// Whether some rule takes requests for whatever host they name.
+fn serves_any_host(ingress: &IngressFact) -> bool {
+    let rules = ingress.spec.rules.as_deref().unwrap_or_default();
+    rules.iter().any(|rule| rule.host.as_deref().unwrap_or_default().is_empty())
+        || (rules.is_empty() && ingress.spec.default_backend.is_some())
 }
 
 /// The hosts that a certificate is for: those listed or, where the list is empty, those of the rules.

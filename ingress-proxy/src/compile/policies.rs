@@ -8,8 +8,13 @@ use crate::policy::{Canary, Policy, Redirects, Rewrite, Settings};
 use crate::table::PathKind;
 
 impl<'a> HostCompilation<'a> {
-    /// The policy for a rule of this host; `None` if there is nothing to do.
-    pub(super) fn policy(&self, member: Member<'_>, rewrite: Option<Rewrite>) -> Option<Arc<Policy>> {
+    /// The policy for the rule of this host with this path; `None` if there is nothing to do.
+    pub(super) fn policy(
+        &self,
+        member: Member<'_>,
+        rewrite: Option<Rewrite>,
+        path: &str,
+    ) -> Option<Arc<Policy>> {
         let (own, host_has_tls) = (member.own, self.has_tls);
         let (clients, passthrough) = (self.clients.clone(), self.passthrough);
         if rewrite.is_none() && clients.is_none() && !passthrough {
@@ -21,7 +26,10 @@ impl<'a> HostCompilation<'a> {
             }
         }
         let settings = Arc::clone(&own.settings);
-        Some(Arc::new(Policy { settings, host_has_tls, clients, passthrough, rewrite, canary: None }))
+        let remembers = settings.external.as_ref().is_some_and(|external| external.caching.is_some());
+        let scope =
+            remembers.then(|| format!("{} {} {path}", member.ingress.key, self.described()).into_boxed_str());
+        Some(Arc::new(Policy { settings, host_has_tls, clients, passthrough, rewrite, canary: None, scope }))
     }
 
     /// Gives the rules that the canary's rules name a share of requests to send there.
@@ -58,7 +66,7 @@ impl<'a> HostCompilation<'a> {
     /// Who has exactly `/` answers there; if that is this Ingress, its own policy redirects.
     pub(super) fn app_root(&mut self, member: Member<'a>) {
         if member.own.settings.redirects.app_root.is_some() {
-            let target = only_redirects(&member.ingress.key, self.policy(member, None));
+            let target = only_redirects(&member.ingress.key, self.policy(member, None, "/"));
             let _ = self.rules.rule(PathKind::Exact, "/", Arc::new(target));
         }
     }

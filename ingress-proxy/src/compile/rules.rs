@@ -15,7 +15,7 @@ impl<'a> HostCompilation<'a> {
             self.path(member, path);
         }
         if let Some(backend) = &member.ingress.spec.default_backend {
-            let policy = self.policy(member, None);
+            let policy = self.policy(member, None, "");
             let target = self.target(member, backend, policy);
             if let Err(holder) = self.rules.default_target(Arc::clone(&target)) {
                 self.conflict(member, "the default backend", &holder, &target);
@@ -51,7 +51,9 @@ impl<'a> HostCompilation<'a> {
             }
             return;
         }
-        let policy = self.policy(member, None);
+        // Exact and Prefix of one path are two rules.
+        let rule = format!("{} {normal}", path.path_type);
+        let policy = self.policy(member, None, &rule);
         let target = self.target(member, &path.backend, policy);
         if let Err(holder) = self.rules.rule(kind(path), &normal, Arc::clone(&target)) {
             self.conflict(member, &format!("path {written:?}"), &holder, &target);
@@ -70,7 +72,7 @@ impl<'a> HostCompilation<'a> {
             );
             self.problem(member, Reason::BadAnnotation, text);
         }
-        let policy = self.policy(member, rewrite);
+        let policy = self.policy(member, rewrite, written);
         let target = self.target(member, &path.backend, policy);
         match self.rules.pattern(pattern, Arc::clone(&target)) {
             Ok(()) => {}

@@ -13,6 +13,7 @@ use crate::ending::Draining;
 use crate::http2::Client;
 use crate::proxy::Trouble;
 use crate::stream::Stream;
+use crate::subrequest::Tee;
 use crate::wire::{Body, Buffer, Part, Trailers, write, write_trailers};
 
 /// One request's client.
@@ -40,6 +41,9 @@ struct Incoming<'c> {
     is_settled: bool,
     trailers: Trailers,
     fields: Option<HeaderMap>,
+    /// Where the body is copied to, and bytes of data that were read of it.
+    tee: Option<&'c mut Tee>,
+    data: u64,
 }
 
 /// The response on its way out.
@@ -94,6 +98,8 @@ impl<'c> ConnectionClient<'c> {
             is_settled: false,
             trailers: Trailers::default(),
             fields: None,
+            tee: None,
+            data: 0,
         };
         let response = Outgoing {
             front: reply,
@@ -108,6 +114,11 @@ impl<'c> ConnectionClient<'c> {
             moves: 0,
         };
         Self { stream, draining, asked, request, response }
+    }
+
+    /// The body is for somebody else, too.
+    pub(super) fn copy_to(&mut self, tee: Option<&'c mut Tee>) {
+        self.request.tee = tee;
     }
 
     /// The status that the client was told, 0 before there is one.
@@ -291,6 +302,13 @@ impl Incoming<'_> {
         let piece = piece.map_err(|_| Trouble::BadRequest)?;
         self.room = self.room.checked_sub(piece.data as u64).ok_or(Trouble::BodyTooLarge)?;
         self.read += piece.bytes;
+        if let Some(tee) = &mut self.tee {
+            tee.take(self.data, &data);
+            self.data += data.len() as u64;
+            if self.body.is_done() {
+                tee.end();
+            }
+        }
         Ok((!data.is_empty()).then(|| data.freeze()))
     }
 

@@ -161,6 +161,25 @@ impl Connection<'_> {
         }
     }
 
+    /// What comes of some work, unless the client goes away before. What it sends on meanwhile waits in `input`.
+    async fn while_client_waits<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Some(done));
+            }
+            while !self.input.is_full() {
+                match self.input.poll_fill(&mut self.stream, cx) {
+                    Poll::Ready(Ok(1..)) => {}
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
     /// Sends what is in `reply`.
     async fn send_reply(&mut self) -> io::Result<()> {
         let sending = async {

@@ -8,9 +8,10 @@ use super::exchange::{Asked, End, Exchange};
 use crate::config::Timeouts;
 use crate::http2::{self, BothWays as _, Patience, Relay, Taken};
 use crate::policy::{Decision, Passage};
-use crate::proxy::{Answer, Attempts, Failed, PageRequest, Record, Then, Trouble};
+use crate::proxy::{Answer, Attempts, CLIENT_GONE, Failed, PageRequest, Record, Then, Trouble};
+use crate::subrequest::Tee;
 use crate::upstream::{self, Chosen, Pool};
-use crate::wire::{Body, RequestHead, Space, Version, redirect_request, write_request};
+use crate::wire::{Body, RequestHead, Space, Version, add_fields, redirect_request, write_request};
 
 /// What a connection does behind a request.
 pub(super) enum Next {
@@ -41,13 +42,20 @@ impl Connection<'_> {
         let (mut request, judged) = self.judge(length);
         self.input.consume(length);
         let settled = match judged {
-            Ok(decision) => self.proxy.settle(&mut request.record, decision).await,
-            Err(answer) => Err(answer),
+            Ok(decision) => {
+                let proxy = self.proxy;
+                self.while_client_waits(proxy.settle(&mut request.record, decision)).await
+            }
+            Err(answer) => Some(Err(answer)),
         };
-        let passage = request.record.passage.take();
+        let mut passage = request.record.passage.take();
         let served = match settled {
-            Ok(()) => self.forward(&mut request, passage.as_deref()).await,
-            Err(answer) => Err(answer),
+            Some(Ok(())) => self.forward(&mut request, passage.as_deref_mut()).await,
+            Some(Err(answer)) => Err(answer),
+            None => {
+                request.record.reason = Some(CLIENT_GONE.into());
+                Ok((0, Next::Close))
+            }
         };
         let (status, next) = match served {
             Ok(served) => served,
@@ -82,14 +90,19 @@ impl Connection<'_> {
     async fn forward(
         &mut self,
         request: &mut Request,
-        passage: Option<&Passage>,
+        mut passage: Option<&mut Passage>,
     ) -> Result<(u16, Next), Answer> {
+        let mut tee = self.proxy.mirror(passage.as_deref_mut(), &request.record.id, request.asked.body);
+        let passage = passage.as_deref();
+        if let Some(passage) = passage {
+            add_fields(&mut self.head, passage.granted_fields());
+        }
         let mut pool = request.record.endpoints(passage)?;
         loop {
             if let Some(PageRequest { target, fields }) = request.record.page_request() {
                 redirect_request(&mut self.head, target, &fields);
             }
-            match self.attempt(request, passage, &pool).await {
+            match self.attempt(request, passage, &pool, &mut tee).await {
                 Ok(served) => return Ok(served),
                 Err(trouble) => match request.record.recover(trouble, passage, &self.proxy.metrics) {
                     Ok(others) => pool = others,
@@ -106,6 +119,7 @@ impl Connection<'_> {
         request: &mut Request,
         passage: Option<&Passage>,
         pool: &Pool,
+        tee: &mut Option<Tee>,
     ) -> Result<(u16, Next), Trouble> {
         let own_timeouts = passage.map(|passage| passage.upstream().over(&self.proxy.timeouts));
         let timeouts = own_timeouts.as_ref().unwrap_or(&self.proxy.timeouts);
@@ -120,8 +134,8 @@ impl Connection<'_> {
             let chosen = attempts.next(&mut request.record)?;
             let to = To { attempts: &attempts, chosen: &chosen, passage, timeouts };
             let tried = match &by_http2 {
-                None => self.exchange(request, to).await,
-                Some(head) => self.relay(request, to, head.clone()).await,
+                None => self.exchange(request, to, tee.as_mut()).await,
+                Some(head) => self.relay(request, to, head.clone(), tee.as_mut()).await,
             };
             let failed = match tried {
                 Ok(served) => return Ok(served),
@@ -135,7 +149,12 @@ impl Connection<'_> {
     }
 
     /// One attempt, at an endpoint that speaks HTTP/1.1.
-    async fn exchange(&mut self, request: &mut Request, to: To<'_>) -> Result<(u16, Next), Failed> {
+    async fn exchange(
+        &mut self,
+        request: &mut Request,
+        to: To<'_>,
+        tee: Option<&mut Tee>,
+    ) -> Result<(u16, Next), Failed> {
         let To { attempts, chosen, passage, timeouts } = to;
         let record = &mut request.record;
         let header = self.peer.header(passage);
@@ -150,6 +169,7 @@ impl Connection<'_> {
             passage,
             timeouts,
         );
+        exchange.request.copy_to(tee);
         let draining = &self.draining;
         let unwanted = |status, can_repeat| attempts.is_unwanted(record, chosen, status, can_repeat);
         let result = exchange.run(&mut self.deadline, || draining.is_on(), unwanted).await;
@@ -176,12 +196,13 @@ impl Connection<'_> {
         request: &mut Request,
         to: To<'_>,
         head: http::Request<()>,
+        tee: Option<&mut Tee>,
     ) -> Result<(u16, Next), Failed> {
         let To { attempts, chosen, passage, timeouts } = to;
         let Request { record, asked, expects } = request;
         let taken = chosen.connections().take(chosen, timeouts.connect).await;
         let Taken { sender, is_reused, _load } = taken.map_err(Failed::Connect)?;
-        let client = ConnectionClient::new(
+        let mut client = ConnectionClient::new(
             &mut self.stream,
             (&mut self.input, expects),
             &mut self.reply,
@@ -189,6 +210,7 @@ impl Connection<'_> {
             passage.and_then(Passage::body_limit),
             &self.draining,
         );
+        client.copy_to(tee);
         let opened = Relay::open(sender, head, client, passage, timeouts).await;
         let mut relay = opened.map_err(|failure| Failed::Exchange {
             trouble: Trouble::Endpoint(failure),
@@ -216,7 +238,7 @@ impl Connection<'_> {
         mut answer: Answer,
     ) -> (u16, Next) {
         if let Some(passage) = passage {
-            passage.after(&mut *answer.more);
+            passage.after(answer.status, &mut *answer.more);
         }
         let mut body = request.asked.body;
         let read = body.read(self.input.filled());

@@ -7,7 +7,8 @@ use tokio::io::AsyncWrite as _;
 
 use crate::proxy::Trouble;
 use crate::stream::Stream;
-use crate::wire::{Body, Buffer, write};
+use crate::subrequest::Tee;
+use crate::wire::{Body, Buffer, Part, write};
 
 /// A request on its way.
 pub(super) struct ToEndpoint<'c> {
@@ -26,6 +27,9 @@ pub(super) struct ToEndpoint<'c> {
     room: u64,
     /// The endpoint takes no more. It may have answered before.
     deaf: bool,
+    /// Where the body is copied to, and bytes of data that were read of it.
+    tee: Option<&'c mut Tee>,
+    data: u64,
     /// Reads and writes that moved something.
     pub(super) moves: u64,
 }
@@ -34,7 +38,25 @@ impl<'c> ToEndpoint<'c> {
     /// Of a body with at most `limit` bytes of data.
     pub(super) fn new(head: &'c [u8], input: &'c mut Buffer, body: Body, limit: Option<u64>) -> Self {
         let room = limit.unwrap_or(u64::MAX);
-        Self { head, head_sent: 0, input, body, read: 0, sent: 0, forgotten: 0, room, deaf: false, moves: 0 }
+        Self {
+            head,
+            head_sent: 0,
+            input,
+            body,
+            read: 0,
+            sent: 0,
+            forgotten: 0,
+            room,
+            deaf: false,
+            tee: None,
+            data: 0,
+            moves: 0,
+        }
+    }
+
+    /// The body is for somebody else, too.
+    pub(super) fn copy_to(&mut self, tee: Option<&'c mut Tee>) {
+        self.tee = tee;
     }
 
     /// Whether all of the body was read from the client.
@@ -64,6 +86,7 @@ impl<'c> ToEndpoint<'c> {
     /// From now on the client's bytes are of another protocol.
     pub(super) fn open_tunnel(&mut self) {
         self.body = Body::Tunnel;
+        self.tee = None;
     }
 
     /// Whether all of the body that was read is at hand.
@@ -99,11 +122,26 @@ impl<'c> ToEndpoint<'c> {
             // What came of the body with the head goes on with it.
             let unread = &self.input.filled()[self.read..];
             if !self.is_read() && !unread.is_empty() {
-                let piece = self.body.read(unread).map_err(|_| Trouble::BadRequest)?;
+                let piece = match &mut self.tee {
+                    None => self.body.read(unread),
+                    Some(tee) => {
+                        let at = &mut self.data;
+                        self.body.read_parts(unread, |part| {
+                            if let Part::Data(data) = part {
+                                tee.take(*at, data);
+                                *at += data.len() as u64;
+                            }
+                        })
+                    }
+                };
+                let piece = piece.map_err(|_| Trouble::BadRequest)?;
                 if !self.is_tunnel() {
                     self.room = self.room.checked_sub(piece.data as u64).ok_or(Trouble::BodyTooLarge)?;
                 }
                 self.read += piece.bytes;
+                if let Some(tee) = self.tee.as_mut().filter(|_| self.body.is_done()) {
+                    tee.end();
+                }
             }
             let (head, body) = (&self.head[self.head_sent..], &self.input.filled()[self.sent..self.read]);
             if self.deaf {

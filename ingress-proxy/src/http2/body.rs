@@ -7,6 +7,7 @@ use h2::RecvStream;
 use http::HeaderMap;
 
 use crate::proxy::Trouble;
+use crate::subrequest::Tee;
 
 /// Bytes of a body that are kept so that it can be sent once more; a longer one goes to one endpoint only.
 const REPEATABLE: usize = 64 * 1024;
@@ -22,6 +23,8 @@ pub(super) struct RequestBody {
     /// Data that may still come.
     room: u64,
     trailers: Option<HeaderMap>,
+    /// Where it is copied to.
+    tee: Option<Tee>,
     /// Bytes that were read.
     pub(super) bytes: u64,
 }
@@ -33,7 +36,21 @@ pub(super) struct Place(usize);
 impl RequestBody {
     pub(super) fn new(stream: RecvStream) -> Self {
         let is_read = stream.is_end_stream();
-        Self { stream, is_read, kept: Vec::new(), is_at_hand: true, room: u64::MAX, trailers: None, bytes: 0 }
+        Self {
+            stream,
+            is_read,
+            kept: Vec::new(),
+            is_at_hand: true,
+            room: u64::MAX,
+            trailers: None,
+            tee: None,
+            bytes: 0,
+        }
+    }
+
+    /// It is for somebody else, too.
+    pub(super) fn copy_to(&mut self, tee: Option<Tee>) {
+        self.tee = tee;
     }
 
     /// At most so many bytes may come.
@@ -88,6 +105,9 @@ impl RequestBody {
                     return Poll::Ready(Some(Err(Trouble::BodyTooLarge)));
                 };
                 self.room = room;
+                if let Some(tee) = &mut self.tee {
+                    tee.push(piece.clone());
+                }
                 if self.bytes > REPEATABLE as u64 {
                     self.settle();
                 }
@@ -102,6 +122,9 @@ impl RequestBody {
                 Ok(trailers) => {
                     self.trailers = trailers;
                     self.is_read = true;
+                    if let Some(tee) = &mut self.tee {
+                        tee.end();
+                    }
                     Poll::Ready(None)
                 }
                 Err(_) => Poll::Ready(Some(Err(Trouble::ClientGone))),

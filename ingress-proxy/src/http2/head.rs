@@ -128,11 +128,15 @@ pub(super) fn for_http2(
             headers.remove(name);
         }
     }
-    for name in passage.into_iter().flat_map(Passage::dropped_fields) {
-        headers.remove(name);
-    }
-    for (name, value) in passage.into_iter().flat_map(Passage::fields) {
-        headers.insert(name, value.clone());
+    if let Some(passage) = passage {
+        let dropped: Vec<HeaderName> =
+            headers.keys().filter(|name| passage.drops(name.as_str())).cloned().collect();
+        for name in dropped {
+            headers.remove(name);
+        }
+        for (name, value) in passage.fields() {
+            headers.append(name, value.clone());
+        }
     }
     let given = |name: &'static str| {
         let fields = head.fields.iter().filter(move |field| field.name == name);
@@ -248,7 +252,7 @@ pub(super) fn of_http2(status: StatusCode, headers: HeaderMap, passage: Option<&
 
 fn response(status: StatusCode, mut headers: HeaderMap, passage: Option<&Passage>) -> Response<()> {
     if let Some(passage) = passage {
-        passage.after(&mut headers);
+        passage.after(status.as_u16(), &mut headers);
     }
     let mut response = Response::new(());
     *response.status_mut() = status;

@@ -1,5 +1,7 @@
 //! One stream: judged, sent to an endpoint that takes it, answered, accounted for.
 
+use std::task::Poll;
+
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
@@ -18,7 +20,7 @@ use super::relay::Relay;
 use super::reply::Reply;
 use crate::config::Timeouts;
 use crate::policy::Passage;
-use crate::proxy::{Answer, Attempts, Failed, PageRequest, Peer, Proxy, Record, Then, Trouble};
+use crate::proxy::{Answer, Attempts, CLIENT_GONE, Failed, PageRequest, Peer, Proxy, Record, Then, Trouble};
 use crate::upstream::{self, Chosen, Pool};
 use crate::wire::{Deadline, Normal, redirect_request, write_request};
 
@@ -80,11 +82,29 @@ impl Stream<'_> {
         let head = head::read(parts, &fields, self.body.is_read()).map_err(Answer::from)?;
         let normal = proxy.find(record, &head, peer)?;
         let decision = proxy.decide(record, &normal, peer);
-        proxy.settle(record, decision).await?;
-        let passage = record.passage.take();
+        if let Some(settled) = self.while_client_waits(proxy.settle(record, decision)).await {
+            settled?;
+        } else {
+            record.reason = Some(CLIENT_GONE.into());
+            return Err(None);
+        }
+        let mut passage = record.passage.take();
+        self.body.copy_to(proxy.mirror(passage.as_deref_mut(), &record.id, head.body));
         let result = self.endpoints(record, passage.as_deref(), &normal, &parts.headers).await;
         record.passage = passage;
         result
+    }
+
+    /// What comes of some work, unless the client gives the stream up before.
+    async fn while_client_waits<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Some(done));
+            }
+            self.respond.poll_reset(cx).map(|_| None)
+        })
+        .await
     }
 
     /// Sends the request to the endpoints of its target, and to who makes the error page if it comes to that.
@@ -226,7 +246,7 @@ impl Stream<'_> {
     /// Answers in the proxy's own name. Returns the status, or 0 if the client is gone.
     fn answer(&mut self, record: &mut Record, is_to_head: bool, mut answer: Answer) -> u16 {
         if let Some(passage) = &record.passage {
-            passage.after(&mut *answer.more);
+            passage.after(answer.status, &mut *answer.more);
         }
         let (response, body) = answer.response(&record.id);
         record.reason = Some(answer.text);

@@ -18,13 +18,14 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::compile::ObjectKey;
 use crate::policy::By;
+use crate::subrequest::SubrequestMetrics;
 pub(crate) use hosts::{HostMetrics, Hosts};
 
 /// Pairs of Ingress and Service with series of their own; those beyond share the pair `other`.
 pub(crate) const MAX_LABELLED_TARGETS: usize = 1_000;
 
 /// Half a millisecond to ten seconds.
-const LATENCY_BUCKETS_S: [f64; 12] =
+pub(crate) const LATENCY_BUCKETS_S: [f64; 12] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 const RELOAD_BUCKETS_S: [f64; 8] = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.03, 0.1, 1.0];
 
@@ -159,6 +160,8 @@ pub(crate) struct Metrics {
     pub(crate) hosts: Hosts,
     /// As many as there are secrets that are watched.
     expiry: Family<SecretLabels, Gauge>,
+    /// Of requests of the proxy's own.
+    pub(crate) subrequests: SubrequestMetrics,
     responses: Family<ResponseLabels, Counter>,
     latency: Family<TargetLabels, Histogram, fn() -> Histogram>,
     failures: Family<FailureLabels, Counter>,
@@ -196,7 +199,7 @@ pub(crate) struct Metrics {
 }
 
 /// A new metric that the registry knows.
-fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+pub(crate) fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
     let metric = M::default();
     registry.register(name, help, metric.clone());
     metric
@@ -236,6 +239,7 @@ impl Metrics {
                 "host_requests",
                 "Requests answered, by host of a rule and status class",
             )),
+            subrequests: SubrequestMetrics::register(r),
             responses: registered(r, "requests", "Requests answered, by status class"),
             expiry,
             latency,

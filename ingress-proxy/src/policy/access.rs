@@ -26,6 +26,11 @@ impl Sources {
         let refuse = || Reply::new(403, By::SourceRange, format!("{} may not come here", client.address));
         (!admitted(client.address)).then(refuse)
     }
+
+    /// Whether the client is out whatever else speaks for it.
+    pub(super) fn denies(&self, client: &Client) -> bool {
+        is_in(&self.deny, client.address)
+    }
 }
 
 #[cfg(test)]

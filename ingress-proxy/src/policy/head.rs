@@ -14,12 +14,16 @@ pub(crate) trait RequestHead {
     fn query(&self) -> Option<&str>;
     /// In normal form; empty when the request has none.
     fn host(&self) -> &str;
+    /// The host as the client wrote it, with its port.
+    fn authority(&self) -> &str;
     /// The first field of this name (lower case), as it came.
     fn field(&self, name: &str) -> Option<&[u8]>;
     /// All fields of this name.
     fn fields<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a;
     /// What the client showed of itself, where its connection asked it to.
     fn identity(&self) -> Option<&Identity>;
+    /// Every field, as it came.
+    fn every_field(&self) -> impl Iterator<Item = (&str, &[u8])>;
 }
 
 /// A response head that can be edited.
@@ -116,6 +120,10 @@ pub(super) mod fake {
             &self.host
         }
 
+        fn authority(&self) -> &str {
+            self.field("host").map_or(&self.host, |host| std::str::from_utf8(host).unwrap())
+        }
+
         fn field(&self, name: &str) -> Option<&[u8]> {
             self.fields.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_slice())
         }
@@ -126,6 +134,10 @@ pub(super) mod fake {
 
         fn identity(&self) -> Option<&Identity> {
             self.identity.as_deref()
+        }
+
+        fn every_field(&self) -> impl Iterator<Item = (&str, &[u8])> {
+            self.fields.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
         }
     }
 }

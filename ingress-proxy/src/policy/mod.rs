@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! head ─▶ before ─▶ Answer(reply)                        closed, 403, redirect, 400, preflight, 503, 401, 413
-//!             ├──▶ Verify ─▶ settled ─▶ reply or passage  (a password, on a thread for slow work)
+//!             ├──▶ Try ─▶ settled ─▶ reply or passage  (a password's hash, another server's answer)
 //!             └──▶ Forward(passage) ─▶ endpoint ─▶ passage.after(response head)
 //! ```
 //!
@@ -25,15 +25,20 @@ mod canary;
 mod client;
 mod clients;
 mod cors;
+mod external;
 mod head;
 mod limits;
+mod mirror;
+mod own_request;
 mod passage;
 mod redirect;
 mod reply;
 mod rewrite;
 mod summary;
 mod template;
+mod trial;
 mod upstream;
+mod url;
 mod witness;
 
 use std::num::NonZeroU64;
@@ -48,14 +53,21 @@ pub(crate) use canary::{Canary, HeaderRule};
 pub(crate) use client::{Client, behind, is_in};
 pub(crate) use clients::{ClientCertificates, Demand, Identity, Shown};
 pub(crate) use cors::{Cors, MAX_ORIGINS, Origin, Origins};
+pub(crate) use external::{
+    Asker, AuthAnswer, Caching, ExternalAuth, Heard, Lifetimes, MAX_RESPONSE_FIELDS, Question,
+};
 pub(crate) use head::{RequestHead, ResponseHead, origin_form};
 pub(crate) use limits::{Limits, Per, Rate};
+pub(crate) use mirror::{Duplicate, Mirror};
+pub(crate) use own_request::is_proxys;
 pub(crate) use passage::Passage;
 pub(crate) use redirect::{Redirects, ToHttps};
 pub(crate) use reply::{By, Reply};
 pub(crate) use rewrite::{Replacement, Rewrite};
 pub(crate) use template::Template;
+pub(crate) use trial::Trial;
 pub(crate) use upstream::{MAX_TRIES, Retry, Upstream};
+pub(crate) use url::Url;
 pub(crate) use witness::Witness;
 
 #[cfg(test)]
@@ -75,6 +87,12 @@ pub(crate) struct Settings {
     pub(crate) cors: Option<Cors>,
     pub(crate) limits: Option<Limits>,
     pub(crate) auth: Option<BasicAuth>,
+    /// Another server is asked who may come in.
+    pub(crate) external: Option<Arc<ExternalAuth>>,
+    /// One of source ranges, password and other server is enough: `satisfy: any`.
+    pub(crate) satisfy_any: bool,
+    /// Where copies go.
+    pub(crate) mirror: Option<Arc<Mirror>>,
     /// `proxy-body-size` in bytes.
     pub(crate) body_limit: Option<NonZeroU64>,
     /// `upstream-vhost`.
@@ -113,6 +131,8 @@ pub(crate) struct Policy {
     pub(crate) passthrough: bool,
     pub(crate) rewrite: Option<Rewrite>,
     pub(crate) canary: Option<Canary>,
+    /// The rule, where what is remembered of one must not be used for another.
+    pub(crate) scope: Option<Box<str>>,
 }
 
 /// What policies remember between requests; one for all request paths.
@@ -141,35 +161,38 @@ impl Memory {
 pub(crate) enum Decision {
     /// The client gets this.
     Answer(Reply),
-    /// It is let in, if its password is right.
-    Verify(auth::Check, Box<Passage>),
+    /// It is let in if what is waited for finds for it.
+    Try(Box<Trial>),
     /// It goes to an endpoint.
     Forward(Box<Passage>),
 }
 
 impl Decision {
-    /// What is different about the request on its way, if it gets on its way.
+    /// What is different about the request on its way, as far as is known, if it gets on its way.
     pub(crate) fn passage(&self) -> Option<&Passage> {
         match self {
             Self::Answer(_) => None,
-            Self::Verify(_, passage) | Self::Forward(passage) => Some(passage),
+            Self::Try(trial) => Some(trial.passage()),
+            Self::Forward(passage) => Some(passage),
         }
     }
 
-    /// Waits for the verdict on a password, if there is one to wait for.
-    pub(crate) async fn settled(self) -> Result<Box<Passage>, Reply> {
+    /// Waits for what there is to wait for.
+    pub(crate) async fn settled(self, asker: &impl Asker) -> Result<Box<Passage>, Reply> {
         match self {
             Self::Answer(reply) => Err(reply),
             Self::Forward(passage) => Ok(passage),
-            Self::Verify(check, passage) => match check.run().await {
-                Ok(()) => Ok(passage),
-                Err(mut reply) => {
-                    passage.policy.mark(&mut *reply.fields, passage.https, passage.origin.as_ref());
-                    Err(reply)
-                }
-            },
+            Self::Try(trial) => trial.run(asker).await,
         }
     }
+}
+
+/// What is known of who may come in without waiting.
+struct Admission {
+    /// What the client hears if nothing that is waited for finds for it.
+    refusal: Option<Reply>,
+    check: Option<auth::Check>,
+    question: Option<Box<Question>>,
 }
 
 impl Policy {
@@ -202,8 +225,11 @@ impl Policy {
         if let Some(why) = &settings.closed {
             return answer(Reply::new(503, By::Closed, why.to_string()));
         }
-        if let Some(refusal) = settings.sources.answer(client) {
-            return answer(refusal);
+        let outside = settings.sources.answer(client);
+        if let Some(refusal) =
+            outside.as_ref().filter(|_| !self.is_one_enough() || settings.sources.denies(client))
+        {
+            return answer(refusal.clone());
         }
         witness.passes("source range", || settings.sources.passes(client));
         if let Some(redirect) = settings.redirects.answer(head, client, self.host_has_tls) {
@@ -231,13 +257,14 @@ impl Policy {
             Some(Err(refusal)) => return answer(refusal),
         };
         witness.passes("limits", || settings.limits.as_ref().map(|limits| limits.passes(client)));
-        let judged = settings.auth.as_ref().map(|auth| auth.judge(head, &memory.passwords, W::ONLY_ASKS));
-        let open = match judged {
-            None | Some(auth::Verdict::Right) => None,
-            Some(auth::Verdict::Wrong(refusal)) => return answer(refusal),
-            Some(auth::Verdict::Open(check)) => Some(check),
+        let admitted = self.admit(head, client, outside, memory, W::ONLY_ASKS);
+        let Admission { refusal, check, question } = match admitted {
+            Ok(admission) => admission,
+            Err(refusal) => return answer(refusal),
         };
         witness.passes("password", || settings.auth.as_ref().map(|_| BasicAuth::passes()));
+        witness
+            .passes("authentication server", || settings.external.as_ref().map(|_| ExternalAuth::passes()));
         if let Some(limit) = settings.body_limit.filter(|limit| content_length(head) > limit.get()) {
             return answer(passage::too_large(limit.get()));
         }
@@ -260,7 +287,7 @@ impl Policy {
         witness
             .passes("affinity", || session.as_ref().zip(settings.affinity.as_ref()).map(|(s, a)| a.says(s)));
         witness.passes("canary", || self.canary.as_ref().map(|canary| canary.says(head, sticky.is_some())));
-        let passage = Box::new(Passage {
+        let mut passage = Passage {
             canary: self.canary.as_ref().is_some_and(|canary| canary.takes(head, client, sticky)),
             rank_by: session_key.or_else(|| settings.hash_by.as_ref().map(|text| text.hash(head, client))),
             set_cookie: session.and_then(|session| session.set),
@@ -273,11 +300,61 @@ impl Policy {
                 .as_ref()
                 .map(|clients| clients.fields(head.identity()))
                 .unwrap_or_default(),
+            granted: None,
+            duplicate: None,
             place,
+        };
+        if let Some(mirror) = &settings.mirror {
+            passage.duplicate =
+                Some(Box::new(Duplicate::new(mirror, head, client, |name| passage.drops(name))));
+        }
+        let passage = Box::new(passage);
+        if check.is_none() && question.is_none() {
+            return Decision::Forward(passage);
+        }
+        Decision::Try(Box::new(Trial { passage, any: settings.satisfy_any, refusal, check, question }))
+    }
+
+    /// Whether one of several that may let in is enough.
+    fn is_one_enough(&self) -> bool {
+        let settings = &self.settings;
+        settings.satisfy_any && (settings.auth.is_some() || settings.external.is_some())
+    }
+
+    /// Who may come in. `outside` is what the client hears where it is in none of the networks that may.
+    fn admit(
+        &self,
+        head: &impl RequestHead,
+        client: &Client,
+        outside: Option<Reply>,
+        memory: &Memory,
+        only_asks: bool,
+    ) -> Result<Admission, Reply> {
+        let settings = &*self.settings;
+        let any = self.is_one_enough();
+        let admitted = Admission { refusal: None, check: None, question: None };
+        if any && outside.is_none() && settings.sources.allow.is_some() {
+            return Ok(admitted);
+        }
+        let mut refusal = outside;
+        let check = match settings.auth.as_ref().map(|auth| auth.judge(head, &memory.passwords, only_asks)) {
+            Some(auth::Verdict::Right) if any => return Ok(admitted),
+            None | Some(auth::Verdict::Right) => None,
+            Some(auth::Verdict::Wrong(reply)) if any => {
+                refusal = Some(trial::better(refusal, reply));
+                None
+            }
+            Some(auth::Verdict::Wrong(reply)) => return Err(reply),
+            Some(auth::Verdict::Open(check)) => Some(check),
+        };
+        let question = settings.external.as_ref().map(|external| {
+            let scope = self.scope.as_deref().unwrap_or_default();
+            Question::new(external, head, client, scope, settings.upstream.read)
         });
-        match open {
-            Some(check) => Decision::Verify(check, passage),
-            None => Decision::Forward(passage),
+        let question = question.transpose()?.map(Box::new);
+        match refusal {
+            Some(refusal) if check.is_none() && question.is_none() => Err(refusal),
+            refusal => Ok(Admission { refusal, check, question }),
         }
     }
 

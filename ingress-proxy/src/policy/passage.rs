@@ -8,7 +8,9 @@ use http::{HeaderName, HeaderValue, header};
 use super::clients;
 use super::limits::Place;
 use super::upstream::Upstream;
-use super::{By, Policy, Reply, ResponseHead};
+use super::{AuthAnswer, By, Duplicate, ExternalAuth, Policy, Reply, ResponseHead};
+
+static PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 
 /// Made by [`Policy::before`], kept until the response is finished: dropping it frees the request's place among those
 /// in flight.
@@ -27,6 +29,10 @@ pub(crate) struct Passage {
     pub(super) https: bool,
     /// What the endpoint hears of the client's certificate.
     pub(super) identity: Vec<(HeaderName, HeaderValue)>,
+    /// What the authentication server said.
+    pub(super) granted: Option<Arc<AuthAnswer>>,
+    /// The copy for the mirror.
+    pub(super) duplicate: Option<Box<Duplicate>>,
     #[expect(dead_code, reason = "held for its drop")]
     pub(super) place: Option<Place>,
 }
@@ -58,17 +64,40 @@ impl Passage {
     }
 
     /// Fields that the endpoint gets, instead of any that the client sent.
-    pub(crate) fn fields(&self) -> impl Iterator<Item = (HeaderName, &HeaderValue)> {
+    pub(crate) fn fields(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
         let prefix = self.policy.settings.prefix.as_ref().filter(|_| self.target.is_some());
-        let prefix = prefix.into_iter().map(|prefix| (HeaderName::from_static("x-forwarded-prefix"), prefix));
-        prefix.chain(self.identity.iter().map(|(name, value)| (name.clone(), value)))
+        let identity = self.identity.iter().map(|(name, value)| (name, value));
+        prefix.into_iter().map(|prefix| (&PREFIX, prefix)).chain(identity).chain(self.granted_fields())
     }
 
-    /// Fields of the client's that were for us.
-    pub(crate) fn dropped_fields(&self) -> impl Iterator<Item = HeaderName> {
+    /// Those of them that the authentication server gave.
+    pub(crate) fn granted_fields(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.external().zip(self.granted.as_ref()).into_iter().flat_map(|(external, granted)| {
+            let values = |name| granted.fields.get_all(name).iter().map(move |value| (name, value));
+            external.response_fields.iter().flat_map(values)
+        })
+    }
+
+    /// Whether the endpoint does not get a client's field of this name.
+    pub(crate) fn drops(&self, name: &str) -> bool {
+        let settings = &self.policy.settings;
         // The password was checked here; the endpoint has no use for it.
-        let password = self.policy.settings.auth.iter().map(|_| header::AUTHORIZATION);
-        password.chain(self.policy.clients.iter().flat_map(|_| clients::FIELDS))
+        (settings.auth.is_some() && name.eq_ignore_ascii_case(header::AUTHORIZATION.as_str()))
+            || (settings.prefix.is_some()
+                && self.target.is_some()
+                && name.eq_ignore_ascii_case(PREFIX.as_str()))
+            || (self.policy.clients.is_some()
+                && clients::FIELDS.iter().any(|field| name.eq_ignore_ascii_case(field.as_str())))
+            || self.external().is_some_and(|external| external.owns(name))
+    }
+
+    fn external(&self) -> Option<&ExternalAuth> {
+        self.policy.settings.external.as_deref()
+    }
+
+    /// The copy for the mirror, once.
+    pub(crate) fn take_duplicate(&mut self) -> Option<Box<Duplicate>> {
+        self.duplicate.take()
     }
 
     /// Timeouts and retries.
@@ -91,9 +120,22 @@ impl Passage {
         self.policy.settings.error_statuses.contains(&status)
     }
 
-    /// Edits the head of the response, whoever made it.
-    pub(crate) fn after(&self, response: &mut impl ResponseHead) {
+    /// A reply, with what every answer of the rule carries.
+    pub(super) fn marked(&self, mut reply: Reply) -> Reply {
+        self.policy.mark(&mut *reply.fields, self.https, self.origin.as_ref());
+        reply
+    }
+
+    /// Edits the head of the response with this status, whoever made it.
+    pub(crate) fn after(&self, status: u16, response: &mut impl ResponseHead) {
         self.policy.mark(response, self.https, self.origin.as_ref());
+        if let Some((external, granted)) = self.external().zip(self.granted.as_ref())
+            && (external.always_set_cookie || (200..400).contains(&status))
+        {
+            for cookie in granted.fields.get_all(header::SET_COOKIE) {
+                response.append(header::SET_COOKIE, cookie.clone());
+            }
+        }
         if let Some(cookie) = &self.set_cookie {
             response.append(header::SET_COOKIE, cookie.clone());
         }

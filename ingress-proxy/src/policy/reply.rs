@@ -17,6 +17,7 @@ pub(crate) enum By {
     RateLimit,
     ConnectionLimit,
     BasicAuth,
+    ExternalAuth,
     BodySize,
     Rewrite,
     ErrorPage,

@@ -10,7 +10,7 @@ impl Policy {
 
     /// In what the two differ.
     pub(crate) fn differences(&self, other: &Self) -> Vec<&'static str> {
-        let Self { settings, host_has_tls, clients, passthrough, rewrite, canary } = self;
+        let Self { settings, host_has_tls, clients, passthrough, rewrite, canary, scope: _ } = self;
         let mut names = settings.differences(&other.settings);
         let own = [
             ("auth-tls", *clients != other.clients),
@@ -35,6 +35,9 @@ impl Settings {
             cors,
             limits,
             auth,
+            external,
+            satisfy_any,
+            mirror,
             body_limit,
             vhost,
             prefix,
@@ -52,6 +55,9 @@ impl Settings {
             ("cors", *cors != other.cors),
             ("limit", *limits != other.limits),
             ("auth", *auth != other.auth),
+            ("auth-url", *external != other.external),
+            ("satisfy", *satisfy_any != other.satisfy_any),
+            ("mirror", *mirror != other.mirror),
             ("proxy-body-size", *body_limit != other.body_limit),
             ("upstream-vhost", *vhost != other.vhost),
             ("x-forwarded-prefix", *prefix != other.prefix),

@@ -5,33 +5,44 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::auth::user;
 use super::head::{cookie, origin_form};
 use super::{Client, RequestHead};
 
 /// Longest text, in bytes.
 pub(crate) const MAX_LEN: usize = 1_024;
+/// What does not stand for itself in a part of a URL (RFC 3986 §2.3).
+pub(super) const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A parsed text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Template(Box<[Part]>);
+pub(crate) struct Template(pub(super) Box<[Part]>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
+pub(super) enum Part {
     Text(Box<str>),
     Variable(Variable),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Variable {
+pub(super) enum Variable {
     Scheme,
     Host,
+    /// The host as the client wrote it, with its port.
+    Authority,
     /// Path and query.
     RequestUri,
+    /// The same, to stand in a query.
+    EscapedRequestUri,
     /// The path.
     Uri,
     Args,
     Method,
     Address,
+    /// Of basic authentication, right or not.
+    User,
     Field(Box<str>),
     Cookie(Box<str>),
     Arg(Box<str>),
@@ -40,12 +51,15 @@ enum Variable {
 impl Variable {
     fn parse(name: &str) -> Option<Self> {
         Some(match name {
-            "scheme" => Self::Scheme,
-            "host" | "http_host" | "best_http_host" => Self::Host,
+            "scheme" | "pass_access_scheme" => Self::Scheme,
+            "host" => Self::Host,
+            "http_host" | "best_http_host" => Self::Authority,
             "request_uri" => Self::RequestUri,
+            "escaped_request_uri" => Self::EscapedRequestUri,
             "uri" | "document_uri" => Self::Uri,
             "args" | "query_string" => Self::Args,
             "request_method" => Self::Method,
+            "remote_user" => Self::User,
             "remote_addr" | "binary_remote_addr" | "the_real_ip" => Self::Address,
             _ => {
                 if let Some(field) = name.strip_prefix("http_").filter(|rest| !rest.is_empty()) {
@@ -61,18 +75,33 @@ impl Variable {
 
     /// Whether the client cannot choose its value freely: what may stand in an answer to that client.
     fn is_of_the_target(&self) -> bool {
-        matches!(self, Self::Scheme | Self::Host | Self::RequestUri | Self::Uri | Self::Args)
+        matches!(
+            self,
+            Self::Scheme
+                | Self::Host
+                | Self::Authority
+                | Self::RequestUri
+                | Self::EscapedRequestUri
+                | Self::Uri
+                | Self::Args
+        )
     }
 
-    fn push(&self, out: &mut Vec<u8>, head: &impl RequestHead, client: &Client) {
+    pub(super) fn push(&self, out: &mut Vec<u8>, head: &impl RequestHead, client: &Client) {
         match self {
             Self::Scheme => out.extend(if client.https { &b"https"[..] } else { b"http" }),
             Self::Host => out.extend(head.host().as_bytes()),
+            Self::Authority => out.extend(head.authority().as_bytes()),
             Self::RequestUri => out.extend(origin_form(head).into_bytes()),
+            Self::EscapedRequestUri => {
+                let text = origin_form(head);
+                out.extend(utf8_percent_encode(&text, COMPONENT).flat_map(str::bytes));
+            }
             Self::Uri => out.extend(head.path().as_bytes()),
             Self::Args => out.extend(head.query().unwrap_or_default().as_bytes()),
             Self::Method => out.extend(head.method().as_bytes()),
             Self::Address => out.extend(client.address.to_string().into_bytes()),
+            Self::User => out.extend(user(head).unwrap_or_default().into_bytes()),
             Self::Field(name) => out.extend(head.field(name).unwrap_or_default()),
             Self::Cookie(name) => out.extend(cookie(head, name).unwrap_or_default()),
             Self::Arg(name) => {
@@ -152,7 +181,12 @@ mod tests {
     use super::*;
 
     fn expanded(text: &str) -> Option<String> {
-        let fields = [("x-tenant", "blue"), ("cookie", "sid=7")];
+        let fields = [
+            ("x-tenant", "blue"),
+            ("cookie", "sid=7"),
+            ("host", "shop.example:81"),
+            ("authorization", "Basic YW5uOng="),
+        ];
         let head = get("http://shop.example/a/b?k=v&n=1", &fields);
         let client = Client { address: "192.0.2.1".parse().unwrap(), https: true, now_us: 0, dice: 0 };
         Some(String::from_utf8(Template::parse(text)?.expand(&head, &client)).unwrap())
@@ -167,6 +201,8 @@ mod tests {
             ("$scheme://$host", Some("https://shop.example")),
             ("$remote_addr $request_method", Some("192.0.2.1 GET")),
             ("$http_x_tenant/$cookie_sid/$arg_n/$arg_none", Some("blue/7/1/")),
+            ("$http_host$escaped_request_uri", Some("shop.example:81%2Fa%2Fb%3Fk%3Dv%26n%3D1")),
+            ("$remote_user", Some("ann")),
             ("$unknown", None),
             ("${uri", None),
             ("$", None),

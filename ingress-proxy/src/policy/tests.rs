@@ -91,10 +91,10 @@ fn the_endpoints_own_hsts_stays() {
     let hsts = Some(HeaderValue::from_static("max-age=1"));
     let passage = forward(&policy(Settings { hsts, ..Settings::default() }), &get("http://a.com/", &[]));
     let mut response = HeaderMap::new();
-    passage.after(&mut response);
+    passage.after(200, &mut response);
     assert_eq!(response["strict-transport-security"], "max-age=1");
     response.insert("strict-transport-security", HeaderValue::from_static("max-age=2"));
-    passage.after(&mut response);
+    passage.after(200, &mut response);
     assert_eq!(response["strict-transport-security"], "max-age=2");
 }
 
@@ -128,7 +128,7 @@ fn a_passage_carries_what_is_different() {
     assert_eq!(passage.body_limit(), Some(5));
     assert_eq!(passage.refuse_body().unwrap().status, 413);
     let mut response = HeaderMap::new();
-    passage.after(&mut response);
+    passage.after(200, &mut response);
     assert_eq!(response["set-cookie"], "s=0000000000000007; Path=/; Secure");
 }
 

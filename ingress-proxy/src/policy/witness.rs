@@ -7,7 +7,8 @@
 //! **Cost.** Requests have `()` for a witness, for which all this is compiled to nothing.
 
 use super::{
-    BasicAuth, By, Canary, Client, Cors, Limits, Redirects, RequestHead, Settings, Sources, ToHttps,
+    BasicAuth, By, Canary, Client, Cors, ExternalAuth, Limits, Redirects, RequestHead, Settings, Sources,
+    ToHttps,
 };
 
 /// Who is told what the policies say, in the order in which they are asked.
@@ -46,6 +47,7 @@ impl By {
             Self::Cors => "cors",
             Self::RateLimit | Self::ConnectionLimit => "limits",
             Self::BasicAuth => "password",
+            Self::ExternalAuth => "authentication server",
             Self::BodySize => "body size",
             Self::Rewrite => "rewrite",
             Self::ErrorPage => "error page",
@@ -104,6 +106,12 @@ impl Limits {
         });
         let limits: Vec<String> = at_a_time.into_iter().chain(rates).collect();
         format!("{} is within {}", client.address, limits.join(", "))
+    }
+}
+
+impl ExternalAuth {
+    pub(super) fn passes() -> String {
+        "another server says who may come in; it is not asked now".to_owned()
     }
 }
 

@@ -21,6 +21,7 @@ use crate::config::{Network, Timeouts};
 use crate::live::{Door, Live, Target};
 use crate::metrics::{Metrics, TargetLabels, TargetMetrics};
 use crate::policy::{self, Memory};
+use crate::subrequest::Subrequests;
 use crate::tls::Certificates;
 use crate::upstream::Pool;
 pub(crate) use attempts::{Attempts, Failed, Then};
@@ -29,6 +30,9 @@ pub(crate) use headers::{Ends, Handshake, Peer, RequestId, forwarding};
 pub(crate) use record::{PageRequest, Record};
 pub(crate) use respond::Answer;
 pub(crate) use strict::Fault;
+
+/// Why a request was not answered, for the access log.
+pub(crate) const CLIENT_GONE: &str = "the client closed the connection";
 
 /// What all requests share.
 pub(crate) struct Proxy {
@@ -41,6 +45,8 @@ pub(crate) struct Proxy {
     pub(crate) trusted: Box<[Network]>,
     /// What policies remember between requests.
     pub(crate) memory: Memory,
+    /// Other servers that are asked, and told.
+    pub(crate) subrequests: Subrequests,
     pub(crate) timeouts: Timeouts,
     ports: Ports,
 }
@@ -64,7 +70,9 @@ impl Proxy {
     ) -> Self {
         let unmatched = metrics.target(&TargetLabels::none());
         let memory = Memory::new(&metrics.policies);
-        Self { live, certificates, metrics, unmatched, log, trusted: trusted.into(), memory, timeouts, ports }
+        let subrequests = Subrequests::new(&metrics.subrequests, &timeouts);
+        let trusted = trusted.into();
+        Self { live, certificates, metrics, unmatched, log, trusted, memory, subrequests, timeouts, ports }
     }
 
     /// What is known of a connection's other end.

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
-use super::{Answer, Fault, Handshake, Peer, Proxy, RequestId, Trouble};
+use super::{Answer, CLIENT_GONE, Fault, Handshake, Peer, Proxy, RequestId, Trouble};
 use crate::access_log::Line;
 use crate::live::Target;
 use crate::metrics::Metrics;
 use crate::policy::{By, Client, Decision, Passage, Reply, origin_form};
+use crate::subrequest::Tee;
 use crate::table::{normalize_host, normalize_path};
 use crate::upstream::Pool;
-use crate::wire::{Known, Normal, RequestHead};
+use crate::wire::{Body, Known, Normal, RequestHead};
 
 /// One request.
 pub(crate) struct Record {
@@ -168,7 +169,7 @@ impl Record {
         let of_page = self.page.as_ref().map(|page| page.asked).filter(|asked| asked.instead_of_response);
         let answer = trouble.answer(self.target.as_deref()).map(Answer::closing);
         if answer.is_none() {
-            self.reason = Some(Cow::Borrowed("the client closed the connection"));
+            self.reason = Some(Cow::Borrowed(CLIENT_GONE));
         }
         Err(answer.map(|answer| of_page.map_or(answer, |asked| page_text(asked.status).closing())))
     }
@@ -285,13 +286,24 @@ impl Proxy {
     /// Waits for what the policies decide.
     pub(crate) async fn settle(&self, record: &mut Record, decision: Option<Decision>) -> Result<(), Answer> {
         if let Some(decision) = decision {
-            let passage = decision.settled().await.map_err(|reply| {
-                self.metrics.policies.answered(reply.by);
-                Answer::from(reply)
-            })?;
+            let passage = self.let_in(decision, record.id.as_str()).await?;
             record.passage = Some(passage);
         }
         Ok(())
+    }
+
+    pub(super) async fn let_in(&self, decision: Decision, id: &str) -> Result<Box<Passage>, Answer> {
+        decision.settled(&self.subrequests.asker(id)).await.map_err(|reply| {
+            self.metrics.policies.answered(reply.by);
+            Answer::from(reply)
+        })
+    }
+
+    /// Begins to send the copy that the rule wants of a request with this body. Returns where the body goes, too.
+    pub(crate) fn mirror(&self, passage: Option<&mut Passage>, id: &RequestId, body: Body) -> Option<Tee> {
+        let passage = passage?;
+        let duplicate = passage.take_duplicate()?;
+        self.subrequests.mirror(*duplicate, id.as_str(), passage.granted_fields(), body)
     }
 
     /// Counts a request that is over, and logs it. `status` is 0 when the client got no answer.

@@ -15,6 +15,7 @@ mod malformed;
 mod pages;
 mod policies;
 mod protocols;
+mod recorder;
 mod role;
 mod routing;
 mod script;

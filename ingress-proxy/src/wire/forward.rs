@@ -42,12 +42,7 @@ pub(crate) fn write_request(
     });
     let host = passage.and_then(Passage::host).map_or(head.host.as_bytes(), HeaderValue::as_bytes);
     field(out, "host", host);
-    let replaced = |name: &str| {
-        passage.is_some_and(|passage| {
-            passage.dropped_fields().any(|dropped| name.eq_ignore_ascii_case(dropped.as_str()))
-                || passage.fields().any(|(set, _)| name.eq_ignore_ascii_case(set.as_str()))
-        })
-    };
+    let replaced = |name: &str| passage.is_some_and(|passage| passage.drops(name));
     for Header { name, value } in head.fields {
         let known = Known::of(name);
         let goes_on = match known {
@@ -80,6 +75,18 @@ pub(crate) fn write_request(
     };
     forwarding(peer, head.host, id, networks, given, |name, value| field(out, name, value.as_bytes()));
     out.extend_from_slice(b"\r\n");
+}
+
+/// Adds fields to a head that was written.
+pub(crate) fn add_fields<'f>(
+    head: &mut Vec<u8>,
+    fields: impl Iterator<Item = (&'f HeaderName, &'f HeaderValue)>,
+) {
+    head.truncate(head.len() - 2);
+    for (name, value) in fields {
+        field(head, name.as_str(), value.as_bytes());
+    }
+    head.extend_from_slice(b"\r\n");
 }
 
 /// Makes another request of a head that was written: for this target, if there is one, and with these fields.
@@ -120,7 +127,7 @@ pub(crate) fn write_response(
 ) {
     let edits = passage.map(|passage| {
         let mut edits = Edits { head, set: Vec::new(), appended: Vec::new() };
-        passage.after(&mut edits);
+        passage.after(head.status, &mut edits);
         edits
     });
     let set = edits.as_ref().map_or(&[][..], |edits| &edits.set);

@@ -13,7 +13,9 @@ mod write;
 
 pub(crate) use buffer::Buffer;
 pub(crate) use deadline::Deadline;
-pub(crate) use forward::{After, goes_on_to_client, redirect_request, write_request, write_response};
+pub(crate) use forward::{
+    After, add_fields, goes_on_to_client, redirect_request, write_request, write_response,
+};
 pub(crate) use framing::{Body, Part};
 pub(crate) use head::{
     Connection, HeadEnd, Known, MAX_FIELDS, MAX_HEAD_BYTES, Normal, RequestHead, ResponseHead, Space,

@@ -12,13 +12,13 @@ pub(crate) enum Known {
     Idle(&'static str),
     /// It is not served yet: requests are served without it.
     NotYet,
-    /// It is not served yet, and requests that it would have kept out must not get in without it.
-    NotYetClosed,
     /// It never will be; the text says why.
     Refused(&'static str),
 }
 
 const STREAMED: Known = Known::Idle("bodies are passed on as they come and are never buffered");
+const KEPT: Known =
+    Known::Idle("connections to authentication servers are kept and used again by themselves");
 const CODE: Known = Known::Refused(
     "it is configuration in nginx's language, which is code: use the annotations that \
                                     do what it does",
@@ -46,22 +46,22 @@ pub(crate) const KNOWN: &[(&str, Known)] = &[
     ("affinity-mode", Known::Served),
     ("allowlist-source-range", Known::Served),
     ("app-root", Known::Served),
-    ("auth-always-set-cookie", Known::NotYet),
-    ("auth-cache-duration", Known::NotYet),
-    ("auth-cache-key", Known::NotYet),
-    ("auth-keepalive", Known::NotYet),
-    ("auth-keepalive-requests", Known::NotYet),
-    ("auth-keepalive-share-vars", Known::NotYet),
-    ("auth-keepalive-timeout", Known::NotYet),
-    ("auth-method", Known::NotYet),
+    ("auth-always-set-cookie", Known::Served),
+    ("auth-cache-duration", Known::Served),
+    ("auth-cache-key", Known::Served),
+    ("auth-keepalive", KEPT),
+    ("auth-keepalive-requests", KEPT),
+    ("auth-keepalive-share-vars", KEPT),
+    ("auth-keepalive-timeout", KEPT),
+    ("auth-method", Known::Served),
     ("auth-proxy-set-headers", Known::NotYet),
     ("auth-realm", Known::Served),
-    ("auth-request-redirect", Known::NotYet),
-    ("auth-response-headers", Known::NotYet),
+    ("auth-request-redirect", Known::Served),
+    ("auth-response-headers", Known::Served),
     ("auth-secret", Known::Served),
     ("auth-secret-type", Known::Served),
-    ("auth-signin", Known::NotYet),
-    ("auth-signin-redirect-param", Known::NotYet),
+    ("auth-signin", Known::Served),
+    ("auth-signin-redirect-param", Known::Served),
     ("auth-snippet", CODE),
     ("auth-tls-error-page", Known::Served),
     ("auth-tls-match-cn", Known::Served),
@@ -70,7 +70,7 @@ pub(crate) const KNOWN: &[(&str, Known)] = &[
     ("auth-tls-verify-client", Known::Served),
     ("auth-tls-verify-depth", Known::Idle("chains of any sensible length are verified")),
     ("auth-type", Known::Served),
-    ("auth-url", Known::NotYetClosed),
+    ("auth-url", Known::Served),
     ("backend-protocol", Known::Served),
     ("canary", Known::Served),
     ("canary-by-cookie", Known::Served),
@@ -122,9 +122,9 @@ pub(crate) const KNOWN: &[(&str, Known)] = &[
     ("limit-rps", Known::Served),
     ("limit-whitelist", Known::Served),
     ("load-balance", Known::Served),
-    ("mirror-host", Known::NotYet),
-    ("mirror-request-body", Known::NotYet),
-    ("mirror-target", Known::NotYet),
+    ("mirror-host", Known::Served),
+    ("mirror-request-body", Known::Served),
+    ("mirror-target", Known::Served),
     ("modsecurity-snippet", CODE),
     ("modsecurity-transaction-id", Known::NotYet),
     ("opentelemetry-operation-name", Known::NotYet),
@@ -164,7 +164,7 @@ pub(crate) const KNOWN: &[(&str, Known)] = &[
     ("proxy-ssl-verify-depth", Known::Idle("chains of any sensible length are verified")),
     ("relative-redirects", Known::NotYet),
     ("rewrite-target", Known::Served),
-    ("satisfy", Known::NotYet),
+    ("satisfy", Known::Served),
     ("server-alias", Known::Served),
     ("server-snippet", CODE),
     ("service-upstream", Known::NotYet),
@@ -220,14 +220,12 @@ mod tests {
             let rest = text.split_once(&format!("\n## {title}\n")).expect(title).1;
             rest.split("\n## ").next().unwrap_or_default()
         };
-        let (closing, told) = section("Not served yet").split_once("Told, and").unwrap();
         for (name, known) in KNOWN {
             let section = match known {
                 Known::Served => section("Served"),
                 Known::Idle(_) => section("Without anything to act on"),
                 Known::Refused(_) => section("Refused"),
-                Known::NotYetClosed => closing,
-                Known::NotYet => told,
+                Known::NotYet => section("Not served yet"),
             };
             assert!(section.contains(&format!("`{name}`")), "{name}");
         }

@@ -10,6 +10,7 @@
 mod access;
 mod clients;
 mod known;
+mod own_requests;
 mod reader;
 mod traffic;
 mod upstream_tls;
@@ -82,6 +83,9 @@ impl Annotations {
             cors: access::cors(r),
             limits: access::limits(r, key),
             auth: None,
+            external: own_requests::external(r, key).map(Arc::new),
+            satisfy_any: own_requests::satisfy_any(r),
+            mirror: own_requests::mirror(r, key).map(Arc::new),
             body_limit: traffic::body_limit(r),
             vhost: r.read("upstream-vhost", "a host, maybe with a port", vhost),
             prefix: r.read("x-forwarded-prefix", "a path", |text| {

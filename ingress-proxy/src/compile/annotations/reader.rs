@@ -64,11 +64,6 @@ impl<'a> Reader<'a> {
                     Reason::UnservedAnnotation,
                     "is not served yet: requests are served without it".to_owned(),
                 ),
-                Some(Known::NotYetClosed) => {
-                    let why = format!("annotation {key} is not served yet");
-                    self.closed.get_or_insert(why);
-                    (Reason::UnservedAnnotation, format!("is not served yet{CLOSED}"))
-                }
             };
             self.problems.push((reason, format!("annotation {key} {text}")));
         }
@@ -219,7 +214,7 @@ mod tests {
         let told = annotations(&[
             ("nginx.ingress.kubernetes.io/configuration-snippet", "deny all;"),
             ("nginx.ingress.kubernetes.io/ssl-redirekt", "true"),
-            ("nginx.ingress.kubernetes.io/mirror-target", "http://x"),
+            ("nginx.ingress.kubernetes.io/custom-headers", "n/m"),
             ("nginx.ingress.kubernetes.io/proxy-buffering", "on"),
             ("nginx.ingress.kubernetes.io/enable-modsecurity", "false"),
             ("nginx.ingress.kubernetes.io/proxy-request-buffering", "off"),
@@ -228,14 +223,6 @@ mod tests {
         let reasons: Vec<Reason> = reader.problems.iter().map(|(reason, _)| *reason).collect();
         assert_eq!(reasons, [RefusedAnnotation, UnservedAnnotation, UnservedAnnotation, UnknownAnnotation]);
         assert_eq!(reader.closed, None);
-
-        let closing = annotations(&[("nginx.ingress.kubernetes.io/auth-url", "https://auth/")]);
-        let reader = Reader::new(&closing);
-        assert_eq!(
-            reader.closed.unwrap(),
-            "annotation nginx.ingress.kubernetes.io/auth-url is not served yet"
-        );
-        assert!(reader.problems[0].1.contains("answer 503"), "{:?}", reader.problems);
     }
 
     #[test]

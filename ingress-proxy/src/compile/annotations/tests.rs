@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::policy::{HeaderRule, Origins, Per, Retry};
+use crate::policy::{HeaderRule, Lifetimes, Origins, Per, Retry};
 use crate::upstream::Method;
 
 fn read(pairs: &[(&str, &str)]) -> Annotations {
@@ -79,7 +79,6 @@ fn what_keeps_requests_out_fails_closed() {
         &[("auth-type", "basic")],
         &[("auth-type", "basic"), ("auth-secret", "other/s")],
         &[("auth-type", "basic"), ("auth-secret", "s"), ("auth-secret-type", "file")],
-        &[("auth-url", "https://auth.example/")],
         &[("auth-tls-secret", "other/ca")],
         &[("auth-tls-match-cn", "CN=ann")],
         &[("auth-tls-secret", "ca"), ("auth-tls-match-cn", "CN=(")],
@@ -87,6 +86,12 @@ fn what_keeps_requests_out_fails_closed() {
         &[("backend-protocol", "HTTPS"), ("proxy-ssl-verify", "on")],
         &[("backend-protocol", "HTTPS"), ("proxy-ssl-verify", "maybe")],
         &[("proxy-ssl-secret", "other/s")],
+        &[("auth-url", "auth.example/")],
+        &[("auth-url", "https://$http_x/")],
+        &[("auth-url", "https://auth.example/"), ("auth-method", "CONNECT")],
+        &[("auth-url", "https://auth.example/"), ("auth-response-headers", "Content-Length")],
+        &[("auth-url", "https://auth.example/"), ("auth-response-headers", "X-User, ,")],
+        &[("satisfy", "some")],
         &[("backend-protocol", "FCGI")],
         &[("ssl-passthrough", "maybe")],
     ] {
@@ -106,6 +111,8 @@ fn what_keeps_requests_out_fails_closed() {
         ("server-alias", "~^www"),
         ("proxy-next-upstream", "always"),
         ("load-balance", "least-request"),
+        ("mirror-target", "test.example"),
+        ("auth-signin", "javascript:x"),
     ] {
         let read = read(&[bad]);
         assert_eq!(read.settings.closed, None, "{bad:?}");
@@ -269,10 +276,69 @@ fn endpoints_are_asked_as_told() {
     assert_eq!((endless.settings.upstream.retry.within, endless.settings.body_limit), (None, None));
 }
 
+#[test]
+fn authentication_servers_are_read() {
+    let url = ("auth-url", "https://auth.example/verify");
+    let plain = fine(&[url]).settings.external.unwrap();
+    assert_eq!((plain.method.as_str(), plain.response_fields.len()), ("GET", 0));
+    assert!(plain.caching.is_none() && plain.sign_in.is_none() && !plain.always_set_cookie);
+    assert_eq!(fine(&[("auth-signin", "/in")]).settings.external, None, "no auth-url, no authentication");
+    let all = fine(&[
+        url,
+        ("auth-method", "POST"),
+        ("auth-response-headers", "X-User,Authorization, Set-Cookie"),
+        ("auth-signin", "https://$host/in"),
+        ("auth-request-redirect", "/after"),
+        ("auth-always-set-cookie", "true"),
+        ("auth-cache-key", "$remote_user$http_authorization"),
+        ("auth-cache-duration", "200 401 1m, 403 5s"),
+        ("satisfy", "any"),
+    ]);
+    let external = all.settings.external.unwrap();
+    assert_eq!(*external.response_fields, ["x-user", "authorization", "set-cookie"]);
+    assert!(external.redirect.is_some() && external.always_set_cookie && all.settings.satisfy_any);
+    assert_eq!(external.caching.as_ref().unwrap().lifetimes, Lifetimes::parse("200 401 1m, 403 5s").unwrap());
+
+    let bad = read(&[url, ("auth-cache-key", "k"), ("auth-cache-duration", "200")]);
+    assert_eq!((&bad.settings.external.unwrap().caching, bad.problems.len()), (&None, 1));
+    let sign_in = |place: &str, param: &str| {
+        fine(&[url, ("auth-signin", place), ("auth-signin-redirect-param", param)])
+            .settings
+            .external
+            .unwrap()
+            .sign_in
+            .clone()
+    };
+    let way = "$scheme://$http_host$escaped_request_uri";
+    for (place, expected) in [
+        ("/in", format!("/in?to={way}")),
+        ("/in?", format!("/in?to={way}")),
+        ("/in?a=b", format!("/in?a=b&to={way}")),
+        ("/in?to=", format!("/in?to=&to={way}")),
+        ("/in?a&to=$request_uri", "/in?a&to=$request_uri".to_owned()),
+    ] {
+        assert_eq!(sign_in(place, "to"), Template::parse_location(&expected), "{place}");
+    }
+}
+
+#[test]
+fn mirrors_are_read() {
+    let target = ("mirror-target", "https://test.example$request_uri");
+    let mirror = fine(&[target]).settings.mirror.unwrap();
+    assert!(mirror.with_body && mirror.host.is_none());
+    let mirror = fine(&[target, ("mirror-request-body", "off"), ("mirror-host", "x.example")])
+        .settings
+        .mirror
+        .unwrap();
+    assert!(!mirror.with_body && mirror.host.as_ref().unwrap() == "x.example");
+    assert_eq!(fine(&[("mirror-host", "x.example")]).settings.mirror, None);
+}
+
 /// What is served is read: an annotation with a value that nothing can be is complained about.
 #[test]
 fn every_served_annotation_is_read() {
     let free = [
+        "auth-cache-key",
         "auth-secret",
         "auth-realm",
         "auth-tls-secret",

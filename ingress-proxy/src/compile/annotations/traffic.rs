@@ -106,7 +106,7 @@ pub(super) fn affinity(r: &mut Reader<'_>) -> Option<Affinity> {
 }
 
 /// A name of a header or cookie (RFC 9110 §5.6.2, without what needs care in other places).
-fn token(text: &str) -> Option<&str> {
+pub(super) fn token(text: &str) -> Option<&str> {
     let fit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     (!text.is_empty() && text.bytes().all(fit)).then_some(text)
 }

@@ -223,7 +223,8 @@ impl Explanation {
                 self.policies.push(PolicyReport { policy, status, why: reply.text.to_string() });
                 Err(reply.into())
             }
-            Decision::Verify(_, passage) | Decision::Forward(passage) => Ok(Some(passage)),
+            Decision::Try(trial) => Ok(Some(trial.into_passage())),
+            Decision::Forward(passage) => Ok(Some(passage)),
         }
     }
 

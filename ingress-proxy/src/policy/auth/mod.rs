@@ -132,6 +132,11 @@ fn credentials(field: &[u8]) -> Option<(String, Vec<u8>)> {
     Some((String::from_utf8(text[..colon].to_vec()).ok()?, text[colon + 1..].to_vec()))
 }
 
+/// The user that the request says it comes from.
+pub(super) fn user(head: &impl RequestHead) -> Option<String> {
+    head.field("authorization").and_then(credentials).map(|(user, _)| user)
+}
+
 /// A password that is not known to be right.
 pub(crate) struct Check {
     hash: Arc<Hash>,
@@ -152,10 +157,16 @@ impl Check {
     pub(super) async fn run(self) -> Result<(), Reply> {
         let busy = || Reply::new(503, By::BasicAuth, "too many passwords are being checked, try again");
         let passwords = self.passwords;
-        let _waiting = passwords.waiting.try_acquire().map_err(|_| busy())?;
-        let _checking = passwords.checking.acquire().await.map_err(|_| busy())?;
+        let waiting = Arc::clone(&passwords.waiting).try_acquire_owned().map_err(|_| busy())?;
+        let checking = Arc::clone(&passwords.checking).acquire_owned().await.map_err(|_| busy())?;
         let (hash, password) = (self.hash, self.password);
-        let right = tokio::task::spawn_blocking(move || hash.matches(&password)).await.unwrap_or(false);
+        // The thread goes on when the client does not wait any more, and so it keeps its place.
+        let checked = tokio::task::spawn_blocking(move || {
+            let right = hash.matches(&password);
+            drop((checking, waiting));
+            right
+        });
+        let right = checked.await.unwrap_or(false);
         if !right {
             return Err(self.refusal);
         }
@@ -168,16 +179,16 @@ impl Check {
 #[derive(Debug)]
 pub(crate) struct Passwords {
     remembered: Remembered,
-    checking: Semaphore,
-    waiting: Semaphore,
+    checking: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
 }
 
 impl Passwords {
     pub(super) fn new() -> Self {
         Self {
             remembered: Remembered::new(),
-            checking: Semaphore::new(CHECKS),
-            waiting: Semaphore::new(CHECKS + WAITING),
+            checking: Arc::new(Semaphore::new(CHECKS)),
+            waiting: Arc::new(Semaphore::new(CHECKS + WAITING)),
         }
     }
 }

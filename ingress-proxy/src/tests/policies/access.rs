@@ -43,7 +43,7 @@ async fn what_cannot_be_kept_closed_otherwise_is_closed() {
     let (a, cluster) = one(&[("whitelist-source-range", "everybody")]).await;
     let (status, text) = cluster.get("x.com", "/").await;
     assert!(status == 503 && text.contains("whitelist-source-range is not a list of networks"), "{text}");
-    cluster.annotate("i", &[("auth-url", "https://auth.example/")]);
+    cluster.annotate("i", &[("auth-url", "auth.example")]);
     assert_eq!(cluster.get("x.com", "/").await.0, 503);
     assert_eq!(a.count(), 0);
 }

@@ -94,7 +94,8 @@ async fn a_broken_backend_is_not_hit_by_its_retries() {
         line.unwrap().parse::<usize>().unwrap()
     };
     assert_eq!(count("retries"), retries);
-    // A bucket and a fifth of the requests: what time adds, depends on how long it took.
-    assert!((180..2 * REQUESTS).contains(&retries), "{retries}");
+    // A bucket and a fifth of the requests. What time adds depends on how long it took, and requests at once may lose each
+    // other's share.
+    assert!((150..2 * REQUESTS).contains(&retries), "{retries}");
     assert!(count("retries_refused") > 0);
 }

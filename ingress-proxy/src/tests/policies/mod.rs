@@ -3,6 +3,8 @@
 mod access;
 mod balance;
 mod endpoints;
+mod external;
+mod mirror;
 mod places;
 
 use serde_json::{Value, json};

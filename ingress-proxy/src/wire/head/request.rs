@@ -184,6 +184,10 @@ impl policy::RequestHead for Normal<'_, '_> {
         &self.host
     }
 
+    fn authority(&self) -> &str {
+        self.head.host
+    }
+
     fn field(&self, name: &str) -> Option<&[u8]> {
         let mut fields = self.head.fields.iter();
         fields.find(|field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
@@ -199,6 +203,10 @@ impl policy::RequestHead for Normal<'_, '_> {
 
     fn identity(&self) -> Option<&policy::Identity> {
         self.identity
+    }
+
+    fn every_field(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.head.fields.iter().map(|field| (field.name, field.value))
     }
 }
 
