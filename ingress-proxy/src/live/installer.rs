@@ -1,172 +1,23 @@
-//! What is being served right now, and how what the compiler tells becomes it.
+//! How what the compiler tells becomes what is served.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use rustls::sign::CertifiedKey;
 
+use super::{Live, Pairs, Pools, Target};
 use crate::certificate::Certificate;
 use crate::compile::{
     BackendKey, Credentials, HostUpdate, ObjectKey, SecretFact, Snapshot, TargetSpec, Update, endpoints,
 };
 use crate::config::Timeouts;
-use crate::metrics::{HostMetrics, MAX_LABELLED_TARGETS, Metrics, Sizes, TargetLabels, TargetMetrics};
-use crate::policy::{Passage, Policy};
+use crate::metrics::{MAX_LABELLED_TARGETS, Metrics, Sizes, TargetLabels, TargetMetrics};
 use crate::shared::{Shared, lock};
 use crate::table::{HostPattern, HostRules, RouteTable};
 use crate::tls::{Certificates, ClientAuth, Pair};
 use crate::upstream::Pool;
-
-/// The table in service; swapped whole.
-#[derive(Debug, Default)]
-pub(crate) struct Live {
-    table: RouteTable<Arc<Target>>,
-    pools: Arc<Pools>,
-    pairs: Arc<Pairs>,
-    /// Handshakes that ask for certificates, by the Secrets with the authorities.
-    client_auths: Arc<BTreeMap<Arc<str>, Arc<ClientAuth>>>,
-    /// Hosts whose connections are special.
-    doors: usize,
-}
-
-/// What is special about TLS connections for a host.
-pub(crate) enum Door {
-    /// They go to the endpoints of this target as they are.
-    Passthrough(Arc<Target>),
-    /// The client is asked for a certificate.
-    Clients(Arc<ClientAuth>),
-}
-
-/// What a look at all pools found.
-#[derive(Debug, Default)]
-pub(crate) struct Swept {
-    /// Connections that wait for a request.
-    pub(crate) idle: usize,
-    /// Endpoints that are ejected.
-    pub(crate) ejected: usize,
-}
-
-/// Pools by what they are known by. A lock, because the watching task adds and removes them while others go through them;
-/// no request waits for it.
-type Pools = Mutex<Shared<Arc<BackendKey>, Arc<Pool>>>;
-
-/// Pairs by their secrets, of which there are as many as are watched. Likewise.
-type Pairs = Mutex<Shared<ObjectKey, Pair>>;
-
-impl Live {
-    /// Hosts and paths.
-    pub(crate) fn table(&self) -> &RouteTable<Arc<Target>> {
-        &self.table
-    }
-
-    /// All backends with their endpoints, by Service.
-    pub(crate) fn backends(&self) -> Vec<(Arc<BackendKey>, Arc<Pool>)> {
-        let pools = lock(&self.pools);
-        pools.0.iter().map(|(key, (pool, _))| (Arc::clone(key), Arc::clone(pool))).collect()
-    }
-
-    /// The secrets whose pairs answer for hosts.
-    pub(crate) fn secrets(&self) -> Vec<(ObjectKey, Pair)> {
-        lock(&self.pairs).0.iter().map(|(key, (pair, _))| (key.clone(), Arc::clone(pair))).collect()
-    }
-
-    /// The target for a request.
-    pub(crate) fn route(&self, host: &str, path: &str) -> Option<&Arc<Target>> {
-        self.table.lookup(host, path)
-    }
-
-    /// Whether connections for some host are special.
-    pub(crate) fn has_doors(&self) -> bool {
-        self.doors > 0
-    }
-
-    /// What is special about connections for this name; it stands in the policies of all rules of the host.
-    pub(crate) fn door(&self, name: &str) -> Option<Door> {
-        let rules = self.table.covering(name)?;
-        let target = rules.lookup("/").or_else(|| rules.targets().next())?;
-        let policy = target.policy.as_ref()?;
-        if policy.passthrough {
-            return Some(Door::Passthrough(Arc::clone(target)));
-        }
-        let asked = policy.clients.as_ref()?;
-        self.client_auths.get(&asked.authorities).map(|auth| Door::Clients(Arc::clone(auth)))
-    }
-
-    /// Closes connections to endpoints that waited too long. Returns what is left.
-    pub(crate) fn sweep(&self) -> Swept {
-        let pools: Vec<Arc<Pool>> = lock(&self.pools).0.values().map(|(pool, _)| Arc::clone(pool)).collect();
-        let mut swept = Swept::default();
-        for pool in pools {
-            swept.idle += pool.sweep();
-            swept.ejected += pool.ejected();
-        }
-        swept
-    }
-}
-
-/// Where a rule sends its requests.
-#[derive(Debug)]
-pub(crate) struct Target {
-    /// `namespace/name` of the Ingress.
-    pub(crate) ingress: Box<str>,
-    /// Name of the Service.
-    pub(crate) service: Box<str>,
-    /// Its endpoints, or why there can be none.
-    pub(crate) backend: Result<Arc<Pool>, Box<str>>,
-    /// What the pool is known by.
-    pool: Option<Arc<BackendKey>>,
-    /// What becomes of requests before and after.
-    pub(crate) policy: Option<Arc<Policy>>,
-    /// Where the policy's canary sends requests.
-    pub(crate) canary: Option<Arc<Target>>,
-    /// Who answers when there are no endpoints, and with error pages.
-    pub(crate) fallback: Option<Arc<Target>>,
-    pub(crate) metrics: Arc<TargetMetrics>,
-    /// Of the host whose rules it is of.
-    pub(crate) host: Arc<HostMetrics>,
-}
-
-impl Target {
-    /// The canary, if the policies send a request there and it can be.
-    pub(crate) fn canary_for(&self, passage: &Passage) -> Option<&Arc<Self>> {
-        self.canary.as_ref().filter(|canary| passage.to_canary() && canary.has_endpoints())
-    }
-
-    /// By which Secret's authorities clients are asked for certificates, if they are.
-    fn asks_by(&self) -> Option<&Arc<str>> {
-        Some(&self.policy.as_ref()?.clients.as_ref()?.authorities)
-    }
-
-    /// The Service and port that it sends to.
-    pub(crate) fn sends_to(&self) -> Option<&BackendKey> {
-        self.pool.as_deref()
-    }
-
-    /// Whether a request can be sent there.
-    pub(crate) fn has_endpoints(&self) -> bool {
-        self.backend.as_ref().is_ok_and(|pool| !pool.is_empty())
-    }
-}
-
-/// Whether connections for the host are special; all of its rules say so.
-fn has_door(rules: &HostRules<Arc<Target>>) -> bool {
-    let policy = rules.targets().next().and_then(|target| target.policy.as_ref());
-    policy.is_some_and(|policy| policy.passthrough || policy.clients.is_some())
-}
-
-/// Each target once, with canaries and fallbacks.
-fn distinct<'a>(targets: impl Iterator<Item = &'a Arc<Target>>) -> BTreeMap<*const Target, &'a Target> {
-    let mut found = BTreeMap::new();
-    let mut open: Vec<&'a Arc<Target>> = targets.collect();
-    while let Some(target) = open.pop() {
-        if found.insert(Arc::as_ptr(target), &**target).is_none() {
-            open.extend(target.canary.iter().chain(&target.fallback));
-        }
-    }
-    found
-}
 
 /// Puts into service what the compiler tells. Owned by the watching task: there is one writer.
 pub(crate) struct Installer {
@@ -461,6 +312,24 @@ impl Installer {
     fn note_expiry(&self, secret: &ObjectKey, pair: &CertifiedKey) {
         self.metrics.certificate_expiry(secret, Certificate::of(pair).map(|read| read.not_after));
     }
+}
+
+/// Whether connections for the host are special; all of its rules say so.
+fn has_door(rules: &HostRules<Arc<Target>>) -> bool {
+    let policy = rules.targets().next().and_then(|target| target.policy.as_ref());
+    policy.is_some_and(|policy| policy.passthrough || policy.clients.is_some())
+}
+
+/// Each target once, with canaries and fallbacks.
+fn distinct<'a>(targets: impl Iterator<Item = &'a Arc<Target>>) -> BTreeMap<*const Target, &'a Target> {
+    let mut found = BTreeMap::new();
+    let mut open: Vec<&'a Arc<Target>> = targets.collect();
+    while let Some(target) = open.pop() {
+        if found.insert(Arc::as_ptr(target), &**target).is_none() {
+            open.extend(target.canary.iter().chain(&target.fallback));
+        }
+    }
+    found
 }
 
 fn usable(snapshot: &Snapshot, secret: &ObjectKey) -> Option<Arc<CertifiedKey>> {
