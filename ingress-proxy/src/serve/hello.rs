@@ -43,26 +43,12 @@ mod tests {
 
     use rustls::pki_types::ServerName;
     use rustls::{ClientConfig, ClientConnection, RootCertStore};
-    use tokio::io::AsyncWriteExt as _;
-    use tokio::net::TcpListener;
 
+    use super::super::pieces;
     use super::*;
 
     async fn read(pieces: &[&[u8]]) -> (io::Result<Option<String>>, Vec<u8>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        client.set_nodelay(true).unwrap();
-        let mut server = listener.accept().await.unwrap().0;
-        let mut input = Buffer::default();
-        let send = async {
-            for piece in pieces {
-                client.write_all(piece).await.unwrap();
-                tokio::task::yield_now().await;
-            }
-            client.shutdown().await.unwrap();
-        };
-        let (name, ()) = tokio::join!(name(&mut server, &mut input), send);
-        (name, input.filled().to_vec())
+        pieces::read(pieces, name).await
     }
 
     fn hello(name: &str) -> Vec<u8> {

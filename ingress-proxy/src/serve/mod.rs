@@ -5,6 +5,8 @@
 
 mod hello;
 mod passthrough;
+#[cfg(test)]
+mod pieces;
 mod proxy_protocol;
 
 use std::io;

@@ -75,26 +75,12 @@ fn of_v2(addresses: &v2::Addresses) -> Option<Ends> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt as _;
-    use tokio::net::TcpListener;
-
+    use super::super::pieces;
     use super::*;
     use crate::upstream::ProxyProtocol;
 
     async fn read_of(pieces: &[&[u8]]) -> (io::Result<Option<Ends>>, Vec<u8>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let mut server = listener.accept().await.unwrap().0;
-        let mut input = Buffer::default();
-        let send = async {
-            for piece in pieces {
-                client.write_all(piece).await.unwrap();
-                tokio::task::yield_now().await;
-            }
-            client.shutdown().await.unwrap();
-        };
-        let (ends, ()) = tokio::join!(read(&mut server, &mut input), send);
-        (ends, input.filled().to_vec())
+        pieces::read(pieces, read).await
     }
 
     #[tokio::test]

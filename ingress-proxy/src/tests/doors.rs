@@ -15,15 +15,17 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::backend::Backend;
 use super::cluster::{Cluster, in_time, quick, read_all, split};
-use super::tls::{Anything, connect, connect_as, pair, tls_spec};
+use super::tls::{connect, connect_as, pair, tls_spec};
 use super::tls_to_endpoints::{Authority, endpoint};
 use crate::compile::SecretFact;
 use crate::proxy::Ends;
-use crate::upstream::ProxyProtocol;
+use crate::upstream::{AnyCertificate, ProxyProtocol};
 
 /// A client with this certificate, or none.
 fn client(certificate: Option<(String, String)>) -> Arc<ClientConfig> {
-    let builder = ClientConfig::builder().dangerous().with_custom_certificate_verifier(Arc::new(Anything));
+    let builder = ClientConfig::builder()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate::default()));
     Arc::new(match certificate {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => {

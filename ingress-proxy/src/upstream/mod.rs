@@ -33,4 +33,6 @@ pub(crate) use pool::Pool;
 pub(crate) use proxy_protocol::ProxyProtocol;
 pub(crate) use random::random;
 pub(crate) use state::EndpointState;
+#[cfg(test)]
+pub(crate) use tls::AnyCertificate;
 pub(crate) use tls::{TlsError, read_authorities};

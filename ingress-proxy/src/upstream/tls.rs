@@ -90,7 +90,13 @@ pub(crate) fn read_authorities(pem: &[u8]) -> Result<Arc<RootCertStore>, TlsErro
 /// Takes any certificate, as nginx does unless it is told to verify: what is gained is that nobody who only listens on the
 /// way to the pod reads along. That the other side has the certificate's key is checked all the same.
 #[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
+pub(crate) struct AnyCertificate(Arc<CryptoProvider>);
+
+impl Default for AnyCertificate {
+    fn default() -> Self {
+        Self(Arc::new(ring::default_provider()))
+    }
+}
 
 impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
