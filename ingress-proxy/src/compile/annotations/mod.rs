@@ -99,6 +99,9 @@ impl Annotations {
                 .unwrap_or_default(),
             closed: None,
         };
+        if protocol.is_some_and(Protocol::is_http2) && settings.upstream.proxy_protocol.is_some() {
+            r.unserved("proxy-protocol", "is not spoken with endpoints of HTTP/2: it has no effect");
+        }
         Self {
             passwords,
             patterns,

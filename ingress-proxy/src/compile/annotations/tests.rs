@@ -389,3 +389,10 @@ fn a_slow_start_has_its_time() {
     assert_eq!(slow_start, Some(Duration::from_secs(90)));
     assert_eq!(faults(&[("slow-start", "soon")]).len(), 1);
 }
+
+#[test]
+fn a_proxy_header_is_not_for_http2() {
+    assert_eq!(faults(&[("proxy-protocol", "v2"), ("backend-protocol", "HTTPS")]), [""; 0]);
+    let told = faults(&[("proxy-protocol", "v2"), ("backend-protocol", "GRPC")]);
+    assert!(told.len() == 1 && told[0].contains("is not spoken with endpoints of HTTP/2"), "{told:?}");
+}
