@@ -33,6 +33,15 @@ pub(super) async fn echoing() -> SocketAddr {
                                 return drop(respond.send_response(none, true).unwrap());
                             }
                             "/length" => response = response.header("content-length", "2"),
+                            "/after" => {
+                                let mut body = request.into_body();
+                                while let Some(Ok(piece)) = body.data().await {
+                                    let _ = body.flow_control().release_capacity(piece.len());
+                                }
+                                let response = response.header("content-length", "2").body(()).unwrap();
+                                let mut back = respond.send_response(response, false).unwrap();
+                                return back.send_data(Bytes::from_static(b"ok"), true).unwrap();
+                            }
                             "/early" => {
                                 let early = Response::builder().status(103).header("link", "</a>");
                                 respond.send_informational(early.body(()).unwrap()).unwrap();
