@@ -116,9 +116,7 @@ impl Installer {
             let first = BackendKey::new(service.clone(), "");
             let first = pools.0.range(Arc::new(first)..);
             for (key, (pool, _)) in first.take_while(|(key, _)| key.service == *service) {
-                self.endpoints -= pool.len();
-                pool.update(key, &endpoints(snapshot, key), &self.timeouts);
-                self.endpoints += pool.len();
+                update(pool, key, snapshot, &self.timeouts, &mut self.endpoints);
             }
         }
         self.metrics.endpoints(self.endpoints);
@@ -157,9 +155,10 @@ impl Installer {
         // Connections that are up keep what they were opened with, those that wait for a request are not used any more.
         for (key, (pool, _)) in &lock(&self.pools).0 {
             if key.tls.secret.as_ref().is_some_and(|secret| secrets.contains(secret)) {
-                pool.update(key, &endpoints(snapshot, key), &self.timeouts);
+                update(pool, key, snapshot, &self.timeouts, &mut self.endpoints);
             }
         }
+        self.metrics.endpoints(self.endpoints);
     }
 
     /// Returns the rules that the host had.
@@ -259,8 +258,7 @@ impl Installer {
             return (Arc::clone(key), Arc::clone(pool));
         }
         let (key, pool) = (Arc::new(key.clone()), Arc::new(Pool::default()));
-        pool.update(&key, &endpoints(snapshot, &key), &self.timeouts);
-        self.endpoints += pool.len();
+        update(&pool, &key, snapshot, &self.timeouts, &mut self.endpoints);
         pools.0.insert(Arc::clone(&key), (Arc::clone(&pool), 0));
         (key, pool)
     }
@@ -306,12 +304,17 @@ impl Installer {
         pairs.hold(secret);
         pair
     }
-}
 
-impl Installer {
     fn note_expiry(&self, secret: &ObjectKey, pair: &CertifiedKey) {
         self.metrics.certificate_expiry(secret, Certificate::of(pair).map(|read| read.not_after));
     }
+}
+
+/// Brings a pool up to date; `count` is of the endpoints of all pools.
+fn update(pool: &Pool, key: &BackendKey, snapshot: &Snapshot, timeouts: &Timeouts, count: &mut usize) {
+    *count -= pool.len();
+    pool.update(key, &endpoints(snapshot, key), timeouts);
+    *count += pool.len();
 }
 
 /// Whether connections for the host are special; all of its rules say so.

@@ -201,3 +201,25 @@ async fn an_endpoint_without_tls_is_told_of() {
     assert_eq!(status, 502);
     assert!(body.contains("TLS could not be agreed on with the endpoint"), "{body}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_that_wait_for_a_secret_are_counted_when_they_come() {
+    let authority = Authority::new();
+    let address = endpoint(&authority, "a.n.svc", None).await;
+    let verified = [("backend-protocol", "HTTPS"), ("proxy-ssl-verify", "on"), ("proxy-ssl-secret", "ca")];
+    let cluster = cluster(address, &verified);
+    let counted = || {
+        let metrics = cluster.metrics();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("weir_ingress_endpoints "));
+        line.unwrap().parse::<usize>().unwrap()
+    };
+    assert_eq!(counted(), 0);
+    cluster.secret("ca", authority.secret(None));
+    assert_eq!(counted(), 1);
+    cluster.endpoints("a", &[]);
+    assert_eq!(counted(), 0);
+    cluster.endpoints("a", &[address]);
+    let broken = BTreeMap::from([("ca.crt".to_owned(), b"no PEM".to_vec())]);
+    cluster.secret("ca", SecretFact::Opaque(Arc::new(broken)));
+    assert_eq!(counted(), 0);
+}
