@@ -5,12 +5,11 @@ use tokio::time::Instant;
 use super::Connection;
 use super::client::ConnectionClient;
 use super::exchange::{Asked, End, Exchange};
-use crate::config::Timeouts;
 use crate::http2::{self, BothWays as _, Patience, Relay, Taken};
 use crate::policy::{Decision, Passage};
-use crate::proxy::{Answer, Attempts, CLIENT_GONE, Failed, PageRequest, Record, Then, Trouble};
+use crate::proxy::{Answer, Attempts, CLIENT_GONE, Failed, PageRequest, Record, Then, To, Trouble};
 use crate::subrequest::Tee;
-use crate::upstream::{self, Chosen, Pool};
+use crate::upstream::{self, Pool};
 use crate::wire::{Body, RequestHead, Space, Version, add_fields, redirect_request, write_request};
 
 /// What a connection does behind a request.
@@ -25,15 +24,6 @@ struct Request {
     asked: Asked,
     /// The client waits with its body until it is asked for it.
     expects: bool,
-}
-
-/// Where an attempt goes, and how.
-#[derive(Clone, Copy)]
-struct To<'t> {
-    attempts: &'t Attempts<'t>,
-    chosen: &'t Chosen,
-    passage: Option<&'t Passage>,
-    timeouts: &'t Timeouts,
 }
 
 impl Connection<'_> {

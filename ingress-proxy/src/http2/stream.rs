@@ -20,8 +20,10 @@ use super::relay::Relay;
 use super::reply::Reply;
 use crate::config::Timeouts;
 use crate::policy::Passage;
-use crate::proxy::{Answer, Attempts, CLIENT_GONE, Failed, PageRequest, Peer, Proxy, Record, Then, Trouble};
-use crate::upstream::{self, Chosen, Pool};
+use crate::proxy::{
+    Answer, Attempts, CLIENT_GONE, Failed, PageRequest, Peer, Proxy, Record, Then, To, Trouble,
+};
+use crate::upstream::{self, Pool};
 use crate::wire::{Deadline, Normal, redirect_request, write_request};
 
 /// Room for a request's head as it mostly is, so that writing it allocates once.
@@ -38,14 +40,6 @@ enum Forwarded {
     /// A head.
     Http1(Vec<u8>),
     Http2(Request<()>),
-}
-
-/// Where an attempt goes, and how.
-#[derive(Clone, Copy)]
-struct To<'t> {
-    attempts: &'t Attempts<'t>,
-    chosen: &'t Chosen,
-    timeouts: &'t Timeouts,
 }
 
 /// One request and the way back to who asked.
@@ -159,10 +153,10 @@ impl Stream<'_> {
         let mut attempts = Attempts::new(pool, asked.passage, &self.shared.proxy.metrics);
         loop {
             let chosen = attempts.next(record)?;
-            let to = To { attempts: &attempts, chosen: &chosen, timeouts };
+            let to = To { attempts: &attempts, chosen: &chosen, passage: asked.passage, timeouts };
             let tried = match forwarded {
                 Forwarded::Http1(head) => self.exchange(record, to, head, asked).await,
-                Forwarded::Http2(head) => self.relay(record, to, head.clone(), asked.passage).await,
+                Forwarded::Http2(head) => self.relay(record, to, head.clone()).await,
             };
             let failed = match tried {
                 Ok(status) => return Ok(status),
@@ -183,8 +177,8 @@ impl Stream<'_> {
         head: &[u8],
         asked: Asked<'_>,
     ) -> Result<u16, Failed> {
-        let To { attempts, chosen, timeouts } = to;
-        let header = self.shared.peer.header(asked.passage);
+        let To { attempts, chosen, passage, timeouts } = to;
+        let header = self.shared.peer.header(passage);
         let taken = upstream::take(chosen, record.started, timeouts.connect, header.as_deref()).await;
         let (mut endpoint, is_reused) = taken.map_err(Failed::Connect)?;
         let client = StreamClient::new(&mut self.body, Reply::new(&mut self.respond));
@@ -210,14 +204,8 @@ impl Stream<'_> {
     }
 
     /// One attempt, at an endpoint that speaks HTTP/2.
-    async fn relay(
-        &mut self,
-        record: &mut Record,
-        to: To<'_>,
-        head: Request<()>,
-        passage: Option<&Passage>,
-    ) -> Result<u16, Failed> {
-        let To { attempts, chosen, timeouts } = to;
+    async fn relay(&mut self, record: &mut Record, to: To<'_>, head: Request<()>) -> Result<u16, Failed> {
+        let To { attempts, chosen, passage, timeouts } = to;
         let taken = chosen.connections().take(chosen, timeouts.connect).await;
         let Taken { sender, is_reused, _load } = taken.map_err(Failed::Connect)?;
         let can_repeat = self.body.is_at_hand();

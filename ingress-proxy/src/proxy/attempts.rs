@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{MAX_ATTEMPTS, Record, Trouble};
+use crate::config::Timeouts;
 use crate::metrics::{Metrics, UpstreamFailure};
 use crate::policy::{Passage, Retry};
 use crate::upstream::{Balance, Chosen, Pool, is_failure};
@@ -27,6 +28,15 @@ pub(crate) enum Failed {
         /// The status that the client was told, 0 if none.
         told: u16,
     },
+}
+
+/// Where one attempt goes, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct To<'t> {
+    pub(crate) attempts: &'t Attempts<'t>,
+    pub(crate) chosen: &'t Chosen,
+    pub(crate) passage: Option<&'t Passage>,
+    pub(crate) timeouts: &'t Timeouts,
 }
 
 /// What follows it.

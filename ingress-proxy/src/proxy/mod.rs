@@ -6,10 +6,10 @@
 
 mod attempts;
 mod failure;
+mod fault;
 mod headers;
 mod record;
 mod respond;
-mod strict;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,12 +24,12 @@ use crate::policy::{self, Memory};
 use crate::subrequest::Subrequests;
 use crate::tls::Certificates;
 use crate::upstream::Pool;
-pub(crate) use attempts::{Attempts, Failed, Then};
+pub(crate) use attempts::{Attempts, Failed, Then, To};
 pub(crate) use failure::{MAX_ATTEMPTS, Trouble};
+pub(crate) use fault::Fault;
 pub(crate) use headers::{Ends, Handshake, Peer, RequestId, forwarding};
 pub(crate) use record::{PageRequest, Record};
 pub(crate) use respond::Answer;
-pub(crate) use strict::Fault;
 
 /// Why a request was not answered, for the access log.
 pub(crate) const CLIENT_GONE: &str = "the client closed the connection";

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
-use super::{RequestId, strict::Fault};
+use super::{Fault, RequestId};
 use crate::live::Target;
 use crate::policy::{By, Reply};
 

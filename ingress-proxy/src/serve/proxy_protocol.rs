@@ -44,33 +44,31 @@ fn malformed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::
 }
 
 fn of_v1(addresses: &v1::Addresses) -> Option<Ends> {
-    let (source, destination) = match addresses {
-        v1::Addresses::Tcp4(ip) => (
-            SocketAddr::new(ip.source_address.into(), ip.source_port),
-            SocketAddr::new(ip.destination_address.into(), ip.destination_port),
-        ),
-        v1::Addresses::Tcp6(ip) => (
-            SocketAddr::new(ip.source_address.into(), ip.source_port),
-            SocketAddr::new(ip.destination_address.into(), ip.destination_port),
-        ),
+    Some(match addresses {
+        v1::Addresses::Tcp4(ip) => {
+            between((ip.source_address, ip.source_port), (ip.destination_address, ip.destination_port))
+        }
+        v1::Addresses::Tcp6(ip) => {
+            between((ip.source_address, ip.source_port), (ip.destination_address, ip.destination_port))
+        }
         v1::Addresses::Unknown => return None,
-    };
-    Some(Ends { source, destination })
+    })
 }
 
 fn of_v2(addresses: &v2::Addresses) -> Option<Ends> {
-    let (source, destination) = match addresses {
-        v2::Addresses::IPv4(ip) => (
-            SocketAddr::new(ip.source_address.into(), ip.source_port),
-            SocketAddr::new(ip.destination_address.into(), ip.destination_port),
-        ),
-        v2::Addresses::IPv6(ip) => (
-            SocketAddr::new(ip.source_address.into(), ip.source_port),
-            SocketAddr::new(ip.destination_address.into(), ip.destination_port),
-        ),
+    Some(match addresses {
+        v2::Addresses::IPv4(ip) => {
+            between((ip.source_address, ip.source_port), (ip.destination_address, ip.destination_port))
+        }
+        v2::Addresses::IPv6(ip) => {
+            between((ip.source_address, ip.source_port), (ip.destination_address, ip.destination_port))
+        }
         v2::Addresses::Unix(_) | v2::Addresses::Unspecified => return None,
-    };
-    Some(Ends { source, destination })
+    })
+}
+
+fn between(source: impl Into<SocketAddr>, destination: impl Into<SocketAddr>) -> Ends {
+    Ends { source: source.into(), destination: destination.into() }
 }
 
 #[cfg(test)]
