@@ -27,7 +27,7 @@ pub const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 pub const CLIENT_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 
 /// The node's name.
-const NODE_NAME: &str = "node";
+pub const NODE_NAME: &str = "node";
 /// The line of `weir up` that says all is there.
 const READY: &str = "all roles run";
 /// Longest wait for that line.
@@ -66,7 +66,8 @@ impl Options {
 #[derive(Debug)]
 pub struct Cluster {
     weir: PathBuf,
-    flags: Vec<String>,
+    /// More flags for the next `weir up`.
+    pub flags: Vec<String>,
     up: Option<Child>,
     /// When `weir up` was started.
     pub started: Instant,
@@ -214,9 +215,21 @@ impl Cluster {
         command
     }
 
-    /// Runs kubectl as the administrator; an error carries what it said.
+    /// Runs kubectl as the administrator; an error carries what it said, and if it waited in vain, what the cluster
+    /// says.
     pub fn kubectl(&self, words: &[&str]) -> Result<String> {
-        succeed(self.kubectl_command().args(words))
+        succeed(self.kubectl_command().args(words)).map_err(|error| {
+            if error.to_string().contains("timed out waiting") { error.context(self.state()) } else { error }
+        })
+    }
+
+    /// The node as it describes itself, and every event.
+    fn state(&self) -> String {
+        [&["describe", "nodes"][..], &["get", "events", "--all-namespaces"]]
+            .map(|words| {
+                succeed(self.kubectl_command().args(words)).unwrap_or_else(|error| error.to_string())
+            })
+            .join("\n")
     }
 
     /// Applies a manifest.

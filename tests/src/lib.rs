@@ -20,7 +20,7 @@ pub mod rules;
 
 pub use ask::{ask_tcp, ask_udp};
 pub use cgroup::{Cgroup, Entered};
-pub use cluster::{CLIENT_ADDRESS, Cluster, NODE_ADDRESS, Options};
+pub use cluster::{CLIENT_ADDRESS, Cluster, NODE_ADDRESS, NODE_NAME, Options};
 pub use eventually::eventually;
 pub use http::{Response, get};
 pub use leftovers::Leftovers;

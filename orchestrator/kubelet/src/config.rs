@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::{
     error::{Error, Result},
+    node::pressure::Thresholds,
     runtime,
 };
 
@@ -62,6 +63,10 @@ pub struct Config {
     /// Memory kept for the machine itself, subtracted from allocatable, such as "256Mi".
     #[arg(long, default_value = "0")]
     pub system_reserved_memory: String,
+    /// What must stay free, as upstream's flag has it; below that the node reports pressure and gets no more pods.
+    /// Signals: memory.available, nodefs.available, nodefs.inodesFree, pid.available.
+    #[arg(long, default_value_t, value_name = "SIGNAL<AMOUNT|PERCENT,...")]
+    pub eviction_hard: Thresholds,
     /// Address of the cluster's DNS server. Empty: pods get the machine's own resolver.
     #[arg(long, default_value = "")]
     pub cluster_dns: String,
@@ -88,6 +93,7 @@ impl Default for Config {
             client_ca_file: None,
             system_reserved_cpu: "0".to_owned(),
             system_reserved_memory: "0".to_owned(),
+            eviction_hard: Thresholds::default(),
             cluster_dns: String::new(),
             cluster_domain: "cluster.local".to_owned(),
         }

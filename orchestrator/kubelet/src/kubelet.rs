@@ -98,6 +98,7 @@ impl Kubelet {
             ip,
             port,
             data_dir,
+            thresholds: config.eviction_hard.clone(),
             capacity,
             allocatable,
         };

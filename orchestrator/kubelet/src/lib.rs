@@ -32,4 +32,5 @@ pub use self::{
     config::Config,
     error::{Error, Refused, Result},
     kubelet::Kubelet,
+    node::pressure::Thresholds,
 };

@@ -1,6 +1,6 @@
 //! What the machine has: read from the kernel's own files, for the node's status.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs};
 
 use k8s_openapi::{api::core::v1::NodeSystemInfo, apimachinery::pkg::api::resource::Quantity};
 use nix::sys::{statvfs::statvfs, utsname::uname};
@@ -9,12 +9,6 @@ use crate::{config::Config, error::Result};
 
 /// Kubernetes version whose API this kubelet speaks, with Weir's own behind it.
 const KUBELET_VERSION: &str = concat!("v1.33.0+weir.", env!("CARGO_PKG_VERSION"));
-/// Less available memory than this is `MemoryPressure`: upstream's hard eviction threshold.
-const MEMORY_FLOOR_BYTES: u64 = 100 << 20;
-/// Less free space than this share of the data directory's file system is `DiskPressure`, as upstream.
-const DISK_FLOOR_PERCENT: u64 = 10;
-/// Fewer free process ids than this is `PIDPressure`.
-const PID_FLOOR: u64 = 1000;
 
 /// Resources by name, whole or what is left for pods.
 pub(crate) type Resources = BTreeMap<String, Quantity>;
@@ -35,11 +29,13 @@ pub(crate) fn resources(config: &Config) -> Result<(Resources, Resources)> {
     let mut capacity: Resources = shared(storage).into();
     capacity.insert("cpu".to_owned(), quantity(cpus.to_string()));
     capacity.insert("memory".to_owned(), quantity(format!("{}Ki", memory / 1024)));
-    let mut allocatable: Resources = shared(storage - storage / DISK_FLOOR_PERCENT).into();
+    let mut allocatable: Resources =
+        shared(storage.saturating_sub(config.eviction_hard.disk(storage))).into();
     let cpu_milli = (i128::from(cpus) * 1000 - reserved_cpu_milli).max(0);
     let cpu = if cpu_milli % 1000 == 0 { (cpu_milli / 1000).to_string() } else { format!("{cpu_milli}m") };
     allocatable.insert("cpu".to_owned(), quantity(cpu));
-    let left = memory.saturating_sub(reserved_memory.unsigned_abs()).saturating_sub(MEMORY_FLOOR_BYTES);
+    let reserved = reserved_memory.unsigned_abs() + config.eviction_hard.memory(memory);
+    let left = memory.saturating_sub(reserved);
     allocatable.insert("memory".to_owned(), quantity(format!("{}Ki", left / 1024)));
     Ok((capacity, allocatable))
 }
@@ -73,36 +69,6 @@ pub(crate) fn architecture() -> &'static str {
     }
 }
 
-/// A shortage that pods should know of.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Pressure {
-    /// Memory is short.
-    pub(crate) memory: bool,
-    /// Space or inodes of the data directory are short.
-    pub(crate) disk: bool,
-    /// Process ids are short.
-    pub(crate) pid: bool,
-}
-
-/// What is short right now.
-pub(crate) fn pressure(data_dir: &Path) -> Pressure {
-    let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let tasks = fs::read_to_string("/proc/loadavg")
-        .ok()
-        .and_then(|text| text.split(' ').nth(3)?.split_once('/')?.1.parse::<u64>().ok());
-    Pressure {
-        memory: meminfo("MemAvailable").is_some_and(|bytes| bytes < MEMORY_FLOOR_BYTES),
-        disk: statvfs(data_dir).is_ok_and(|fs| {
-            let short = |free: u64, all: u64| all > 0 && free * 100 / all < DISK_FLOOR_PERCENT;
-            short(fs.blocks_available(), fs.blocks()) || short(fs.files_available(), fs.files())
-        }),
-        pid: match (tasks, number("/proc/sys/kernel/pid_max")) {
-            (Some(tasks), Some(max)) => tasks + PID_FLOOR > max,
-            _ => false,
-        },
-    }
-}
-
 /// Processors online: not what an affinity mask leaves to this process.
 fn cpu_count() -> u64 {
     fs::read_to_string("/sys/devices/system/cpu/online")
@@ -122,7 +88,7 @@ fn count_ranges(text: &str) -> Option<u64> {
 }
 
 /// A line of `/proc/meminfo`, in bytes.
-fn meminfo(name: &str) -> Option<u64> {
+pub(super) fn meminfo(name: &str) -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)

@@ -5,6 +5,7 @@
 //! because it is small. Called from [`crate::Kubelet::run`].
 
 pub(crate) mod machine;
+pub(crate) mod pressure;
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -27,7 +28,10 @@ use kube::{
 };
 use tokio::sync::watch;
 
-use self::machine::{Pressure, Resources};
+use self::{
+    machine::Resources,
+    pressure::{Pressure, Thresholds},
+};
 use crate::{
     error::{Error, Result},
     pods::container_status::seconds,
@@ -52,6 +56,7 @@ pub(crate) struct NodeAgent {
     pub(crate) ip: IpAddr,
     pub(crate) port: u16,
     pub(crate) data_dir: std::path::PathBuf,
+    pub(crate) thresholds: Thresholds,
     pub(crate) capacity: Resources,
     pub(crate) allocatable: Resources,
 }
@@ -118,6 +123,7 @@ impl NodeAgent {
         mut network: watch::Receiver<Option<String>>,
     ) {
         let mut written: Option<(NodeStatus, Timestamp)> = None;
+        let mut known = Pressure::default();
         let mut conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
         let mut tick = tokio::time::interval(LEASE_PERIOD);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -132,7 +138,11 @@ impl NodeAgent {
             }
             let now = Timestamp::now();
             let images = runtime.list_images().await.unwrap_or_default();
-            let pressure = machine::pressure(&self.data_dir);
+            let pressure = Pressure::of(&self.data_dir, &self.thresholds);
+            if pressure != known {
+                tracing::warn!(?pressure, "what is short on this node has changed");
+                known = pressure.clone();
+            }
             let ready = network.borrow().is_some();
             let status = self.status(&conditions, pressure, ready, images, now);
             let due = written.as_ref().is_none_or(|(before, at)| {
@@ -235,16 +245,20 @@ fn conditions(
     now: Timestamp,
 ) -> Vec<NodeCondition> {
     let ready = if network_ready {
-        (true, "KubeletReady", "kubelet is posting ready status")
+        (true, "KubeletReady", "kubelet is posting ready status".to_owned())
     } else {
-        (false, "KubeletNotReady", "the node has no podCIDR yet; the node-ipam controller assigns it")
+        let message = "the node has no podCIDR yet; the node-ipam controller assigns it";
+        (false, "KubeletNotReady", message.to_owned())
     };
     [
         ("MemoryPressure", pressure.memory, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory"),
         ("DiskPressure", pressure.disk, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure"),
         ("PIDPressure", pressure.pid, "KubeletHasInsufficientPID", "KubeletHasSufficientPID"),
     ]
-    .map(|(type_, short, yes, no)| (type_, (short, if short { yes } else { no }, "")))
+    .map(|(type_, short, yes, no)| match short {
+        Some(found) => (type_, (true, yes, found)),
+        None => (type_, (false, no, format!("kubelet has {}", no.trim_start_matches("KubeletHas")))),
+    })
     .into_iter()
     .chain([("Ready", ready)])
     .map(|(type_, (ok, reason, message))| {
@@ -257,11 +271,7 @@ fn conditions(
             type_: type_.to_owned(),
             status: status.to_owned(),
             reason: Some(reason.to_owned()),
-            message: Some(if message.is_empty() {
-                format!("kubelet has {}", reason.trim_start_matches("KubeletHas"))
-            } else {
-                message.to_owned()
-            }),
+            message: Some(message),
             last_heartbeat_time: Some(seconds(now)),
             last_transition_time: Some(since.unwrap_or_else(|| seconds(now))),
         }
@@ -329,7 +339,12 @@ mod tests {
     fn a_condition_keeps_its_time_until_it_changes() {
         let (one, two) = (Timestamp::from_second(100).unwrap(), Timestamp::from_second(200).unwrap());
         let first = conditions(&[], Pressure::default(), false, one);
-        let second = conditions(&first, Pressure { memory: true, ..Pressure::default() }, false, two);
+        let second = conditions(
+            &first,
+            Pressure { memory: Some("9 of 100".to_owned()), ..Pressure::default() },
+            false,
+            two,
+        );
         let time = |list: &[NodeCondition], type_: &str| {
             list.iter().find(|c| c.type_ == type_).unwrap().last_transition_time.clone().unwrap().0
         };

@@ -12,6 +12,11 @@ use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Deserializer};
 use weir_apiserver::{PortRange, ServiceRange};
 use weir_dataplane::{Masquerade, Uplinks, cidr::Cidr};
+use weir_kubelet::Thresholds;
+
+/// What a machine that is not only a node must keep free.
+const EVICTION_HARD: &str =
+    "memory.available<100Mi,nodefs.available<1Gi,nodefs.inodesFree<1%,pid.available<1000";
 
 /// Flags of `weir up`.
 #[derive(clap::Args)]
@@ -85,6 +90,9 @@ settings! {
     run_dir: PathBuf = "/run/weir".into(),
     /// The directory in the cgroup2 mount that holds this node's processes [default: the mount itself].
     cgroup_root: CgroupRoot = CgroupRoot::default(),
+    /// What must stay free for the node to take pods [default: 1Gi of disk, 1% of its inodes, 100Mi of memory and 1000
+    /// process ids; the kubelet's own default of 10% is tens of gigabytes on a desk's machine].
+    eviction_hard: Thresholds = Words::from(EVICTION_HARD).parse("eviction_hard")?,
     /// Port of the API server [default: 6443].
     api_port: u16 = 6443,
     /// Where the ingress serves HTTP [default: 0.0.0.0:80].

@@ -81,6 +81,7 @@ pub(super) fn clients(config: &Config) -> Vec<Role> {
             .flag("data-dir", &config.data_dir)
             .flag("run-dir", &config.run_dir)
             .flag("port", KUBELET_PORT.to_string())
+            .flag("eviction-hard", config.eviction_hard.to_string())
             .cgroup_root(config)
             .role("kubelet"),
         client("controllers").flag("cluster-cidr", config.pod_cidr.to_string()).role("controllers"),
