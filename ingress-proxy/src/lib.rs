@@ -75,6 +75,7 @@ use pages::View;
 use proxy::{Ports, Proxy};
 use serve::Server;
 use tls::Certificates;
+use upstream::Checks;
 use watch::{Problems, Watcher};
 
 /// How long worker threads may take to end after the drain.
@@ -201,6 +202,7 @@ impl Ingress {
             certificates: Arc::clone(&certificates),
             problems: problems.clone(),
         });
+        let checks = Checks::new(runtime.handle().clone(), server.draining(), self.metrics.health.clone());
         let installer = Installer::new(
             live,
             certificates,
@@ -208,7 +210,8 @@ impl Ingress {
             timeouts,
             self_signed,
             self.default_secret.clone(),
-        );
+        )
+        .checking(checks);
         let watcher = Watcher::new(
             self.client,
             &config.ingress_class,

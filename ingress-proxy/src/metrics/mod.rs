@@ -19,6 +19,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use crate::compile::ObjectKey;
 use crate::policy::By;
 use crate::subrequest::SubrequestMetrics;
+use crate::upstream::CheckMetrics;
 pub(crate) use hosts::{HostMetrics, Hosts};
 
 /// Pairs of Ingress and Service with series of their own; those beyond share the pair `other`.
@@ -172,6 +173,8 @@ pub(crate) struct Metrics {
     pub(crate) ejections: Counter,
     /// Endpoints that get none now, at the last look.
     pub(crate) ejected: Gauge,
+    /// Of health checks.
+    pub(crate) health: CheckMetrics,
     /// Requests that were not tried again, at the bound on retries to a backend.
     pub(crate) retries_refused: Counter,
     /// Requests being served.
@@ -257,6 +260,7 @@ impl Metrics {
                 "retries_refused",
                 "Requests not tried again, at the bound on retries",
             ),
+            health: CheckMetrics::register(r),
             in_flight: registered(r, "in_flight", "Requests being served"),
             connections: registered(r, "connections", "Open client connections"),
             idle: registered(r, "upstream_idle", "Connections to endpoints that wait for a request"),

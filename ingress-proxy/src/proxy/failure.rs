@@ -58,7 +58,8 @@ impl Trouble {
     }
 }
 
-fn said_of(failure: UpstreamFailure) -> (u16, &'static str) {
+/// The status that a failure of an endpoint has, and its words.
+pub(crate) fn said_of(failure: UpstreamFailure) -> (u16, &'static str) {
     match failure {
         UpstreamFailure::ConnectTimeout => (504, "the endpoint did not accept a connection in time"),
         UpstreamFailure::ReadTimeout | UpstreamFailure::WriteTimeout => {

@@ -355,6 +355,7 @@ fn every_served_annotation_is_read() {
                 ("enable-cors", "true"),
                 ("auth-type", "basic"),
                 ("auth-secret", "s"),
+                ("health-check", "http"),
             ];
             let mut pairs: Vec<_> = enabling.into_iter().filter(|(on, _)| on != name).collect();
             pairs.push((name, "\u{1}("));

@@ -132,6 +132,8 @@ pub(super) struct Endpoint {
     pub(super) latency_ms: Option<u64>,
     /// Milliseconds for which it gets no requests.
     pub(super) ejected_ms: Option<u64>,
+    /// Why health checks took it out.
+    pub(super) unhealthy: Option<String>,
     /// Connections that are kept.
     pub(super) connections: usize,
 }
@@ -143,6 +145,7 @@ impl From<EndpointState> for Endpoint {
             in_flight: state.in_flight,
             latency_ms: state.latency.map(|latency| latency.as_millis() as u64),
             ejected_ms: state.ejected.map(|left| left.as_millis() as u64),
+            unhealthy: state.unhealthy.map(|why| why.to_string()),
             connections: state.connections,
         }
     }

@@ -94,6 +94,9 @@ impl fmt::Display for Backend {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.address)?;
+        if let Some(why) = &self.unhealthy {
+            write!(f, "taken out by its health check ({why}), ")?;
+        }
         if let Some(left) = self.ejected_ms {
             let left = Duration::from_millis(left);
             write!(f, "ejected for another {:.1} s, ", left.as_secs_f64())?;

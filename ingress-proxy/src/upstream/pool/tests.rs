@@ -270,3 +270,43 @@ fn who_comes_later_gets_its_share_by_and_by() {
     // Where the others failed, it gets all.
     assert_eq!(pool.choose(slow, None, &[1, 2, 3].map(address)).unwrap().address(), address(4));
 }
+
+#[test]
+fn what_checks_took_out_gets_nothing_while_another_is_in() {
+    let pool = pool(3);
+    let list = pool.list.load_full();
+    let is_tried = |failed: &[SocketAddr]| pool.choose(EWMA, None, failed).is_some();
+    for balance in [EWMA, ROUND_ROBIN, LEAST_REQUEST] {
+        list.endpoints[0].ejection.take_out(true);
+        list.endpoints[1].ejection.take_out(true);
+        assert_eq!(pool.shares(balance, 30, S), [(address(3), 30)].into());
+        assert!((0..20).all(|key| pool.choose(balance, Some(key), &[]).unwrap().address() == address(3)));
+        assert!(!is_tried(&[address(3)]) && !pool.has_other(&[address(3)], None), "not for a retry either");
+        assert!(!pool.has_other(&[], Some(address(3))));
+        // One that requests ejected comes last, but before them.
+        list.endpoints[2].ejection.begin(S);
+        assert_eq!(pool.shares(balance, 30, S), [(address(3), 30)].into());
+        list.endpoints[2].ejection.take_out(true);
+        assert_eq!(
+            (pool.unhealthy(), pool.shares(balance, 200, S).len()),
+            (3, 3),
+            "all are out: all are used"
+        );
+        assert!(is_tried(&[address(3)]) && pool.has_other(&[address(3)], None));
+        for endpoint in &list.endpoints {
+            endpoint.ejection.take_out(false);
+        }
+        assert_eq!((pool.unhealthy(), pool.shares(balance, 200, S).len()), (0, 3));
+    }
+}
+
+#[test]
+fn who_is_out_counts_in_what_may_be_ejected() {
+    let pool = pool(4);
+    let list = pool.list.load_full();
+    list.endpoints[0].ejection.take_out(true);
+    list.endpoints[1].ejection.take_out(true);
+    pool.fails(&list.endpoints[2], 10, S);
+    assert!(!list.endpoints[2].ejection.is_on(S), "half of them get nothing already");
+    assert_eq!((pool.ejected(), pool.unhealthy()), (0, 2));
+}
