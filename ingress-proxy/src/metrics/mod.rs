@@ -177,6 +177,8 @@ pub(crate) struct Metrics {
     pub(crate) health: CheckMetrics,
     /// Requests that were not tried again, at the bound on retries to a backend.
     pub(crate) retries_refused: Counter,
+    /// Requests for which every endpoint had as many in flight as the rule allows.
+    pub(crate) endpoints_full: Counter,
     /// Requests being served.
     pub(crate) in_flight: Gauge,
     /// Open client connections.
@@ -261,6 +263,11 @@ impl Metrics {
                 "Requests not tried again, at the bound on retries",
             ),
             health: CheckMetrics::register(r),
+            endpoints_full: registered(
+                r,
+                "upstream_full",
+                "Requests not served because every endpoint was at max-connections",
+            ),
             in_flight: registered(r, "in_flight", "Requests being served"),
             connections: registered(r, "connections", "Open client connections"),
             idle: registered(r, "upstream_idle", "Connections to endpoints that wait for a request"),

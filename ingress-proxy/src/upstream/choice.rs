@@ -11,7 +11,7 @@ use super::slow_start;
 /// One choice among endpoints.
 ///
 /// Those that are ejected come last, not never: when no other is left, trying is better than failing. Those that health checks
-/// took out come never, unless all are out.
+/// took out come never, unless all are out. One that has as many requests in flight as it may comes never.
 pub(super) struct Choice<'l> {
     pub(super) all: &'l [Arc<Endpoint>],
     pub(super) failed: &'l [SocketAddr],
@@ -76,6 +76,7 @@ impl<'l> Choice<'l> {
 
     fn is_left(&self, endpoint: &Endpoint) -> bool {
         !self.failed.contains(&endpoint.address())
+            && self.balance.most.is_none_or(|most| endpoint.in_flight() < most)
     }
 
     fn is_able(&self, endpoint: &Endpoint) -> bool {

@@ -104,9 +104,16 @@ pub(crate) struct Chosen {
 }
 
 impl Chosen {
-    pub(super) fn new(endpoint: &Arc<Endpoint>, now_us: u64) -> Self {
-        endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self { endpoint: Arc::clone(endpoint), since_us: now_us, is_settled: AtomicBool::new(false) }
+    /// Nothing where `most` are in flight there already.
+    pub(super) fn take(endpoint: &Arc<Endpoint>, now_us: u64, most: Option<u32>) -> Option<Self> {
+        match most {
+            None => drop(endpoint.in_flight.fetch_add(1, Ordering::Relaxed)),
+            Some(most) => {
+                let one_more = |number| (number < most).then_some(number + 1);
+                endpoint.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+            }
+        }
+        Some(Self { endpoint: Arc::clone(endpoint), since_us: now_us, is_settled: AtomicBool::new(false) })
     }
 
     /// The endpoint answered a request that has a body or not: the head of its response is there.

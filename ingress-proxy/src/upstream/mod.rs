@@ -31,7 +31,7 @@ pub(crate) use connect::{connect, connect_tcp, take};
 pub(crate) use ejection::is_failure;
 pub(crate) use endpoint::{Chosen, Endpoint};
 pub(crate) use health::{CheckMetrics, Checks};
-pub(crate) use pool::Pool;
+pub(crate) use pool::{Pool, Unchosen};
 pub(crate) use proxy_protocol::ProxyProtocol;
 pub(crate) use random::random;
 pub(crate) use state::EndpointState;

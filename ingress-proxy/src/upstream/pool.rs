@@ -35,6 +35,15 @@ pub(crate) struct Pool {
     pub(super) checked: OnceLock<Arc<Checked>>,
 }
 
+/// Why no endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unchosen {
+    /// There is none, or none that did not fail already.
+    NoneLeft,
+    /// All that are left have as many requests in flight as they may.
+    Full,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct List {
     pub(super) endpoints: Box<[Arc<Endpoint>]>,
@@ -129,7 +138,7 @@ impl Pool {
         balance: Balance,
         rank_by: Option<u64>,
         failed: &[SocketAddr],
-    ) -> Option<Chosen> {
+    ) -> Result<Chosen, Unchosen> {
         self.choose_at(now_us(), balance, rank_by, failed)
     }
 
@@ -139,11 +148,19 @@ impl Pool {
         balance: Balance,
         rank_by: Option<u64>,
         failed: &[SocketAddr],
-    ) -> Option<Chosen> {
+    ) -> Result<Chosen, Unchosen> {
         let list = self.list.load();
         let choice = Choice { all: &list.endpoints, failed, now_us, balance };
-        let endpoint = choice.endpoint(rank_by, || self.turn.fetch_add(1, Ordering::Relaxed));
-        endpoint.map(|endpoint| Chosen::new(endpoint, now_us))
+        // Where others take the last places at the same time, each time round one of them got one.
+        for _ in 0..=list.endpoints.len() {
+            let turn = || self.turn.fetch_add(1, Ordering::Relaxed);
+            let Some(endpoint) = choice.endpoint(rank_by, turn) else { break };
+            if let Some(chosen) = Chosen::take(endpoint, now_us, balance.most) {
+                return Ok(chosen);
+            }
+        }
+        let is_left = |endpoint: &Arc<Endpoint>| !failed.contains(&endpoint.address());
+        Err(if list.endpoints.iter().any(is_left) { Unchosen::Full } else { Unchosen::NoneLeft })
     }
 
     /// An endpoint gave no answer, or [one that is none](super::is_failure). Of no account behind an answer's head.

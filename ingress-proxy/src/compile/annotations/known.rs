@@ -130,6 +130,7 @@ pub(crate) const KNOWN: &[(&str, Known)] = &[
     ("limit-rps", Known::Served),
     ("limit-whitelist", Known::Served),
     ("load-balance", Known::Served),
+    ("max-connections", Known::Served),
     ("mirror-host", Known::Served),
     ("mirror-request-body", Known::Served),
     ("mirror-target", Known::Served),

@@ -392,6 +392,17 @@ fn a_slow_start_has_its_time() {
 }
 
 #[test]
+fn an_endpoint_has_at_most_so_many_connections() {
+    let most = |text| fine(&[("max-connections", text)]).settings.upstream.balance.most;
+    assert_eq!((most("1"), most("65535")), (Some(1), Some(65_535)));
+    assert_eq!(fine(&[]).settings.upstream.balance.most, None);
+    for bad in ["0", "65536", "-1", "many"] {
+        let told = faults(&[("max-connections", bad)]);
+        assert!(told.len() == 1 && told[0].contains("a whole number from 1 to 65535"), "{told:?}");
+    }
+}
+
+#[test]
 fn a_proxy_header_is_not_for_http2() {
     assert_eq!(faults(&[("proxy-protocol", "v2"), ("backend-protocol", "HTTPS")]), [""; 0]);
     let told = faults(&[("proxy-protocol", "v2"), ("backend-protocol", "GRPC")]);

@@ -118,6 +118,8 @@ struct Backend {
     protocol: &'static str,
     /// How one of them is chosen.
     balance: &'static str,
+    /// The most requests in flight to each of them.
+    max_connections: Option<u32>,
     /// The one that the request is tied to.
     tied: Option<SocketAddr>,
     endpoints: Vec<Endpoint>,
@@ -276,6 +278,7 @@ fn backend(role: &'static str, target: &Target, passage: Option<&Passage>) -> Op
         service: service(target),
         protocol: pool.protocol().name(),
         balance: if rank_by.is_some() { "hash" } else { balance.method.name() },
+        max_connections: balance.most,
         tied: rank_by.filter(|_| passage.is_some_and(Passage::is_tied)).and_then(|key| pool.ranked(key)),
         endpoints: pool.state().into_iter().map(Endpoint::from).collect(),
     })

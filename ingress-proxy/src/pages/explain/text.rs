@@ -78,9 +78,11 @@ impl fmt::Display for Backend {
         };
         let number = self.endpoints.len();
         let endpoints = if number == 1 { "the endpoint" } else { "one of the endpoints" };
+        let most = self.max_connections.map(|most| format!(", at most {most} in flight to each"));
+        let most = most.unwrap_or_default();
         writeln!(
             f,
-            "  {role}{endpoints} of Service {} by {}, {} of {number}",
+            "  {role}{endpoints} of Service {} by {}, {} of {number}{most}",
             self.service, self.protocol, self.balance
         )?;
         for endpoint in &self.endpoints {
