@@ -19,6 +19,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use crate::compile::ObjectKey;
 use crate::policy::By;
 use crate::subrequest::SubrequestMetrics;
+use crate::trace::TraceMetrics;
 pub(crate) use hosts::{HostMetrics, Hosts};
 
 /// Pairs of Ingress and Service with series of their own; those beyond share the pair `other`.
@@ -160,6 +161,8 @@ pub(crate) struct Metrics {
     pub(crate) hosts: Hosts,
     /// As many as there are secrets that are watched.
     expiry: Family<SecretLabels, Gauge>,
+    /// Of spans.
+    pub(crate) traces: TraceMetrics,
     /// Of requests of the proxy's own.
     pub(crate) subrequests: SubrequestMetrics,
     responses: Family<ResponseLabels, Counter>,
@@ -239,6 +242,7 @@ impl Metrics {
                 "host_requests",
                 "Requests answered, by host of a rule and status class",
             )),
+            traces: TraceMetrics::register(r),
             subrequests: SubrequestMetrics::register(r),
             responses: registered(r, "requests", "Requests answered, by status class"),
             expiry,
