@@ -19,6 +19,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use crate::compile::ObjectKey;
 use crate::policy::By;
 use crate::subrequest::SubrequestMetrics;
+use crate::trace::TraceMetrics;
 use crate::upstream::CheckMetrics;
 pub(crate) use hosts::{HostMetrics, Hosts};
 
@@ -161,6 +162,8 @@ pub(crate) struct Metrics {
     pub(crate) hosts: Hosts,
     /// As many as there are secrets that are watched.
     expiry: Family<SecretLabels, Gauge>,
+    /// Of spans.
+    pub(crate) traces: TraceMetrics,
     /// Of requests of the proxy's own.
     pub(crate) subrequests: SubrequestMetrics,
     responses: Family<ResponseLabels, Counter>,
@@ -244,6 +247,7 @@ impl Metrics {
                 "host_requests",
                 "Requests answered, by host of a rule and status class",
             )),
+            traces: TraceMetrics::register(r),
             subrequests: SubrequestMetrics::register(r),
             responses: registered(r, "requests", "Requests answered, by status class"),
             expiry,

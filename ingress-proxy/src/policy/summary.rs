@@ -46,6 +46,7 @@ impl Settings {
             hash_by,
             upstream,
             error_statuses,
+            untraced,
         } = self;
         let Upstream { connect, read, send, retry, balance, proxy_protocol } = upstream;
         let others = other.upstream.balance;
@@ -73,6 +74,7 @@ impl Settings {
             ("load-balance", Balance { most: None, ..*balance } != Balance { most: None, ..others }),
             ("max-connections", balance.most != others.most),
             ("custom-http-errors", *error_statuses != other.error_statuses),
+            ("enable-opentelemetry", *untraced != other.untraced),
         ];
         all.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
     }
