@@ -16,15 +16,18 @@ use super::super::script::{Act, Close, END, Endpoint, OK, Until};
 use super::super::tls_to_endpoints::{Authority, endpoint};
 use super::*;
 
-/// Checks that find out soon, and have all the time of a busy machine to be answered.
+/// Checks that find out soon, and leave a busy machine time to answer.
 const HTTP: [(&str, &str); 6] = [
     ("health-check", "http"),
-    ("health-check-interval", "100ms"),
-    ("health-check-timeout", "100ms"),
+    ("health-check-interval", "300ms"),
+    ("health-check-timeout", "300ms"),
     ("health-check-fall", "2"),
     ("health-check-rise", "2"),
     ("load-balance", "round_robin"),
 ];
+
+/// Those by which nobody need answer in time.
+const OFTEN: [(&str, &str); 2] = [("health-check-interval", "100ms"), ("health-check-timeout", "100ms")];
 
 /// The same with others in their place, or besides.
 fn check<'a>(others: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
@@ -123,7 +126,11 @@ async fn who_hangs_is_given_up_and_its_connections_are_closed() {
     for protocol in ["HTTP", "GRPC", "HTTPS"] {
         let (a, (hanging, ended)) = (Backend::start("a").await, silent().await);
         // Half of the time nothing is under way.
-        let others = [("backend-protocol", protocol), ("health-check-timeout", "50ms")];
+        let others = [
+            ("backend-protocol", protocol),
+            ("health-check-interval", "100ms"),
+            ("health-check-timeout", "50ms"),
+        ];
         let cluster = checking(&[a.address, hanging], &others);
         out(&cluster, hanging, "the endpoint did not answer in time").await;
         eventually("what was given up is closed", async || ended.load(Ordering::SeqCst) >= 2).await;
@@ -239,7 +246,7 @@ async fn whatever_comes_is_a_failure_and_no_more() {
                 counted.fetch_add(1, Ordering::SeqCst);
             }
         });
-        let cluster = checking(&[address], &[("backend-protocol", protocol)]);
+        let cluster = checking(&[address], &[&OFTEN[..], &[("backend-protocol", protocol)]].concat());
         eventually("each was answered once", async || asked.load(Ordering::SeqCst) > answers.len()).await;
         let metrics = cluster.metrics();
         assert!(why(&cluster, "x.com", address).is_some(), "{protocol}");
@@ -282,14 +289,16 @@ async fn two_ingresses_check_one_service_each_in_its_way() {
 async fn checks_follow_the_endpoints_and_end_with_the_rules_and_with_the_proxy() {
     let (a, late, other) =
         (Backend::start("a").await, Backend::start("late").await, Backend::start("o").await);
-    let cluster = checking(&[a.address], &[]);
+    let cluster = checking(&[], &OFTEN);
     cluster.service("o", false, &[other.address]);
     cluster.ingress("o", rules(&[("o.com", "/", "o")]));
-    cluster.annotate("o", &check(&[]));
+    cluster.annotate("o", &check(&OFTEN));
     let checked = async |backend: &Backend| {
         let before = backend.count();
         eventually("it is checked", async || backend.count() >= before + 5).await;
     };
+    checked(&other).await;
+    cluster.endpoints("a", &[a.address]);
     checked(&a).await;
     assert_eq!(late.count(), 0);
     cluster.endpoints("a", &[late.address]);
@@ -314,7 +323,7 @@ async fn checks_follow_the_endpoints_and_end_with_the_rules_and_with_the_proxy()
     in_time("the drain", cluster.server.drain(Duration::from_secs(10))).await;
     let ended = other.count();
     let clock = Backend::start("clock").await;
-    let _cluster = checking(&[clock.address], &[]);
+    let _cluster = checking(&[clock.address], &OFTEN);
     checked(&clock).await;
     assert!(other.count() <= ended + 1, "{} after {ended}", other.count());
     assert!(gauge(&cluster, "weir_ingress_health_checks_in_flight 0\n"));
@@ -342,7 +351,7 @@ async fn checks_that_find_no_place_begin_late() {
         }
     });
     let addresses: Vec<SocketAddr> = (1..=120).map(|n| SocketAddr::from(([127, 0, 2, n], port))).collect();
-    let cluster = checking(&addresses, &[("health-check-fall", "1")]);
+    let cluster = checking(&addresses, &[&OFTEN[..], &[("health-check-fall", "1")]].concat());
     eventually("all of them are out", async || gauge(&cluster, "weir_ingress_upstream_unhealthy 120\n"))
         .await;
     assert!(!cluster.metrics().contains("weir_ingress_health_checks_delayed_total 0\n"));

@@ -292,6 +292,14 @@ fn a_full_endpoint_is_passed_over_and_full_ones_are_refused() {
 
 #[test]
 fn who_asks_at_the_same_time_gets_no_place_twice() {
+    // Both have chosen it while it had one place.
+    let alone = pool(1);
+    let endpoint = &alone.list.load().endpoints[0];
+    let first = Chosen::take(endpoint, S, Some(1));
+    assert!(first.is_some() && Chosen::take(endpoint, S, Some(1)).is_none());
+    drop(first);
+    assert_eq!(endpoint.in_flight(), 0, "who got no place counts for nothing");
+
     let pool = pool(3);
     let balance = Balance { most: Some(5), ..EWMA };
     let held = std::thread::scope(|scope| {
