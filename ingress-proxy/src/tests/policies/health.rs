@@ -19,8 +19,8 @@ use super::*;
 /// Checks that find out soon, and leave a busy machine time to answer.
 const HTTP: [(&str, &str); 6] = [
     ("health-check", "http"),
-    ("health-check-interval", "300ms"),
-    ("health-check-timeout", "300ms"),
+    ("health-check-interval", "1s"),
+    ("health-check-timeout", "1s"),
     ("health-check-fall", "2"),
     ("health-check-rise", "2"),
     ("load-balance", "round_robin"),
@@ -207,7 +207,7 @@ async fn a_check_says_what_it_is_told_to() {
     assert_eq!(names(&cluster, 1).await, ["a"], "requests go to the endpoint's own port");
 
     let checked = Endpoint::follow(BEHIND_HEADER).await;
-    let cluster = checking(&[checked.address], &[("proxy-protocol", "v1")]);
+    let cluster = checking(&[checked.address], &[&OFTEN[..], &[("proxy-protocol", "v1")]].concat());
     let said = heard(&checked).await;
     assert!(said.starts_with("PROXY UNKNOWN\r\nGET / HTTP/1.1\r\nHost: a.n.svc\r\n"), "{said}");
     drop(cluster);
@@ -261,7 +261,8 @@ async fn whatever_comes_is_a_failure_and_no_more() {
 async fn where_all_fail_all_are_used() {
     let (b, c) = (Backend::start("b").await, Backend::start("c").await);
     // Nothing is at the path.
-    let cluster = checking(&[b.address, c.address], &[("health-check-path", "/status/404")]);
+    let cluster =
+        checking(&[b.address, c.address], &[&OFTEN[..], &[("health-check-path", "/status/404")]].concat());
     out(&cluster, b.address, "the endpoint answered with status 404").await;
     out(&cluster, c.address, "the endpoint answered with status 404").await;
     let mut served = names(&cluster, 4).await.into_iter().map(|name| name.to_string()).collect::<Vec<_>>();
