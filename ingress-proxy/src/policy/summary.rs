@@ -46,6 +46,8 @@ impl Settings {
             hash_by,
             upstream,
             error_statuses,
+            places,
+            unlogged,
             untraced,
         } = self;
         let Upstream { connect, read, send, retry, balance, proxy_protocol } = upstream;
@@ -74,6 +76,10 @@ impl Settings {
             ("load-balance", Balance { most: None, ..*balance } != Balance { most: None, ..others }),
             ("max-connections", balance.most != others.most),
             ("custom-http-errors", *error_statuses != other.error_statuses),
+            ("proxy-redirect", places.redirect != other.places.redirect),
+            ("proxy-cookie-domain", places.cookie_domain != other.places.cookie_domain),
+            ("proxy-cookie-path", places.cookie_path != other.places.cookie_path),
+            ("enable-access-log", *unlogged != other.unlogged),
             ("enable-opentelemetry", *untraced != other.untraced),
         ];
         all.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()

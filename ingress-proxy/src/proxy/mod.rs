@@ -138,10 +138,12 @@ impl Proxy {
     }
 
     /// Says what became of a request. `line.time_ms` is filled in here.
-    fn tell(&self, took: Duration, trace: Option<&Trace>, line: Line<'_>) {
+    fn tell(&self, took: Duration, to_log: bool, trace: Option<&Trace>, line: Line<'_>) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let line = Line { time_ms: now.saturating_sub(took).as_millis(), ..line };
-        self.reports.log.write(&line);
+        if to_log {
+            self.reports.log.write(&line);
+        }
         if let Some((tracer, trace)) = self.reports.tracer.as_ref().zip(trace) {
             tracer.end(trace, &line);
         }

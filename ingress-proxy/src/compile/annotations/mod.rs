@@ -12,6 +12,7 @@ mod clients;
 mod health;
 mod known;
 mod own_requests;
+mod places;
 mod reader;
 mod traffic;
 mod upstream_tls;
@@ -100,6 +101,8 @@ impl Annotations {
             error_statuses: r
                 .read("custom-http-errors", "a list of statuses from 400 to 599", statuses)
                 .unwrap_or_default(),
+            places: places::places(r),
+            unlogged: r.flag("enable-access-log") == Some(false),
             untraced: r.flag("enable-opentelemetry") == Some(false),
             closed: None,
         };

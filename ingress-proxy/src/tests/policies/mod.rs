@@ -12,7 +12,7 @@ mod places;
 use serde_json::{Value, json};
 
 use super::backend::Backend;
-use super::cluster::{Cluster, field, split};
+use super::cluster::{Cluster, eventually, field, quick, split};
 
 /// One backend `a` behind `x.com/`, by an Ingress `i` with these annotations.
 async fn one(annotations: &[(&str, &str)]) -> (Backend, Cluster) {
