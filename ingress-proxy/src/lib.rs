@@ -79,6 +79,7 @@ use proxy::{Ports, Proxy, Reports};
 use serve::Server;
 use tls::Certificates;
 use trace::Tracer;
+use upstream::Checks;
 use watch::{Problems, Watcher};
 
 /// How long worker threads may take to end after the drain.
@@ -213,6 +214,7 @@ impl Ingress {
             certificates: Arc::clone(&certificates),
             problems: problems.clone(),
         });
+        let checks = Checks::new(runtime.handle().clone(), server.draining(), self.metrics.health.clone());
         let installer = Installer::new(
             live,
             certificates,
@@ -220,7 +222,8 @@ impl Ingress {
             timeouts,
             self_signed,
             self.default_secret.clone(),
-        );
+        )
+        .checking(checks);
         let watcher = Watcher::new(
             self.client,
             &config.ingress_class,

@@ -42,6 +42,8 @@ pub(crate) struct Swept {
     pub(crate) idle: usize,
     /// Endpoints that are ejected.
     pub(crate) ejected: usize,
+    /// Endpoints that health checks took out.
+    pub(crate) unhealthy: usize,
 }
 
 /// Pools by what they are known by. A lock, because the watching task adds and removes them while others go through them;
@@ -102,6 +104,7 @@ impl Live {
         for pool in pools {
             swept.idle += pool.sweep();
             swept.ejected += pool.ejected();
+            swept.unhealthy += pool.unhealthy();
         }
         swept
     }

@@ -26,7 +26,7 @@ use crate::tls::Certificates;
 use crate::trace::{Trace, Tracer};
 use crate::upstream::Pool;
 pub(crate) use attempts::{Attempts, Failed, Then, To};
-pub(crate) use failure::{MAX_ATTEMPTS, Trouble};
+pub(crate) use failure::{MAX_ATTEMPTS, Trouble, said_of};
 pub(crate) use fault::Fault;
 pub(crate) use headers::{Ends, Handshake, Peer, RequestId, forwarding};
 pub(crate) use record::{PageRequest, Record};
@@ -123,6 +123,7 @@ impl Proxy {
         let swept = self.live.load().sweep();
         self.metrics.idle.set(swept.idle as i64);
         self.metrics.ejected.set(swept.ejected as i64);
+        self.metrics.health.unhealthy.set(swept.unhealthy as i64);
     }
 
     /// Counts a request that is over; `status` is 0 when the client got no answer.

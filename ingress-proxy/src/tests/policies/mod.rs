@@ -4,6 +4,8 @@ mod access;
 mod balance;
 mod endpoints;
 mod external;
+mod full;
+mod health;
 mod mirror;
 mod places;
 
