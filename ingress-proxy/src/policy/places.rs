@@ -93,8 +93,8 @@ mod tests {
 
     use super::*;
 
-    fn exchange(from: &str, to: &str) -> Option<Exchange> {
-        Some(Exchange { from: from.into(), to: to.into() })
+    fn exchange(from: &str, to: &str) -> Exchange {
+        Exchange { from: from.into(), to: to.into() }
     }
 
     fn replaced(places: &Places, name: HeaderName, values: &[&str]) -> Vec<String> {
@@ -108,8 +108,10 @@ mod tests {
 
     #[test]
     fn redirects_lead_to_where_clients_are() {
-        let places =
-            Places { redirect: exchange("http://app:8080/", "https://shop.example/"), ..Places::default() };
+        let places = Places {
+            redirect: Some(exchange("http://app:8080/", "https://shop.example/")),
+            ..Places::default()
+        };
         for (given, expected) in [
             ("http://app:8080/login?to=http://app:8080/", "https://shop.example/login?to=http://app:8080/"),
             ("http://other/", "http://other/"),
@@ -127,8 +129,8 @@ mod tests {
     #[test]
     fn cookies_are_for_where_clients_are() {
         let places = Places {
-            cookie_domain: exchange("app.local", "shop.example"),
-            cookie_path: exchange("/app/", "/"),
+            cookie_domain: Some(exchange("app.local", "shop.example")),
+            cookie_path: Some(exchange("/app/", "/")),
             ..Places::default()
         };
         let given = [

@@ -13,8 +13,7 @@ pub(super) fn places(r: &mut Reader<'_>) -> Places {
         |name| r.read(name, PAIR, |text| if text == OFF { Some(None) } else { pair(text).map(Some) });
     let (cookie_domain, cookie_path) =
         (pair("proxy-cookie-domain").flatten(), pair("proxy-cookie-path").flatten());
-    let mut url =
-        |name| r.read(name, URL, |text| plain(text).map(Box::from)).filter(|text: &Box<str>| **text != *OFF);
+    let mut url = |name| r.read(name, URL, plain).filter(|text| *text != OFF).map(Box::from);
     let (from, to) = (url("proxy-redirect-from"), url("proxy-redirect-to"));
     let redirect = from.zip(to).map(|(from, to)| Exchange { from, to });
     if redirect.is_none() && r.text("proxy-redirect-to").is_some_and(|text| text != OFF) {
