@@ -97,8 +97,6 @@ impl Compiler {
             }
         }
         self.totals.certificates = self.certificates.len();
-        self.totals.problems += update.problems.len();
-        self.totals.problems -= update.mended.len();
         update.totals = self.totals;
         update
     }

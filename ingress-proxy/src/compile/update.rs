@@ -68,6 +68,4 @@ pub struct Totals {
     pub paths: usize,
     /// Hosts with a certificate of their own.
     pub certificates: usize,
-    /// What is wrong.
-    pub problems: usize,
 }

@@ -106,7 +106,6 @@ impl Installer {
             hosts: table.hosts(),
             paths: update.totals.paths,
             certificates: update.totals.certificates,
-            problems: update.totals.problems,
         };
         self.store(table);
         // Only now is nothing new routed to what is gone.

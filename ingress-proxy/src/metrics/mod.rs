@@ -201,7 +201,8 @@ pub(crate) struct Metrics {
     paths: Gauge,
     endpoints: Gauge,
     certificates: Gauge,
-    problems: Gauge,
+    /// Faults that are there now.
+    pub(crate) problems: Gauge,
     reload: Histogram,
     last_reload: Gauge,
 }
@@ -220,7 +221,6 @@ pub(crate) struct Sizes {
     pub(crate) hosts: usize,
     pub(crate) paths: usize,
     pub(crate) certificates: usize,
-    pub(crate) problems: usize,
 }
 
 impl Metrics {
@@ -329,7 +329,6 @@ impl Metrics {
             (&self.host_count, sizes.hosts),
             (&self.paths, sizes.paths),
             (&self.certificates, sizes.certificates),
-            (&self.problems, sizes.problems),
         ] {
             gauge.set(size as i64);
         }

@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::mpsc;
 
 use crate::compile::{CONTROLLER, Problem};
@@ -56,6 +57,11 @@ impl Problems {
         new
     }
 
+    /// How many there are.
+    fn count(&self) -> usize {
+        self.counts().len()
+    }
+
     /// Those that are wanted, by Ingress, at most so many; and how many more there are.
     pub(crate) fn some(&self, most: usize, wanted: impl Fn(&Problem) -> bool) -> (Vec<Problem>, usize) {
         let counts = self.counts();
@@ -70,12 +76,14 @@ pub(super) struct Reporter {
     reported: Problems,
     queue: mpsc::Sender<Problem>,
     dropped: Counter,
+    /// What is wrong now.
+    there: Gauge,
 }
 
 impl Reporter {
     /// `reported` shows what is wrong.
     pub(super) fn start(client: Client, metrics: &Metrics, reported: Problems) -> Self {
-        let (reporter, mut problems) = Self::new(metrics.events_dropped.clone(), reported);
+        let (reporter, mut problems) = Self::new(metrics, reported);
         tokio::spawn(async move {
             while let Some(problem) = problems.recv().await {
                 if let Err(error) = write(&client, &problem).await {
@@ -87,9 +95,10 @@ impl Reporter {
     }
 
     /// And what it reports.
-    pub(super) fn new(dropped: Counter, reported: Problems) -> (Self, mpsc::Receiver<Problem>) {
+    pub(super) fn new(metrics: &Metrics, reported: Problems) -> (Self, mpsc::Receiver<Problem>) {
         let (queue, problems) = mpsc::channel(QUEUE);
-        (Self { reported, queue, dropped }, problems)
+        let (dropped, there) = (metrics.events_dropped.clone(), metrics.problems.clone());
+        (Self { reported, queue, dropped, there }, problems)
     }
 
     /// Reports what was not there before. What is in both lists is there as before.
@@ -100,6 +109,7 @@ impl Reporter {
                 self.dropped.inc();
             }
         }
+        self.there.set(self.reported.count() as i64);
     }
 }
 
@@ -148,6 +158,8 @@ fn event(problem: &Problem, now: Timestamp) -> Event {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::registry::Registry;
+
     use super::*;
     use crate::compile::{ObjectKey, Reason};
 
@@ -163,16 +175,18 @@ mod tests {
 
     #[test]
     fn a_problem_is_told_when_it_appears() {
-        let (mut reporter, mut told) = Reporter::new(Counter::default(), Problems::default());
+        let metrics = Metrics::register(&mut Registry::default());
+        let (mut reporter, mut told) = Reporter::new(&metrics, Problems::default());
         let mut report = |problems: &[&str], mended: &[&str]| {
             let list = |texts: &[&str]| texts.iter().map(|text| problem(text)).collect();
             reporter.report(list(problems), list(mended));
-            std::iter::from_fn(|| told.try_recv().ok()).map(|problem| problem.text).collect::<Vec<_>>()
+            let told = std::iter::from_fn(|| told.try_recv().ok()).map(|problem| problem.text);
+            (told.collect::<Vec<_>>(), metrics.problems.get())
         };
-        assert_eq!(report(&["a", "b", "a"], &[]), ["a", "b"]);
-        assert_eq!(report(&["a"], &["a", "a"]), [""; 0], "it is still there, in one place");
-        assert_eq!(report(&[], &["a", "b"]), [""; 0]);
-        assert_eq!(report(&["a"], &[]), ["a"], "it is there again");
+        assert_eq!(report(&["a", "b", "a"], &[]), (vec!["a".to_owned(), "b".to_owned()], 2));
+        assert_eq!(report(&["a"], &["a", "a"]), (vec![], 2), "it is still there, in one place");
+        assert_eq!(report(&[], &["a", "b"]), (vec![], 0));
+        assert_eq!(report(&["a"], &[]), (vec!["a".to_owned()], 1), "it is there again");
         let (shown, more) = reporter.reported.some(10, |_| true);
         assert_eq!((shown, more), (vec![problem("a")], 0));
         reporter.report(vec![problem("b"), problem("c")], vec![]);

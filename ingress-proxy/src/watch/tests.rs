@@ -93,7 +93,7 @@ impl World {
             served: Served::new(),
             compiled: Compiled::default(),
             reporter: report::Reporter::new(
-                prometheus_client::metrics::counter::Counter::default(),
+                &crate::metrics::Metrics::register(&mut prometheus_client::registry::Registry::default()),
                 report::Problems::default(),
             ),
             publisher: status::Publisher::new(vec![ADDRESS.to_owned()]),
