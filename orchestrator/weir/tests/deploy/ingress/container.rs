@@ -10,6 +10,8 @@ use std::{
 
 use anyhow::ensure;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use k8s_openapi::api::{apps::v1::Deployment, networking::v1::NetworkPolicy};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use weir_tests::{eventually, get};
@@ -97,6 +99,26 @@ fn the_pod_asks_for_no_more_than_it_needs() {
     };
     let needs = seconds("--shutdown-delay") + seconds("--drain-timeout");
     assert!(pod.termination_grace_period_seconds > Some(needs), "it is killed before it has drained");
+}
+
+#[test]
+fn clients_reach_the_ports_of_traffic_and_only_the_monitoring_the_admin_port() {
+    let policy: NetworkPolicy = manifest::object("ingress/networkpolicy.yaml", "NetworkPolicy");
+    let deployment: Deployment = manifest::object("ingress/deployment.yaml", "Deployment");
+    let (policy, deployment) = (policy.spec.expect("a spec"), deployment.spec.expect("a spec"));
+    let labels = deployment.template.metadata.expect("metadata").labels;
+    assert_eq!(policy.pod_selector.expect("a selector").match_labels, labels, "it is about these pods");
+    let container = shipped::container();
+    let mut open = Vec::new();
+    for rule in policy.ingress.expect("rules") {
+        let ports = rule.ports.expect("ports").into_iter().map(|port| match port.port {
+            Some(IntOrString::String(name)) => shipped::port(&container, &name),
+            other => panic!("{other:?} is no name"),
+        });
+        let is_for_all = rule.from.is_none();
+        open.extend(ports.map(|port| (port, is_for_all)));
+    }
+    assert_eq!(open, [(80, true), (443, true), (9257, false)]);
 }
 
 #[test]

@@ -52,6 +52,15 @@ impl Notified {
     }
 }
 
+/// Stops clients when it goes.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The names in the unit's filter of system calls, as systemd knows its groups.
 fn calls() -> Vec<String> {
     assert_eq!(shipped::setting("SystemCallErrorNumber"), "EPERM", "as it is run here");
@@ -159,6 +168,8 @@ fn one_instance_follows_the_other_and_nobody_is_refused() {
 
     let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
     let mut second = thread::scope(|scope| {
+        // The scope waits for the clients, however the rest ends.
+        let stopping = Stop(&stop);
         let clients: Vec<_> = (0..2)
             .map(|_| {
                 scope.spawn(|| {
@@ -188,7 +199,7 @@ fn one_instance_follows_the_other_and_nobody_is_refused() {
             Ok(second)
         };
         let second = works();
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         for client in clients {
             assert_eq!(client.join().expect("no panic"), Ok(()));
         }
