@@ -151,7 +151,11 @@ fn what_is_shipped_serves_and_asks_for_all_that_it_is_granted() {
     // Without a right to its Secret a host has the default certificate, and an Event says why.
     machine.wait_until("the Event", |mirror| {
         let told = mirror.list("events/default/").into_iter().filter(|it| is_event(it, "shop", "BadSecret"));
-        told.into_iter().any(|it| it["message"].as_str().is_some_and(|text| text.contains("forbidden")))
+        told.into_iter().any(|it| {
+            it["message"]
+                .as_str()
+                .is_some_and(|text| text.contains("forbidden") && text.contains("resourceNames"))
+        })
     });
     machine.get_tls(None).unwrap();
     let refused = machine.get_tls(Some(&authority)).unwrap_err().to_string();
