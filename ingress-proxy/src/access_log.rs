@@ -16,11 +16,13 @@ use serde::Serialize;
 const QUEUE_LINES: usize = 8_192;
 
 /// What is said about a request.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 #[allow(missing_docs)] // the names are the line's keys
 pub(crate) struct Line<'a> {
     pub(crate) time_ms: u128,
     pub(crate) id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) trace_id: Option<String>,
     pub(crate) client: &'a str,
     pub(crate) proto: &'a str,
     pub(crate) tls: bool,
@@ -118,6 +120,7 @@ mod tests {
         let line = Line {
             time_ms: 1,
             id: "r1",
+            trace_id: None,
             client: "192.0.2.1",
             proto: "HTTP/1.1",
             tls: false,

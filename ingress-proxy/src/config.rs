@@ -54,6 +54,16 @@ pub struct Config {
     #[arg(long, default_value = "-")]
     pub access_log: PathBuf,
 
+    /// A collector that takes spans of requests in OTLP over HTTP, such as `http://collector:4318`. Without one, there are no
+    /// spans, and `traceparent` goes to endpoints as it came. `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_SERVICE_NAME` and
+    /// `OTEL_RESOURCE_ATTRIBUTES` are heeded.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+
+    /// The share of traces that is recorded, from 0 to 1, of those that no trusted proxy has decided on.
+    #[arg(long, default_value_t = 0.01)]
+    pub trace_sample_ratio: f64,
+
     /// A Unix socket by which the listeners pass from a running process to the next one that is started with the same path,
     /// for upgrades that refuse nobody.
     #[arg(long, value_name = "FILE")]
@@ -148,6 +158,8 @@ impl Default for Config {
             workers: 0,
             default_tls_secret: None,
             access_log: PathBuf::from("-"),
+            otlp_endpoint: None,
+            trace_sample_ratio: 0.01,
             handover: None,
             drain_timeout: Duration::from_secs(30),
             shutdown_delay: Duration::ZERO,

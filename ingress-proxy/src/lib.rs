@@ -14,6 +14,7 @@
 //! - `policy` decides about requests, and knows neither protocols nor connections;
 //! - `subrequest` asks other servers what `policy` wants to know, and sends copies of requests;
 //! - `wire` is HTTP/1.1 as bytes;
+//! - `access_log` and `trace` say of every request what became of it;
 //! - `pages` is what operators see of all this, and `check` and `diff` what they see of a manifest before it is applied;
 //! - `serve` owns sockets, which `handover` passes on to the next process; `http1` and `http2` own connections, `proxy` says
 //!   what becomes of a request; all only read what is live.
@@ -44,6 +45,7 @@ mod stream;
 mod subrequest;
 pub mod table;
 mod tls;
+mod trace;
 mod upstream;
 mod watch;
 mod wire;
@@ -67,6 +69,7 @@ pub use diff::{
 pub use election::Election;
 pub use pages::{Pages, Question, QuestionError};
 pub use serve::BindError;
+pub use trace::TraceError;
 
 use access_log::AccessLog;
 use compile::ObjectKey;
@@ -75,9 +78,10 @@ use handover::Listeners;
 use live::{Installer, Live};
 use metrics::Metrics;
 use pages::View;
-use proxy::{Ports, Proxy};
+use proxy::{Ports, Proxy, Reports};
 use serve::Server;
 use tls::Certificates;
+use trace::Tracer;
 use watch::{Problems, Publisher, Watcher};
 
 /// How long worker threads may take to end after the drain.
@@ -113,6 +117,9 @@ pub enum Error {
     /// TLS could not be set up.
     #[error("cannot set up TLS: {0}")]
     Tls(#[source] rustls::Error),
+    /// Spans cannot be sent as it was asked.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
     /// The next process cannot be waited for.
     #[error("--handover {path:?}: {source}; name a file in a directory that this process may write to")]
     Handover {
@@ -187,6 +194,11 @@ impl Ingress {
         let (log, log_writer) = AccessLog::open(&config.access_log, self.metrics.log_dropped.clone())
             .map_err(|source| Error::AccessLog { path: config.access_log.clone(), source })?;
 
+        let tracing = config.otlp_endpoint.as_deref().map(|collector| {
+            Tracer::start(collector, config.trace_sample_ratio, self.metrics.traces.clone())
+        });
+        let (tracer, exporting) = tracing.transpose()?.unzip();
+
         let self_signed = Arc::new(tls::self_signed().map_err(Error::SelfSigned)?);
         let certificates = Arc::new(ArcSwap::from_pointee(Certificates::new(Arc::clone(&self_signed))));
         let live = Arc::new(ArcSwap::from_pointee(Live::default()));
@@ -195,7 +207,7 @@ impl Ingress {
             Arc::clone(&live),
             Arc::clone(&certificates),
             self.metrics.clone(),
-            log,
+            Reports { log, tracer },
             &config.trusted_proxies,
             timeouts.clone(),
             Ports { plain: config.http_address.port(), tls: config.https_address.port() },
@@ -268,6 +280,10 @@ impl Ingress {
             log_writer.finish();
         })
         .await;
+        // Nobody is left who has spans.
+        if let Some(exporting) = exporting {
+            exporting.finish().await;
+        }
         Ok(())
     }
 }

@@ -8,7 +8,8 @@
 //!  API server ◀──── lists, watches ─── │ (Weir alone)
 //! ```
 //! Everything is in a network namespace that has nothing but its loopback. [`rounds`] loads the proxies, all five with the
-//! same load, in an order that changes; [`routing`] and [`scale`] measure what only Weir has.
+//! same load, in an order that changes; [`routing`] and [`scale`] measure what only Weir has; [`changes`] is whether anybody notices
+//! that everything changes.
 //!
 //! CPU time is the proxies' own, as the kernel counts it for each process: what the load and the backend cost on their core
 //! is not in it, nor does it matter there whether that core is the narrow place. Where it is, rates say so in a note.
@@ -18,6 +19,7 @@
 mod backend;
 mod bare;
 mod certificate;
+mod changes;
 mod cluster;
 mod figures;
 mod http1;
@@ -33,6 +35,7 @@ mod ticker;
 mod tidy;
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
@@ -61,9 +64,10 @@ enum Part {
     Rounds(&'static [Load]),
     Routing,
     Scale,
+    Churn,
 }
 
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 8] = [
     ("http1", Part::Rounds(&[Load::Small, Load::Large])),
     ("tls", Part::Rounds(&[Load::Tls, Load::Connections])),
     ("http2", Part::Rounds(&[Load::Http2])),
@@ -71,6 +75,7 @@ const PARTS: [(&str, Part); 7] = [
     ("start", Part::Rounds(&[])),
     ("routing", Part::Routing),
     ("scale", Part::Scale),
+    ("churn", Part::Churn),
 ];
 
 /// What every proxy is started with, and what loads it.
@@ -137,12 +142,21 @@ fn measure_proxies(parts: &[Part]) -> Result<Vec<Row>> {
     let Some(weir) = std::env::var_os(WEIR).map(PathBuf::from) else {
         bail!("{WEIR} does not name the executable to measure; `cargo xtask bench ingress` sets it")
     };
-    tidy::become_child(BACKEND)?;
+    let endpoints = changes::ENDPOINTS.map(|address| address.parse::<Ipv4Addr>().expect("an address"));
+    let addresses: BTreeSet<Ipv4Addr> = [BACKEND].into_iter().chain(endpoints).collect();
+    tidy::become_child(&addresses)?;
     raise_file_limit()?;
     let cores = Cores::choose()?;
     // Whatever is started from here on, threads and processes, is beside the load.
     process::pin(cores.load)?;
     let directory = tempfile::tempdir().context("making a directory for files of proxies")?;
+    let mut rows = Vec::new();
+    if parts.iter().any(|part| matches!(part, Part::Churn)) {
+        rows.extend(changes::measure(&weir, cores, &directory.path().join("churn"))?);
+    }
+    if parts.iter().all(|part| matches!(part, Part::Churn | Part::Routing)) {
+        return Ok(rows);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listener = {
         let _inside = runtime.enter();
@@ -155,7 +169,6 @@ fn measure_proxies(parts: &[Part]) -> Result<Vec<Row>> {
 
     runtime.block_on(async {
         tokio::spawn(backend::serve(listener));
-        let mut rows = Vec::new();
         let loads =
             parts.iter().filter_map(|part| if let Part::Rounds(loads) = part { Some(*loads) } else { None });
         let loads: Vec<&[Load]> = loads.collect();

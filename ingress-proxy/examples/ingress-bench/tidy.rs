@@ -1,6 +1,7 @@
 //! The bench in a process that may end at any time: its parent, which a Ctrl-C spares, ends and removes what it left behind.
 
 use std::{
+    collections::BTreeSet,
     net::Ipv4Addr,
     os::unix::process::ExitStatusExt as _,
     process::{Command, ExitCode},
@@ -57,14 +58,14 @@ fn endings() -> SigSet {
     SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM])
 }
 
-/// Makes this process the child: it ends when it is told to, and its network has the loopback with one more address, and
+/// Makes this process the child: it ends when it is told to, and its network has the loopback with these addresses, and
 /// nothing else. Call it before there is a second thread.
-pub(crate) fn become_child(address: Ipv4Addr) -> Result<()> {
+pub(crate) fn become_child(addresses: &BTreeSet<Ipv4Addr>) -> Result<()> {
     // The parent's mask came along.
     endings().thread_unblock().context("taking signals again")?;
     unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace: this needs root")?;
     ip("link set lo up")?;
-    ip(&format!("address add {address}/32 dev lo"))
+    addresses.iter().try_for_each(|address| ip(&format!("address add {address}/32 dev lo")))
 }
 
 fn ip(words: &str) -> Result<()> {

@@ -11,6 +11,7 @@ use crate::metrics::UpstreamFailure;
 use crate::policy::Passage;
 use crate::proxy::{Fault, Peer, RequestId, Trouble, forwarding};
 use crate::table::HostError;
+use crate::trace::Trace;
 use crate::wire::{
     self, Body, Known, MAX_FIELDS, Normal, RequestHead, ResponseHead, goes_on_to_client, read_length,
 };
@@ -127,6 +128,9 @@ pub(super) fn for_http2(
         for name in ["x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "forwarded"] {
             headers.remove(name);
         }
+    }
+    if id.trace().is_some_and(Trace::is_new) {
+        headers.remove("tracestate");
     }
     if let Some(passage) = passage {
         let dropped: Vec<HeaderName> =

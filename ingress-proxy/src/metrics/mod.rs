@@ -19,6 +19,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use crate::compile::ObjectKey;
 use crate::policy::By;
 use crate::subrequest::SubrequestMetrics;
+use crate::trace::TraceMetrics;
 pub(crate) use hosts::{HostMetrics, Hosts};
 
 /// Pairs of Ingress and Service with series of their own; those beyond share the pair `other`.
@@ -162,6 +163,8 @@ pub(crate) struct Metrics {
     expiry: Family<SecretLabels, Gauge>,
     /// Of who publishes status.
     pub(crate) election: weir_election::Metrics,
+    /// Of spans.
+    pub(crate) traces: TraceMetrics,
     /// Of requests of the proxy's own.
     pub(crate) subrequests: SubrequestMetrics,
     responses: Family<ResponseLabels, Counter>,
@@ -242,6 +245,7 @@ impl Metrics {
                 "Requests answered, by host of a rule and status class",
             )),
             election: weir_election::Metrics::register(r),
+            traces: TraceMetrics::register(r),
             subrequests: SubrequestMetrics::register(r),
             responses: registered(r, "requests", "Requests answered, by status class"),
             expiry,

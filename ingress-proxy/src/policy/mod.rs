@@ -105,6 +105,8 @@ pub(crate) struct Settings {
     pub(crate) upstream: Upstream,
     /// `custom-http-errors`.
     pub(crate) error_statuses: Box<[u16]>,
+    /// Its requests are no spans: `enable-opentelemetry` is false.
+    pub(crate) untraced: bool,
 }
 
 impl Settings {

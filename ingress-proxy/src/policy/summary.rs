@@ -45,6 +45,7 @@ impl Settings {
             hash_by,
             upstream,
             error_statuses,
+            untraced,
         } = self;
         let Upstream { connect, read, send, retry, balance, proxy_protocol } = upstream;
         let all = [
@@ -70,6 +71,7 @@ impl Settings {
             ("proxy-next-upstream", *retry != other.upstream.retry),
             ("load-balance", *balance != other.upstream.balance),
             ("custom-http-errors", *error_statuses != other.error_statuses),
+            ("enable-opentelemetry", *untraced != other.untraced),
         ];
         all.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
     }

@@ -8,14 +8,22 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::config::Network;
 use crate::policy::{self, Identity, Passage};
+use crate::trace::Trace;
 use crate::upstream::random;
 
 /// The longest id that is taken over from a trusted peer.
 const MAX_REQUEST_ID_LEN: usize = 128;
 
-/// The name that a request has in logs, here and behind.
+/// The names that a request has in logs and traces, here and behind.
 #[derive(Debug, Clone)]
-pub(crate) enum RequestId {
+pub(crate) struct RequestId {
+    name: Name,
+    /// Where it stands in a trace, if there is who is told.
+    trace: Option<Trace>,
+}
+
+#[derive(Debug, Clone)]
+enum Name {
     /// Made here: 128 random bits in hexadecimal digits.
     Fresh([u8; 32]),
     /// By a trusted peer.
@@ -28,12 +36,27 @@ impl RequestId {
         let usable = given.filter(|id| {
             trusted && (1..=MAX_REQUEST_ID_LEN).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
         });
-        match usable.and_then(|id| std::str::from_utf8(id).ok()) {
-            Some(id) => Self::Given(id.into()),
-            None => Self::fresh(),
+        let given = usable.and_then(|id| std::str::from_utf8(id).ok());
+        Self { name: given.map_or_else(Name::fresh, |id| Name::Given(id.into())), trace: None }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        match &self.name {
+            Name::Fresh(text) => std::str::from_utf8(text).unwrap_or_default(),
+            Name::Given(text) => text,
         }
     }
 
+    pub(crate) fn trace(&self) -> Option<&Trace> {
+        self.trace.as_ref()
+    }
+
+    pub(crate) fn stands_in(&mut self, trace: Option<Trace>) {
+        self.trace = trace;
+    }
+}
+
+impl Name {
     fn fresh() -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = [0; 32];
@@ -42,13 +65,6 @@ impl RequestId {
             *digit = DIGITS[(bits[at / 16] >> (at % 16 * 4) & 0xf) as usize];
         }
         Self::Fresh(text)
-    }
-
-    pub(crate) fn as_str(&self) -> &str {
-        match self {
-            Self::Fresh(text) => std::str::from_utf8(text).unwrap_or_default(),
-            Self::Given(text) => text,
-        }
     }
 }
 
@@ -120,6 +136,9 @@ pub(crate) fn forwarding<'v, V: Iterator<Item = &'v [u8]>>(
         set("x-real-ip", &peer.text);
     }
     set("x-request-id", id.as_str());
+    if let Some(trace) = id.trace() {
+        set("traceparent", &trace.header());
+    }
     for (name, value) in [
         ("x-forwarded-proto", if peer.tls.is_some() { "https" } else { "http" }),
         ("x-forwarded-host", host),

@@ -23,6 +23,7 @@ use crate::metrics::{Metrics, TargetLabels, TargetMetrics};
 use crate::policy::{self, Memory};
 use crate::subrequest::Subrequests;
 use crate::tls::Certificates;
+use crate::trace::{Trace, Tracer};
 use crate::upstream::Pool;
 pub(crate) use attempts::{Attempts, Failed, Then, To};
 pub(crate) use failure::{MAX_ATTEMPTS, Trouble};
@@ -41,7 +42,7 @@ pub(crate) struct Proxy {
     pub(crate) metrics: Metrics,
     /// Counters for requests that no rule matched.
     unmatched: Arc<TargetMetrics>,
-    log: AccessLog,
+    reports: Reports,
     pub(crate) trusted: Box<[Network]>,
     /// What policies remember between requests.
     pub(crate) memory: Memory,
@@ -49,6 +50,13 @@ pub(crate) struct Proxy {
     pub(crate) subrequests: Subrequests,
     pub(crate) timeouts: Timeouts,
     ports: Ports,
+}
+
+/// Where it is said what became of requests.
+pub(crate) struct Reports {
+    pub(crate) log: AccessLog,
+    /// If there is a collector.
+    pub(crate) tracer: Option<Tracer>,
 }
 
 /// The ports of the two listeners, for `X-Forwarded-Port`.
@@ -63,7 +71,7 @@ impl Proxy {
         live: Arc<ArcSwap<Live>>,
         certificates: Arc<ArcSwap<Certificates>>,
         metrics: Metrics,
-        log: AccessLog,
+        reports: Reports,
         trusted: &[Network],
         timeouts: Timeouts,
         ports: Ports,
@@ -72,7 +80,18 @@ impl Proxy {
         let memory = Memory::new(&metrics.policies);
         let subrequests = Subrequests::new(&metrics.subrequests, &timeouts);
         let trusted = trusted.into();
-        Self { live, certificates, metrics, unmatched, log, trusted, memory, subrequests, timeouts, ports }
+        Self {
+            live,
+            certificates,
+            metrics,
+            unmatched,
+            reports,
+            trusted,
+            memory,
+            subrequests,
+            timeouts,
+            ports,
+        }
     }
 
     /// What is known of a connection's other end.
@@ -112,15 +131,19 @@ impl Proxy {
         target.map_or(&self.metrics.hosts.unmatched, |target| &target.host).finished(status);
     }
 
-    /// Whether anybody reads what is said about requests.
-    pub(crate) fn is_logging(&self) -> bool {
-        self.log.is_on()
+    /// Whether anybody reads what is said about a request.
+    fn is_told(&self, trace: Option<&Trace>) -> bool {
+        self.reports.log.is_on() || trace.is_some_and(|trace| trace.is_sampled)
     }
 
     /// Says what became of a request. `line.time_ms` is filled in here.
-    pub(crate) fn log(&self, took: Duration, line: Line<'_>) {
+    fn tell(&self, took: Duration, trace: Option<&Trace>, line: Line<'_>) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.log.write(&Line { time_ms: now.saturating_sub(took).as_millis(), ..line });
+        let line = Line { time_ms: now.saturating_sub(took).as_millis(), ..line };
+        self.reports.log.write(&line);
+        if let Some((tracer, trace)) = self.reports.tracer.as_ref().zip(trace) {
+            tracer.end(trace, &line);
+        }
     }
 }
 

@@ -4,16 +4,18 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use opentelemetry::trace::TraceId;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
-use super::{Answer, CLIENT_GONE, Fault, Handshake, Peer, Proxy, RequestId, Trouble};
+use super::{Answer, CLIENT_GONE, Fault, Handshake, Peer, Proxy, Reports, RequestId, Trouble};
 use crate::access_log::Line;
 use crate::live::Target;
 use crate::metrics::Metrics;
 use crate::policy::{By, Client, Decision, Passage, Reply, origin_form};
 use crate::subrequest::Tee;
 use crate::table::{normalize_host, normalize_path};
+use crate::trace::Parent;
 use crate::upstream::Pool;
 use crate::wire::{Body, Known, Normal, RequestHead};
 
@@ -31,7 +33,7 @@ pub(crate) struct Record {
     original: Option<Box<Original>>,
     /// The request goes to who makes error pages.
     pub(crate) page: Option<Page>,
-    /// For the access log, if there is one.
+    /// If it is told to anyone.
     said: Option<Box<Said>>,
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) attempts: u8,
@@ -41,7 +43,7 @@ pub(crate) struct Record {
     _in_flight: InFlight,
 }
 
-/// What the client said, for the access log.
+/// What the client said, for the access log and the trace.
 #[derive(Default)]
 struct Said {
     method: String,
@@ -49,6 +51,7 @@ struct Said {
     host: String,
     target: String,
     user_agent: String,
+    trace: Option<TraceId>,
 }
 
 /// What is left of the request for an error page to be made for.
@@ -203,12 +206,13 @@ fn page_text(status: u16) -> Answer {
 }
 
 impl Said {
-    fn of(head: &RequestHead<'_, '_>) -> Self {
+    fn of(head: &RequestHead<'_, '_>, trace: Option<TraceId>) -> Self {
         Self {
             method: head.method.to_owned(),
             host: String::new(),
             target: head.target.to_owned(),
             user_agent: String::from_utf8_lossy(head.user_agent).into_owned(),
+            trace,
         }
     }
 }
@@ -231,7 +235,9 @@ impl Proxy {
             let given = head.fields.iter().find(|field| Known::of(field.name) == Known::RequestId);
             record.id = RequestId::of(given.map(|field| field.value), true);
         }
-        let said = self.is_logging().then(|| record.said.insert(Box::new(Said::of(head))));
+        let trace = self.begin_trace(&mut record.id, head, peer);
+        let said =
+            self.is_told(record.id.trace()).then(|| record.said.insert(Box::new(Said::of(head, trace))));
         let host = normalize_host(head.host).map_err(Fault::from)?;
         if let Some(said) = said {
             said.host.push_str(&host);
@@ -243,9 +249,28 @@ impl Proxy {
         {
             return Err(Answer::misdirected(&host));
         }
+        if target.policy.as_ref().is_some_and(|policy| policy.settings.untraced) {
+            record.id.stands_in(None);
+        }
         record.target = Some(target);
         let identity = peer.tls.as_ref().and_then(|handshake| handshake.identity.as_ref());
         Ok(Normal { head, host, path, identity })
+    }
+
+    /// Finds out where a request stands in a trace, if anybody wants to know. Returns the trace's id.
+    fn begin_trace(&self, id: &mut RequestId, head: &RequestHead<'_, '_>, peer: &Peer) -> Option<TraceId> {
+        let Reports { log, tracer } = &self.reports;
+        if tracer.is_none() && !log.is_on() {
+            return None;
+        }
+        let mut given = head.fields.iter().filter(|field| Known::of(field.name) == Known::TraceParent);
+        // Two of them say nothing.
+        let parent = given.next().filter(|_| given.next().is_none());
+        let parent = parent.and_then(|field| Parent::parse(field.value));
+        let Some(tracer) = tracer else { return parent.map(|parent| parent.trace()) };
+        let trace = tracer.begin(parent, peer.trusted);
+        id.stands_in(Some(trace));
+        Some(trace.id)
     }
 
     /// Whether a request does not belong on its connection: TLS for its host is the endpoints' affair; or many hosts share a
@@ -311,7 +336,8 @@ impl Proxy {
         let took = record.started.elapsed();
         let target = record.target.as_deref();
         self.count(target, status, took);
-        if !self.is_logging() {
+        let trace = record.id.trace();
+        if !self.is_told(trace) {
             return;
         }
         let nothing = Said::default();
@@ -319,6 +345,7 @@ impl Proxy {
         let line = Line {
             time_ms: 0,
             id: record.id.as_str(),
+            trace_id: said.trace.map(|trace| trace.to_string()),
             client: &peer.text,
             proto,
             tls: peer.tls.is_some(),
@@ -336,6 +363,6 @@ impl Proxy {
             reason: record.reason.as_deref(),
             user_agent: &said.user_agent,
         };
-        self.log(took, line);
+        self.tell(took, trace, line);
     }
 }

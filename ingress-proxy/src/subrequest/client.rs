@@ -23,7 +23,7 @@ const MAX_HEAD_BYTES: usize = 64 * 1024;
 
 /// One client for HTTP, one for HTTPS: the machine's root certificates are read, once, when the first request needs them.
 #[derive(Debug)]
-pub(super) struct Clients<B> {
+pub(crate) struct Clients<B> {
     /// Longest wait for a connection.
     connect: Duration,
     plain: OnceLock<Client<HttpConnector, B>>,
@@ -32,7 +32,7 @@ pub(super) struct Clients<B> {
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SendError {
+pub(crate) enum SendError {
     #[error("the machine's root certificates cannot be read: {0}")]
     Roots(#[source] io::Error),
     #[error("the exchange failed: {0}")]
@@ -50,12 +50,12 @@ impl<B> Clients<B>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static,
 {
-    pub(super) fn new(connect: Duration) -> Self {
+    pub(crate) fn new(connect: Duration) -> Self {
         Self { connect, plain: OnceLock::new(), tls: OnceCell::new() }
     }
 
     /// Sends a request with an absolute URL. The caller bounds the wait.
-    pub(super) async fn send(&self, request: Request<B>) -> Result<Response<Incoming>, SendError> {
+    pub(crate) async fn send(&self, request: Request<B>) -> Result<Response<Incoming>, SendError> {
         let sending = if request.uri().scheme() == Some(&Scheme::HTTPS) {
             self.tls.get_or_try_init(|| self.with_native_roots()).await?.request(request)
         } else {

@@ -33,7 +33,7 @@ pub(crate) use mirror::Tee;
 
 use crate::config::Timeouts;
 use cache::Cache;
-use client::Clients;
+pub(crate) use client::Clients;
 use in_flight::InFlight;
 use mirror::Mirrors;
 

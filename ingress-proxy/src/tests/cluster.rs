@@ -21,7 +21,7 @@ use crate::config::{Network, Timeouts};
 use crate::live::{Installer, Live};
 use crate::metrics::Metrics;
 use crate::pages::{Pages, View};
-use crate::proxy::{Ports, Proxy};
+use crate::proxy::{Ports, Proxy, Reports};
 use crate::serve::{Server, bind};
 use crate::tls::Certificates;
 use crate::watch::Problems;
@@ -78,6 +78,19 @@ impl Cluster {
         timeouts: Timeouts,
         access_log: &Path,
     ) -> Self {
+        Self::reporting(trusted, proxy_protocol, timeouts, |metrics| {
+            let (log, _writer) = AccessLog::open(access_log, metrics.log_dropped.clone()).unwrap();
+            Reports { log, tracer: None }
+        })
+    }
+
+    /// The same, saying elsewhere what becomes of requests.
+    pub(super) fn reporting(
+        trusted: &[Network],
+        proxy_protocol: bool,
+        timeouts: Timeouts,
+        reports: impl FnOnce(&Metrics) -> Reports,
+    ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut registry = prometheus_client::registry::Registry::default();
         let metrics = Metrics::register(&mut registry);
@@ -87,12 +100,11 @@ impl Cluster {
         let (http, https) = ("127.0.0.1:0".parse().unwrap(), "127.0.0.1:0".parse().unwrap());
         let (http, https) = (bind(http).unwrap(), bind(https).unwrap());
         let ports = (http.local_addr().unwrap(), https.local_addr().unwrap());
-        let (log, _writer) = AccessLog::open(access_log, metrics.log_dropped.clone()).unwrap();
         let proxy = Proxy::new(
             Arc::clone(&live),
             Arc::clone(&certificates),
             metrics.clone(),
-            log,
+            reports(&metrics),
             trusted,
             timeouts.clone(),
             Ports { plain: ports.0.port(), tls: ports.1.port() },

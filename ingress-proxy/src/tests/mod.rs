@@ -25,3 +25,4 @@ mod streams;
 mod tls;
 mod tls_to_endpoints;
 mod to_http2;
+mod traces;

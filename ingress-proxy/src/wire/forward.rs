@@ -9,6 +9,7 @@ use super::head::{Known, Normal, ResponseHead, Version, is_nominated};
 use crate::config::Network;
 use crate::policy::{self, Passage};
 use crate::proxy::{Peer, RequestId, forwarding};
+use crate::trace::Trace;
 
 /// Writes the head that the endpoint gets. `passage` is what the rule's policies make different.
 ///
@@ -50,6 +51,8 @@ pub(crate) fn write_request(
             Known::ForwardedProto | Known::ForwardedHost | Known::ForwardedPort | Known::Forwarded => {
                 peer.trusted
             }
+            Known::TraceParent => id.trace().is_none(),
+            Known::TraceState => !id.trace().is_some_and(Trace::is_new),
             known => !known.is_hop_by_hop(),
         };
         if goes_on

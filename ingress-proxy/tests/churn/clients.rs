@@ -1,6 +1,7 @@
 //! Clients of every kind, at a steady pace, none of which sends twice what a server may have looked at; and two that stay
 //! connected.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,51 +19,39 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use super::pair::Authority;
-use crate::{HOST, HTTP, HTTPS};
+use super::{HOST, Outcome, Site};
 
 /// Pause between two requests of one client.
 const PACE: Duration = Duration::from_millis(5);
 /// A request that takes longer has failed.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// What a load came to.
-#[derive(Debug, Default)]
-pub(crate) struct Outcome {
-    pub(crate) served: usize,
-    pub(crate) failed: Vec<String>,
-}
-
-impl Outcome {
-    fn note(&mut self, result: Result<(), String>) {
-        match result {
-            Ok(()) => self.served += 1,
-            Err(why) => self.failed.push(why),
-        }
-    }
-}
-
 /// Starts one of each kind, until `stop`.
-pub(crate) fn start(
+pub(super) fn start(
+    site: Site,
     authority: &Authority,
     stop: &CancellationToken,
 ) -> Vec<(&'static str, JoinHandle<Outcome>)> {
     let tls = ClientConfig::builder().with_root_certificates(authority.roots()).with_no_client_auth();
     let tls = TlsConnector::from(Arc::new(tls));
     vec![
-        ("connections", tokio::spawn(connections(stop.clone()))),
-        ("keepalive", tokio::spawn(keepalive(stop.clone()))),
-        ("TLS connections", tokio::spawn(tls_connections(tls, stop.clone()))),
-        ("HTTP/2", tokio::spawn(streams(stop.clone()))),
+        ("connections", tokio::spawn(connections(site.http, stop.clone()))),
+        ("keepalive", tokio::spawn(keepalive(site.http, stop.clone()))),
+        ("TLS connections", tokio::spawn(tls_connections(site.https, tls, stop.clone()))),
+        ("HTTP/2", tokio::spawn(streams(site.http, stop.clone()))),
     ]
 }
 
 /// Text for what went wrong.
-fn told(error: impl std::fmt::Debug) -> String {
+pub(super) fn told(error: impl std::fmt::Debug) -> String {
     format!("{error:?}")
 }
 
 /// Sends a request and reads its answer. Says whether the connection stays.
-async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), close: bool) -> Result<bool, String> {
+pub(super) async fn ask(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    close: bool,
+) -> Result<bool, String> {
     let connection = if close { "close" } else { "keep-alive" };
     let request = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: {connection}\r\n\r\n");
     let exchange = async {
@@ -80,11 +69,11 @@ async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), close: bool) ->
     timeout(DEADLINE, exchange).await.map_err(told)?
 }
 
-async fn connections(stop: CancellationToken) -> Outcome {
+async fn connections(address: SocketAddr, stop: CancellationToken) -> Outcome {
     let mut outcome = Outcome::default();
     while !stop.is_cancelled() {
         let one = async {
-            let mut stream = TcpStream::connect(HTTP).await.map_err(told)?;
+            let mut stream = TcpStream::connect(address).await.map_err(told)?;
             ask(&mut stream, true).await.map(drop)
         };
         outcome.note(one.await);
@@ -93,14 +82,14 @@ async fn connections(stop: CancellationToken) -> Outcome {
     outcome
 }
 
-async fn keepalive(stop: CancellationToken) -> Outcome {
+async fn keepalive(address: SocketAddr, stop: CancellationToken) -> Outcome {
     let mut outcome = Outcome::default();
     let mut kept = None;
     while !stop.is_cancelled() {
         let one = async {
             let mut stream = match kept.take() {
                 Some(stream) => stream,
-                None => TcpStream::connect(HTTP).await.map_err(told)?,
+                None => TcpStream::connect(address).await.map_err(told)?,
             };
             if ask(&mut stream, false).await? {
                 kept = Some(stream);
@@ -113,11 +102,11 @@ async fn keepalive(stop: CancellationToken) -> Outcome {
     outcome
 }
 
-async fn tls_connections(tls: TlsConnector, stop: CancellationToken) -> Outcome {
+async fn tls_connections(address: SocketAddr, tls: TlsConnector, stop: CancellationToken) -> Outcome {
     let mut outcome = Outcome::default();
     while !stop.is_cancelled() {
         let one = async {
-            let stream = TcpStream::connect(HTTPS).await.map_err(told)?;
+            let stream = TcpStream::connect(address).await.map_err(told)?;
             let name = ServerName::try_from(HOST).map_err(told)?;
             let mut stream = tls.connect(name, stream).await.map_err(told)?;
             ask(&mut stream, true).await.map(drop)
@@ -129,8 +118,8 @@ async fn tls_connections(tls: TlsConnector, stop: CancellationToken) -> Outcome 
 }
 
 /// A connection by HTTP/2.
-async fn connect_http2() -> Result<SendRequest<Bytes>, String> {
-    let stream = TcpStream::connect(HTTP).await.map_err(told)?;
+async fn connect_http2(address: SocketAddr) -> Result<SendRequest<Bytes>, String> {
+    let stream = TcpStream::connect(address).await.map_err(told)?;
     let (sender, connection) = h2::client::handshake(stream).await.map_err(told)?;
     tokio::spawn(connection);
     Ok(sender)
@@ -153,7 +142,7 @@ async fn ask_http2(sender: SendRequest<Bytes>) -> Result<Option<(SendRequest<Byt
     }
 }
 
-async fn streams(stop: CancellationToken) -> Outcome {
+async fn streams(address: SocketAddr, stop: CancellationToken) -> Outcome {
     let mut outcome = Outcome::default();
     let mut kept = None;
     while !stop.is_cancelled() {
@@ -164,7 +153,7 @@ async fn streams(stop: CancellationToken) -> Outcome {
             };
             let asked = match asked {
                 Some(asked) => Some(asked),
-                None => ask_http2(connect_http2().await?).await?,
+                None => ask_http2(connect_http2(address).await?).await?,
             };
             let (sender, status) = asked.ok_or("a fresh connection goes away")?;
             kept = Some(sender);
@@ -177,8 +166,11 @@ async fn streams(stop: CancellationToken) -> Outcome {
 }
 
 /// Connects what stays connected until `stop`: each takes turns of saying something and hearing it, and counts them.
-pub(crate) async fn hold(stop: &CancellationToken) -> Vec<(&'static str, JoinHandle<usize>)> {
-    let mut socket = TcpStream::connect(HTTP).await.unwrap();
+pub(super) async fn hold(
+    address: SocketAddr,
+    stop: &CancellationToken,
+) -> Vec<(&'static str, JoinHandle<usize>)> {
+    let mut socket = TcpStream::connect(address).await.unwrap();
     let upgrade = format!(
         "GET /ws HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -203,7 +195,7 @@ pub(crate) async fn hold(stop: &CancellationToken) -> Vec<(&'static str, JoinHan
         turns
     });
 
-    let mut sender = connect_http2().await.unwrap().ready().await.unwrap();
+    let mut sender = connect_http2(address).await.unwrap().ready().await.unwrap();
     let request = Request::post(format!("http://{HOST}/grpc")).body(()).unwrap();
     let (response, mut stream) = sender.send_request(request, false).unwrap();
     let mut body = response.await.unwrap().into_body();

@@ -19,6 +19,9 @@ pub(crate) enum Known {
 const STREAMED: Known = Known::Idle("bodies are passed on as they come and are never buffered");
 const KEPT: Known =
     Known::Idle("connections to authentication servers are kept and used again by themselves");
+const TRACED: Known = Known::Idle(
+    "spans are of OpenTelemetry and named by their methods; callers in --trusted-proxies decide what is recorded",
+);
 const CODE: Known = Known::Refused(
     "it is configuration in nginx's language, which is code: use the annotations that \
                                     do what it does",
@@ -98,8 +101,8 @@ pub(crate) const KNOWN: &[(&str, Known)] = &[
     ("enable-global-auth", Known::Idle("there is no authentication for all Ingresses")),
     ("enable-influxdb", Known::NotYet),
     ("enable-modsecurity", Known::NotYet),
-    ("enable-opentelemetry", Known::NotYet),
-    ("enable-opentracing", Known::NotYet),
+    ("enable-opentelemetry", Known::Served),
+    ("enable-opentracing", TRACED),
     ("enable-owasp-core-rules", Known::NotYet),
     ("enable-rewrite-log", Known::Idle("there is no log of rewrites")),
     ("force-ssl-redirect", Known::Served),
@@ -127,9 +130,9 @@ pub(crate) const KNOWN: &[(&str, Known)] = &[
     ("mirror-target", Known::Served),
     ("modsecurity-snippet", CODE),
     ("modsecurity-transaction-id", Known::NotYet),
-    ("opentelemetry-operation-name", Known::NotYet),
-    ("opentelemetry-trust-incoming-span", Known::NotYet),
-    ("opentracing-trust-incoming-span", Known::NotYet),
+    ("opentelemetry-operation-name", TRACED),
+    ("opentelemetry-trust-incoming-span", TRACED),
+    ("opentracing-trust-incoming-span", TRACED),
     ("permanent-redirect", Known::Served),
     ("permanent-redirect-code", Known::Served),
     ("preserve-trailing-slash", Known::Idle("redirects keep the path as it is")),

@@ -97,6 +97,7 @@ impl Annotations {
             error_statuses: r
                 .read("custom-http-errors", "a list of statuses from 400 to 599", statuses)
                 .unwrap_or_default(),
+            untraced: r.flag("enable-opentelemetry") == Some(false),
             closed: None,
         };
         if protocol.is_some_and(Protocol::is_http2) && settings.upstream.proxy_protocol.is_some() {

@@ -53,6 +53,8 @@ pub(crate) enum Known {
     RealIp,
     RequestId,
     Te,
+    TraceParent,
+    TraceState,
     TransferEncoding,
     Upgrade,
     UserAgent,
@@ -60,7 +62,7 @@ pub(crate) enum Known {
 }
 
 impl Known {
-    /// By a field's name in any case. Cost: a jump by length and at most three comparisons.
+    /// By a field's name in any case. Cost: a jump by length and at most four comparisons.
     pub(crate) fn of(name: &str) -> Self {
         let candidates: &[(&str, Self)] = match name.len() {
             2 => &[("te", Self::Te)],
@@ -72,7 +74,9 @@ impl Known {
                 ("connection", Self::Connection),
                 ("user-agent", Self::UserAgent),
                 ("keep-alive", Self::KeepAlive),
+                ("tracestate", Self::TraceState),
             ],
+            11 => &[("traceparent", Self::TraceParent)],
             12 => &[("x-request-id", Self::RequestId)],
             14 => &[("content-length", Self::ContentLength)],
             15 => &[("x-forwarded-for", Self::ForwardedFor)],
