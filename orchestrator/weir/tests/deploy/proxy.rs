@@ -149,8 +149,8 @@ fn read(method: &Method, path: &str, query: &str) -> Asked {
         "DELETE" if named => "delete",
         _ => "deletecollection",
     };
-    let selected = query.split('&').filter(|_| ["list", "watch", "deletecollection"].contains(&verb));
-    let selected = selected.filter_map(|it| it.strip_prefix("fieldSelector=metadata.name%3D")).next();
+    let mut selected = query.split('&').filter(|_| ["list", "watch", "deletecollection"].contains(&verb));
+    let selected = selected.find_map(|it| it.strip_prefix("fieldSelector=metadata.name%3D"));
     let name = rest.get(1).copied().or(selected).map(str::to_owned);
     Asked { action: (verb.into(), group.into(), resource), namespace, name }
 }

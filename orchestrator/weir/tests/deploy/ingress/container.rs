@@ -76,6 +76,29 @@ fn issue(machine: &Machine) -> PathBuf {
     path
 }
 
+/// What is in flight when it is asked to end is answered, and others are served until the endpoint is known to be gone.
+fn drains(machine: &Machine, http: u16, process: &mut Process) {
+    let address_of_http = SocketAddr::from((Ipv4Addr::LOCALHOST, http));
+    let held = thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            machine.namespace.run(|| get(address_of_http, "plain.example", "/held", BEYOND_THE_DRAIN))
+        });
+        let mut waits = machine.backend.held();
+        process.terminate();
+        machine.answers(200, http, "plain.example", "/");
+        eventually("it takes no more", || {
+            ensure!(machine.get(http, "plain.example", "/").is_err(), "it does");
+            Ok(())
+        })
+        .unwrap();
+        assert!(process.is_running(), "it waits for what is in flight");
+        say_hello(&mut waits).unwrap();
+        client.join().expect("no panic").unwrap()
+    });
+    assert_eq!((held.status, held.body.as_str()), (200, "hello"));
+    assert!(process.wait().success());
+}
+
 fn is_event(event: &Value, ingress: &str, reason: &str) -> bool {
     event["involvedObject"]["name"] == ingress && event["reason"] == reason
 }
@@ -186,26 +209,7 @@ fn what_is_shipped_serves_and_asks_for_all_that_it_is_granted() {
             && ingresses.iter().all(|it| it["status"]["loadBalancer"]["ingress"] == status)
     });
 
-    // What is in flight when it is asked to end is answered, and until then others are served.
-    let address_of_http = SocketAddr::from((Ipv4Addr::LOCALHOST, http));
-    let held = thread::scope(|scope| {
-        let client = scope.spawn(|| {
-            machine.namespace.run(|| get(address_of_http, "plain.example", "/held", BEYOND_THE_DRAIN))
-        });
-        let mut waits = machine.backend.held();
-        first.terminate();
-        machine.answers(200, http, "plain.example", "/");
-        eventually("it takes no more", || {
-            ensure!(machine.get(http, "plain.example", "/").is_err(), "it does");
-            Ok(())
-        })
-        .unwrap();
-        assert!(first.is_running(), "it waits for what is in flight");
-        say_hello(&mut waits).unwrap();
-        client.join().expect("no panic").unwrap()
-    });
-    assert_eq!((held.status, held.body.as_str()), (200, "hello"));
-    assert!(first.wait().success());
+    drains(&machine, http, &mut first);
     machine.wait_until("the Lease is given up", |mirror| {
         let lease = mirror.get("leases/weir-ingress/weir-ingress").unwrap_or_default();
         lease["spec"]["holderIdentity"] == ""

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::deploy::manifest::capability;
 
-/// One of those that systemd gives a DynamicUser.
+/// One of those that systemd gives a `DynamicUser`.
 const USER: u32 = 61_184;
 /// Longer than a start takes on a busy machine.
 const START: Duration = Duration::from_mins(1);
