@@ -82,6 +82,7 @@ use proxy::{Ports, Proxy, Reports};
 use serve::Server;
 use tls::Certificates;
 use trace::Tracer;
+use upstream::Checks;
 use watch::{Problems, Publisher, Watcher};
 
 /// How long worker threads may take to end after the drain.
@@ -220,6 +221,7 @@ impl Ingress {
             certificates: Arc::clone(&certificates),
             problems: problems.clone(),
         });
+        let checks = Checks::new(runtime.handle().clone(), server.draining(), self.metrics.health.clone());
         let installer = Installer::new(
             live,
             certificates,
@@ -227,7 +229,8 @@ impl Ingress {
             timeouts,
             self_signed,
             self.default_secret.clone(),
-        );
+        )
+        .checking(checks);
         let publishes = !config.publish_address.is_empty();
         let candidacy = Candidacy::new(config.election, self.client.clone(), self.metrics.election.clone());
         let publisher = Publisher::start(self.client.clone(), config.publish_address, candidacy.leads());

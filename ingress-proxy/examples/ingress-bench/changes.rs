@@ -65,16 +65,21 @@ pub(crate) fn measure(weir: &Path, cores: Cores, directory: &Path) -> Result<Vec
     }
     let note = failed.first().map_or_else(|| churn.clone(), |first| format!("{first}; {churn}"));
     Ok(vec![
-        count("failed requests while everything changes", failed.len(), note),
-        count("streams that broke while everything changes", broken.len(), broken.join(", ")),
+        count("failed while everything changes", "requests", failed.len(), note),
+        count(
+            "broke while everything changes",
+            "WebSockets and gRPC streams",
+            broken.len(),
+            broken.join(", "),
+        ),
         Row::high("latency at 1,000 requests/s while everything changes, p99", "ms", &seen.latencies_ms),
     ])
 }
 
 #[expect(clippy::cast_precision_loss, reason = "few")]
-fn count(name: &str, number: usize, note: String) -> Row {
+fn count(name: &str, unit: &str, number: usize, note: String) -> Row {
     let note = Some(note).filter(|note| !note.is_empty());
-    Row { note, ..Row::of(name, "", &[number as f64]).goal(Goal::AtMost(0.0)) }
+    Row { note, ..Row::of(name, unit, &[number as f64]).goal(Goal::AtMost(0.0)) }
 }
 
 /// A process; killed when dropped.

@@ -11,6 +11,7 @@ mod class;
 mod compiler;
 mod endpoints;
 mod facts;
+mod health;
 mod host;
 mod hosts;
 mod own;
@@ -28,6 +29,7 @@ pub use endpoints::{Endpoints, endpoints};
 pub use facts::{
     ClassFact, EndpointFact, IngressFact, ObjectKey, PortFact, SecretFact, ServiceFact, SliceFact, Snapshot,
 };
+pub use health::{CheckKind, HealthCheck};
 pub use problem::{Problem, Reason};
 pub(crate) use protocol::AUTHORITIES;
 pub use protocol::{Credentials, EndpointTls, Protocol};
@@ -51,12 +53,14 @@ pub struct BackendKey {
     pub protocol: Option<Protocol>,
     /// How TLS is spoken, if it is.
     pub tls: EndpointTls,
+    /// How its endpoints are checked, if they are.
+    pub health: Option<Arc<HealthCheck>>,
 }
 
 impl BackendKey {
     /// A Service port of which nothing else is said.
     pub fn new(service: ObjectKey, port: &str) -> Self {
-        Self { service, port: port.to_owned(), protocol: None, tls: EndpointTls::default() }
+        Self { service, port: port.to_owned(), protocol: None, tls: EndpointTls::default(), health: None }
     }
 }
 

@@ -123,8 +123,9 @@ impl<'a> HostCompilation<'a> {
     ) -> Arc<TargetSpec> {
         let (service, backend) = match self.backend(member, backend) {
             Ok(key) => {
-                let (protocol, tls) = (member.own.notes.protocol, member.own.notes.tls.clone());
-                (key.service.name.clone(), Ok(BackendKey { protocol, tls, ..key }))
+                let notes = &member.own.notes;
+                let (protocol, tls, health) = (notes.protocol, notes.tls.clone(), notes.health.clone());
+                (key.service.name.clone(), Ok(BackendKey { protocol, tls, health, ..key }))
             }
             Err((service, reason, text)) => {
                 self.problem(member, reason, text.clone());

@@ -170,6 +170,7 @@ fn differences(old: &TargetSpec, new: &TargetSpec) -> Vec<&'static str> {
     if let (Ok(old), Ok(new)) = (&old.backend, &new.backend) {
         names.extend((old.protocol != new.protocol).then_some("backend-protocol"));
         names.extend((old.tls != new.tls).then_some("proxy-ssl"));
+        names.extend((old.health != new.health).then_some("health-check"));
     }
     names
 }

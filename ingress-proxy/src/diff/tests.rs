@@ -87,11 +87,14 @@ fn settings_that_differ_are_named() {
     };
     let (now, new) = (
         with("weir.dev/proxy-body-size: 1m, weir.dev/limit-rps: '5'"),
-        with("weir.dev/proxy-body-size: 2m, weir.dev/backend-protocol: GRPC, weir.dev/limit-rsp: '5'"),
+        with(
+            "weir.dev/proxy-body-size: 2m, weir.dev/backend-protocol: GRPC, weir.dev/limit-rsp: '5', \
+             weir.dev/max-connections: '9', weir.dev/health-check: tcp",
+        ),
     );
     let said = said(&now, &new);
     let first = "requests below / of shop.example stay with shop/web:80 of Ingress shop/web; other limit, \
-                 proxy-body-size, backend-protocol";
+                 proxy-body-size, max-connections, backend-protocol, health-check";
     assert_eq!(said[0], first);
     assert!(said[1].starts_with("new problem: shop/web: UnknownAnnotation: "), "{}", said[1]);
     assert_eq!(said.len(), 2);

@@ -17,7 +17,7 @@ use crate::metrics::{MAX_LABELLED_TARGETS, Metrics, Sizes, TargetLabels, TargetM
 use crate::shared::{Shared, lock};
 use crate::table::{HostPattern, HostRules, RouteTable};
 use crate::tls::{Certificates, ClientAuth, Pair};
-use crate::upstream::Pool;
+use crate::upstream::{Checks, Pool};
 
 /// Puts into service what the compiler tells. Owned by the watching task: there is one writer.
 pub(crate) struct Installer {
@@ -27,6 +27,8 @@ pub(crate) struct Installer {
     timeouts: Timeouts,
     self_signed: Arc<CertifiedKey>,
     default_secret: Option<ObjectKey>,
+    /// Nothing where endpoints are never checked.
+    checks: Option<Checks>,
     pools: Arc<Pools>,
     series: Shared<TargetLabels, Arc<TargetMetrics>>,
     pairs: Arc<Pairs>,
@@ -61,6 +63,7 @@ impl Installer {
             timeouts,
             self_signed,
             default_secret,
+            checks: None,
             pools,
             series: Shared::default(),
             pairs,
@@ -68,6 +71,11 @@ impl Installer {
             doors: 0,
             endpoints: 0,
         }
+    }
+
+    /// Has endpoints checked where that is asked for.
+    pub(crate) fn checking(self, checks: Checks) -> Self {
+        Self { checks: Some(checks), ..self }
     }
 
     /// Replaces what is different in table and certificates. `since` is when the first of the changes arrived.
@@ -194,6 +202,7 @@ impl Installer {
             let pool = target.pool.as_ref();
             if let Some(pool) = pool.and_then(|pool| lock(&self.pools).release(pool)) {
                 self.endpoints -= pool.len();
+                pool.retire();
             }
             if let Some(series) = self.series.release(target.metrics.labels()) {
                 self.metrics.forget(series.labels());
@@ -259,6 +268,9 @@ impl Installer {
         }
         let (key, pool) = (Arc::new(key.clone()), Arc::new(Pool::default()));
         update(&pool, &key, snapshot, &self.timeouts, &mut self.endpoints);
+        if let Some(checks) = &self.checks {
+            checks.begin(&pool, &key);
+        }
         pools.0.insert(Arc::clone(&key), (Arc::clone(&pool), 0));
         (key, pool)
     }

@@ -42,6 +42,8 @@ pub(crate) struct Swept {
     pub(crate) idle: usize,
     /// Endpoints that are ejected.
     pub(crate) ejected: usize,
+    /// Endpoints that health checks took out.
+    pub(crate) unhealthy: usize,
 }
 
 /// Pools by what they are known by. A lock, because the watching task adds and removes them while others go through them;
@@ -78,15 +80,20 @@ impl Live {
         self.doors > 0
     }
 
-    /// What is special about connections for this name; it stands in the policies of all rules of the host.
+    /// What is special about connections for this name; it stands in the policies of all rules of the host. A path that the
+    /// host has no rule for is a wildcard's affair, or every host's: what those ask of clients is asked too, if it has
+    /// nothing to ask itself.
     pub(crate) fn door(&self, name: &str) -> Option<Door> {
-        let rules = self.table.covering(name)?;
-        let target = rules.lookup("/").or_else(|| rules.targets().next())?;
-        let policy = target.policy.as_ref()?;
-        if policy.passthrough {
+        let mut all = self.table.all_covering(name).filter_map(|rules| {
+            let target = rules.lookup("/").or_else(|| rules.targets().next())?;
+            Some((target, target.policy.as_ref()))
+        });
+        let (target, policy) = all.next()?;
+        if policy.is_some_and(|policy| policy.passthrough) {
             return Some(Door::Passthrough(Arc::clone(target)));
         }
-        let asked = policy.clients.as_ref()?;
+        let others = all.map(|(_, policy)| policy);
+        let asked = std::iter::once(policy).chain(others).find_map(|policy| policy?.clients.as_ref())?;
         self.client_auths.get(&asked.authorities).map(|auth| Door::Clients(Arc::clone(auth)))
     }
 
@@ -97,6 +104,7 @@ impl Live {
         for pool in pools {
             swept.idle += pool.sweep();
             swept.ejected += pool.ejected();
+            swept.unhealthy += pool.unhealthy();
         }
         swept
     }

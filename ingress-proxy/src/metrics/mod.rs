@@ -20,6 +20,7 @@ use crate::compile::ObjectKey;
 use crate::policy::By;
 use crate::subrequest::SubrequestMetrics;
 use crate::trace::TraceMetrics;
+use crate::upstream::CheckMetrics;
 pub(crate) use hosts::{HostMetrics, Hosts};
 
 /// Pairs of Ingress and Service with series of their own; those beyond share the pair `other`.
@@ -177,8 +178,12 @@ pub(crate) struct Metrics {
     pub(crate) ejections: Counter,
     /// Endpoints that get none now, at the last look.
     pub(crate) ejected: Gauge,
+    /// Of health checks.
+    pub(crate) health: CheckMetrics,
     /// Requests that were not tried again, at the bound on retries to a backend.
     pub(crate) retries_refused: Counter,
+    /// Requests for which every endpoint had as many in flight as the rule allows.
+    pub(crate) endpoints_full: Counter,
     /// Requests being served.
     pub(crate) in_flight: Gauge,
     /// Open client connections.
@@ -263,6 +268,12 @@ impl Metrics {
                 r,
                 "retries_refused",
                 "Requests not tried again, at the bound on retries",
+            ),
+            health: CheckMetrics::register(r),
+            endpoints_full: registered(
+                r,
+                "upstream_full",
+                "Requests not served because every endpoint was at max-connections",
             ),
             in_flight: registered(r, "in_flight", "Requests being served"),
             connections: registered(r, "connections", "Open client connections"),

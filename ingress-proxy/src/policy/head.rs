@@ -29,6 +29,8 @@ pub(crate) trait RequestHead {
 /// A response head that can be edited.
 pub(crate) trait ResponseHead {
     fn has(&self, name: &HeaderName) -> bool;
+    /// Every value of this field.
+    fn values(&self, name: &HeaderName) -> Vec<HeaderValue>;
     /// Replaces every field of this name.
     fn set(&mut self, name: HeaderName, value: HeaderValue);
     fn append(&mut self, name: HeaderName, value: HeaderValue);
@@ -37,6 +39,10 @@ pub(crate) trait ResponseHead {
 impl ResponseHead for HeaderMap {
     fn has(&self, name: &HeaderName) -> bool {
         self.contains_key(name)
+    }
+
+    fn values(&self, name: &HeaderName) -> Vec<HeaderValue> {
+        self.get_all(name).iter().cloned().collect()
     }
 
     fn set(&mut self, name: HeaderName, value: HeaderValue) {

@@ -31,6 +31,7 @@ mod limits;
 mod mirror;
 mod own_request;
 mod passage;
+mod places;
 mod redirect;
 mod reply;
 mod rewrite;
@@ -61,6 +62,7 @@ pub(crate) use limits::{Limits, Per, Rate};
 pub(crate) use mirror::{Duplicate, Mirror};
 pub(crate) use own_request::is_proxys;
 pub(crate) use passage::Passage;
+pub(crate) use places::{Exchange, Places};
 pub(crate) use redirect::{Redirects, ToHttps};
 pub(crate) use reply::{By, Reply};
 pub(crate) use rewrite::{Replacement, Rewrite};
@@ -105,6 +107,10 @@ pub(crate) struct Settings {
     pub(crate) upstream: Upstream,
     /// `custom-http-errors`.
     pub(crate) error_statuses: Box<[u16]>,
+    /// What is replaced in responses of endpoints.
+    pub(crate) places: Places,
+    /// Its requests are not in the access log: `enable-access-log` is false.
+    pub(crate) unlogged: bool,
     /// Its requests are no spans: `enable-opentelemetry` is false.
     pub(crate) untraced: bool,
 }

@@ -128,6 +128,7 @@ impl Passage {
 
     /// Edits the head of the response with this status, whoever made it.
     pub(crate) fn after(&self, status: u16, response: &mut impl ResponseHead) {
+        self.policy.settings.places.replace(response);
         self.policy.mark(response, self.https, self.origin.as_ref());
         if let Some((external, granted)) = self.external().zip(self.granted.as_ref())
             && (external.always_set_cookie || (200..400).contains(&status))

@@ -1,6 +1,7 @@
 //! Policies by the names of their annotations, for people: which a rule has, and in which two rules differ.
 
 use super::{Policy, Settings, Upstream};
+use crate::upstream::Balance;
 
 impl Policy {
     /// What it does that a rule without policies does not.
@@ -45,9 +46,12 @@ impl Settings {
             hash_by,
             upstream,
             error_statuses,
+            places,
+            unlogged,
             untraced,
         } = self;
         let Upstream { connect, read, send, retry, balance, proxy_protocol } = upstream;
+        let others = other.upstream.balance;
         let all = [
             ("closed", *closed != other.closed),
             ("source-range", *sources != other.sources),
@@ -69,8 +73,13 @@ impl Settings {
             ("proxy-read-timeout", *read != other.upstream.read),
             ("proxy-send-timeout", *send != other.upstream.send),
             ("proxy-next-upstream", *retry != other.upstream.retry),
-            ("load-balance", *balance != other.upstream.balance),
+            ("load-balance", Balance { most: None, ..*balance } != Balance { most: None, ..others }),
+            ("max-connections", balance.most != others.most),
             ("custom-http-errors", *error_statuses != other.error_statuses),
+            ("proxy-redirect", places.redirect != other.places.redirect),
+            ("proxy-cookie-domain", places.cookie_domain != other.places.cookie_domain),
+            ("proxy-cookie-path", places.cookie_path != other.places.cookie_path),
+            ("enable-access-log", *unlogged != other.unlogged),
             ("enable-opentelemetry", *untraced != other.untraced),
         ];
         all.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()

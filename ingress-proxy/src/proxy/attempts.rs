@@ -8,7 +8,7 @@ use super::{MAX_ATTEMPTS, Record, Trouble};
 use crate::config::Timeouts;
 use crate::metrics::{Metrics, UpstreamFailure};
 use crate::policy::{Passage, Retry};
-use crate::upstream::{Balance, Chosen, Pool, is_failure};
+use crate::upstream::{Balance, Chosen, Pool, Unchosen, is_failure};
 
 /// What holds for rules that say nothing of retries.
 static USUAL: LazyLock<Retry> = LazyLock::new(Retry::default);
@@ -70,9 +70,14 @@ impl<'r> Attempts<'r> {
     pub(crate) fn next(&self, record: &mut Record) -> Result<Chosen, Trouble> {
         let rank_by = self.passage.and_then(Passage::rank_by);
         let balance = self.passage.map_or_else(Balance::default, |passage| passage.upstream().balance);
-        let Some(chosen) = self.pool.choose(balance, rank_by, &self.failed) else {
-            return Err(if self.failed.is_empty() { Trouble::NoneLeft } else { Trouble::AllTried });
-        };
+        let chosen = self.pool.choose(balance, rank_by, &self.failed).map_err(|why| match why {
+            Unchosen::Full => {
+                self.metrics.endpoints_full.inc();
+                Trouble::Full
+            }
+            Unchosen::NoneLeft if self.failed.is_empty() => Trouble::NoneLeft,
+            Unchosen::NoneLeft => Trouble::AllTried,
+        })?;
         if record.attempts > 0 {
             self.metrics.retries.inc();
         } else {

@@ -16,6 +16,8 @@ pub(crate) enum Trouble {
     NoneLeft,
     /// Every endpoint was tried.
     AllTried,
+    /// Every endpoint that is left has as many requests in flight as the rule allows.
+    Full,
     /// With the endpoint.
     Endpoint(UpstreamFailure),
     /// The client did not send its body in time.
@@ -43,6 +45,7 @@ impl Trouble {
         Some(match self {
             Self::NoneLeft => of_service(503, "its last endpoint went away"),
             Self::AllTried => of_service(502, "no endpoint could be reached"),
+            Self::Full => of_service(503, "every endpoint is at max-connections"),
             Self::Endpoint(failure) => {
                 let (status, what) = said_of(failure);
                 of_service(status, what)
@@ -58,7 +61,8 @@ impl Trouble {
     }
 }
 
-fn said_of(failure: UpstreamFailure) -> (u16, &'static str) {
+/// The status that a failure of an endpoint has, and its words.
+pub(crate) fn said_of(failure: UpstreamFailure) -> (u16, &'static str) {
     match failure {
         UpstreamFailure::ConnectTimeout => (504, "the endpoint did not accept a connection in time"),
         UpstreamFailure::ReadTimeout | UpstreamFailure::WriteTimeout => {

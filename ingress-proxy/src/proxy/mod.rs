@@ -26,7 +26,7 @@ use crate::tls::Certificates;
 use crate::trace::{Trace, Tracer};
 use crate::upstream::Pool;
 pub(crate) use attempts::{Attempts, Failed, Then, To};
-pub(crate) use failure::{MAX_ATTEMPTS, Trouble};
+pub(crate) use failure::{MAX_ATTEMPTS, Trouble, said_of};
 pub(crate) use fault::Fault;
 pub(crate) use headers::{Ends, Handshake, Peer, RequestId, forwarding};
 pub(crate) use record::{PageRequest, Record};
@@ -123,6 +123,7 @@ impl Proxy {
         let swept = self.live.load().sweep();
         self.metrics.idle.set(swept.idle as i64);
         self.metrics.ejected.set(swept.ejected as i64);
+        self.metrics.health.unhealthy.set(swept.unhealthy as i64);
     }
 
     /// Counts a request that is over; `status` is 0 when the client got no answer.
@@ -137,10 +138,12 @@ impl Proxy {
     }
 
     /// Says what became of a request. `line.time_ms` is filled in here.
-    fn tell(&self, took: Duration, trace: Option<&Trace>, line: Line<'_>) {
+    fn tell(&self, took: Duration, to_log: bool, trace: Option<&Trace>, line: Line<'_>) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let line = Line { time_ms: now.saturating_sub(took).as_millis(), ..line };
-        self.reports.log.write(&line);
+        if to_log {
+            self.reports.log.write(&line);
+        }
         if let Some((tracer, trace)) = self.reports.tracer.as_ref().zip(trace) {
             tracer.end(trace, &line);
         }

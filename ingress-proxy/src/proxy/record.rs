@@ -35,6 +35,8 @@ pub(crate) struct Record {
     pub(crate) page: Option<Page>,
     /// If it is told to anyone.
     said: Option<Box<Said>>,
+    /// Not to the access log.
+    is_unlogged: bool,
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) attempts: u8,
     pub(crate) reason: Option<Cow<'static, str>>,
@@ -111,6 +113,7 @@ impl Record {
             original: None,
             page: None,
             said: None,
+            is_unlogged: false,
             endpoint: None,
             attempts: 0,
             reason: None,
@@ -249,8 +252,11 @@ impl Proxy {
         {
             return Err(Answer::misdirected(&host));
         }
-        if target.policy.as_ref().is_some_and(|policy| policy.settings.untraced) {
-            record.id.stands_in(None);
+        if let Some(policy) = &target.policy {
+            record.is_unlogged = policy.settings.unlogged;
+            if policy.settings.untraced {
+                record.id.stands_in(None);
+            }
         }
         record.target = Some(target);
         let identity = peer.tls.as_ref().and_then(|handshake| handshake.identity.as_ref());
@@ -363,6 +369,6 @@ impl Proxy {
             reason: record.reason.as_deref(),
             user_agent: &said.user_agent,
         };
-        self.tell(took, trace, line);
+        self.tell(took, !record.is_unlogged, trace, line);
     }
 }

@@ -120,6 +120,11 @@ impl Server {
         Arc::clone(&self.proxy)
     }
 
+    /// When it takes no new connections any more.
+    pub(crate) fn draining(&self) -> CancellationToken {
+        self.draining.clone()
+    }
+
     /// Accepts until [`Server::drain`]. What the kernel accepted by then is still served: dropping the
     /// listener would reset those connections.
     pub(crate) async fn accept(self: Arc<Self>, listener: TcpListener, tls: bool) {

@@ -14,7 +14,7 @@ use crate::live::Target;
 use crate::metrics::Metrics;
 use crate::proxy::{Ends, MAX_ATTEMPTS};
 use crate::rewound::Rewound;
-use crate::upstream::{Balance, Chosen, connect_tcp};
+use crate::upstream::{Balance, Chosen, Unchosen, connect_tcp};
 use crate::wire::Deadline;
 
 /// Relays a connection to one of the target's endpoints. Ends when both sides have ended, or when neither has sent anything
@@ -65,7 +65,15 @@ async fn connect(
     let pool = target.backend.as_ref().ok()?;
     let mut failed = Vec::new();
     for _ in 0..MAX_ATTEMPTS {
-        let chosen = pool.choose(balance, None, &failed)?;
+        let chosen = match pool.choose(balance, None, &failed) {
+            Ok(chosen) => chosen,
+            Err(why) => {
+                if why == Unchosen::Full {
+                    metrics.endpoints_full.inc();
+                }
+                return None;
+            }
+        };
         match connect_tcp(chosen.address(), timeouts.connect, header).await {
             Ok(stream) => return Some((chosen, stream)),
             Err(failure) => {

@@ -80,7 +80,12 @@ impl<T> RouteTable<T> {
 
     /// The rules that a host has: its own, or else those of the wildcard that covers it, or else those of every host.
     pub fn covering(&self, host: &str) -> Option<&Arc<HostRules<T>>> {
-        self.0.exact(host).or_else(|| self.0.wildcard(host)).or_else(|| self.0.any())
+        self.all_covering(host).next()
+    }
+
+    /// All rules that a request for a host can come to, in the order in which they are asked.
+    pub fn all_covering(&self, host: &str) -> impl Iterator<Item = &Arc<HostRules<T>>> {
+        [self.0.exact(host), self.0.wildcard(host), self.0.any()].into_iter().flatten()
     }
 
     /// Gives a host these rules, or none.

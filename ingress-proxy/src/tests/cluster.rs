@@ -24,6 +24,7 @@ use crate::pages::{Pages, View};
 use crate::proxy::{Ports, Proxy, Reports};
 use crate::serve::{Server, bind};
 use crate::tls::Certificates;
+use crate::upstream::Checks;
 use crate::watch::Problems;
 
 /// Longer than anything here takes on a busy machine: what takes longer hangs.
@@ -120,7 +121,9 @@ impl Cluster {
             problems: problems.clone(),
         };
         std::mem::forget(pages.show(view)); // for as long as there is who asks
+        let checks = Checks::new(Handle::current(), server.draining(), metrics.health.clone());
         let installer = Installer::new(live, certificates, metrics, timeouts, Arc::clone(&default), None);
+        let installer = installer.checking(checks);
         let mut snapshot = Snapshot::default();
         let class = ClassFact { controller: crate::compile::CONTROLLER.to_owned(), default: true };
         snapshot.classes.insert("weir".to_owned(), class);

@@ -107,6 +107,27 @@ async fn clients_show_certificates_where_they_are_asked_to() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_falls_through_to_a_wildcard_has_the_wildcards_clients() {
+    let a = Backend::start("a").await;
+    let ours = Authority::new();
+    let cluster = Cluster::start();
+    cluster.service("a", false, &[a.address]);
+    cluster.route("*.foo.com", "/", "a");
+    cluster.annotate("a-*.foo.com-", &[("auth-tls-secret", "n/ca")]);
+    cluster.secret("ca", ours.secret(None));
+    cluster.route("a.foo.com", "/open", "a");
+    let (nobody, ann) = (client(None), client(Some(ours.sign("ann"))));
+    let ask = async |client, path| {
+        let mut stream = connect_as(client, &cluster, "a.foo.com").await;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a.foo.com\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        split(&read_all(&mut stream).await).0
+    };
+    assert_eq!((ask(&nobody, "/open").await, ask(&nobody, "/closed").await), (200, 400));
+    assert_eq!((ask(&ann, "/open").await, ask(&ann, "/closed").await), (200, 200));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_asked_of_clients_has_its_degrees() {
     let a = Backend::start("a").await;
     let (ours, theirs) = (Authority::new(), Authority::new());

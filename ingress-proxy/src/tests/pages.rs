@@ -28,7 +28,7 @@ fn ask(cluster: &Cluster, method: &str, url: &str, headers: &[&str], is_json: bo
     text
 }
 
-fn explained(cluster: &Cluster, url: &str) -> Value {
+pub(super) fn explained(cluster: &Cluster, url: &str) -> Value {
     explained_from(cluster, url, "192.0.2.7")
 }
 

@@ -10,6 +10,8 @@ pub(crate) struct Balance {
     pub(crate) method: Method,
     /// For how long an endpoint that came to others gets less than its share.
     pub(crate) slow_start: Option<Duration>,
+    /// The most requests in flight to one endpoint.
+    pub(crate) most: Option<u32>,
 }
 
 /// Whom a request goes to, if nothing else ties it to an endpoint.

@@ -8,8 +8,10 @@ use super::endpoint::Endpoint;
 use super::random::{random_below, random_part};
 use super::slow_start;
 
-/// One choice among endpoints. Those that are ejected come last, not never: when no other is left, trying is better than
-/// failing.
+/// One choice among endpoints.
+///
+/// Those that are ejected come last, not never: when no other is left, trying is better than failing. Those that health checks
+/// took out come never, unless all are out. One that has as many requests in flight as it may comes never.
 pub(super) struct Choice<'l> {
     pub(super) all: &'l [Arc<Endpoint>],
     pub(super) failed: &'l [SocketAddr],
@@ -59,25 +61,32 @@ impl<'l> Choice<'l> {
     fn ranked(&self, key: u64) -> Option<&'l Arc<Endpoint>> {
         let able = self.all.iter().filter(|endpoint| self.is_able(endpoint));
         let highest = able.max_by_key(|endpoint| rank(key, endpoint));
-        let left = || self.all.iter().filter(|endpoint| self.is_left(endpoint));
-        highest.or_else(|| left().max_by_key(|endpoint| rank(key, endpoint)))
+        let last = || self.all.iter().filter(self.come_last());
+        highest.or_else(|| last().max_by_key(|endpoint| rank(key, endpoint)))
     }
 
-    /// The first good one from `start` on, or else the first that is able, or at least left.
+    /// The first good one from `start` on, or else the first that is able, or comes last.
     fn from(&self, start: usize) -> Option<&'l Arc<Endpoint>> {
         let from_start = || self.all[start..].iter().chain(&self.all[..start]);
         from_start()
             .find(|endpoint| self.is_good(endpoint))
             .or_else(|| from_start().find(|endpoint| self.is_able(endpoint)))
-            .or_else(|| from_start().find(|endpoint| self.is_left(endpoint)))
+            .or_else(|| from_start().find(self.come_last()))
     }
 
     fn is_left(&self, endpoint: &Endpoint) -> bool {
         !self.failed.contains(&endpoint.address())
+            && self.balance.most.is_none_or(|most| endpoint.in_flight() < most)
     }
 
     fn is_able(&self, endpoint: &Endpoint) -> bool {
         !endpoint.ejection.is_on(self.now_us) && self.is_left(endpoint)
+    }
+
+    /// Which endpoints may be tried when none is able.
+    fn come_last(&self) -> impl Fn(&&'l Arc<Endpoint>) -> bool {
+        let may_be_out = all_are_out(self.all);
+        move |endpoint| self.is_left(endpoint) && (may_be_out || !endpoint.ejection.is_out())
     }
 
     fn is_good(&self, endpoint: &Endpoint) -> bool {
@@ -87,6 +96,12 @@ impl<'l> Choice<'l> {
                 part >= 1.0 || random_part() < part
             })
     }
+}
+
+/// Whether health checks took all of them out. Then it is likelier the check that is wrong than every pod that Kubernetes calls
+/// ready, and all are used.
+pub(super) fn all_are_out(endpoints: &[Arc<Endpoint>]) -> bool {
+    endpoints.iter().all(|endpoint| endpoint.ejection.is_out())
 }
 
 /// How high an endpoint ranks for a key; the same on every replica.

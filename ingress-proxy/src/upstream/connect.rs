@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::endpoint::Endpoint;
+use super::tls::EndpointTls;
 use crate::metrics::UpstreamFailure;
 use crate::rewound::Rewound;
 use crate::stream::Stream;
@@ -56,23 +57,30 @@ pub(crate) async fn connect(
     longest: Duration,
     header: &[u8],
 ) -> Result<Stream, UpstreamFailure> {
-    let connecting = async {
-        let stream = tcp(endpoint.address(), header).await?;
-        let Some(tls) = endpoint.tls() else { return Ok(Stream::Plain(stream)) };
-        let name: ServerName<'static> = tls.name.clone();
-        match tls.connector.connect(name, Rewound::from(stream)).await {
-            Ok(stream) => Ok(Stream::Tls(Box::new(stream.into()))),
-            Err(error) => {
-                tracing::debug!(endpoint = %endpoint.address(), %error, "TLS handshake with an endpoint failed");
-                Err(if is_distrust(&error) {
-                    UpstreamFailure::TlsUntrusted
-                } else {
-                    UpstreamFailure::TlsHandshake
-                })
-            }
-        }
-    };
+    let connecting = connect_to(endpoint.address(), endpoint.tls(), header);
     timeout(longest, connecting).await.unwrap_or(Err(UpstreamFailure::ConnectTimeout))
+}
+
+/// The same to wherever an endpoint listens, for as long as it takes.
+pub(super) async fn connect_to(
+    address: SocketAddr,
+    tls: Option<&EndpointTls>,
+    header: &[u8],
+) -> Result<Stream, UpstreamFailure> {
+    let stream = tcp(address, header).await?;
+    let Some(tls) = tls else { return Ok(Stream::Plain(stream)) };
+    let name: ServerName<'static> = tls.name.clone();
+    match tls.connector.connect(name, Rewound::from(stream)).await {
+        Ok(stream) => Ok(Stream::Tls(Box::new(stream.into()))),
+        Err(error) => {
+            tracing::debug!(endpoint = %address, %error, "TLS handshake with an endpoint failed");
+            Err(if is_distrust(&error) {
+                UpstreamFailure::TlsUntrusted
+            } else {
+                UpstreamFailure::TlsHandshake
+            })
+        }
+    }
 }
 
 fn refusal(error: &io::Error) -> UpstreamFailure {

@@ -2,6 +2,9 @@
 //!
 //! What counts is the endpoint's own fault: no connection, no answer, an answer that is none, or a gateway's 502, 503, 504.
 //! Any other answer ends the row. Back again, an endpoint has one chance: the next failure ejects it for twice as long.
+//!
+//! What health checks ([`super::health`]) took out is ejected too, until they put it back. It is a bit of the same word, so that
+//! requests pay nothing for it.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,6 +15,9 @@ const MAX_FAILURES: u32 = 3;
 const FIRST: Duration = Duration::from_secs(1);
 /// How long one lasts at most, each being twice the one before; and after as long without one they begin anew.
 const LONGEST: Duration = Duration::from_secs(30);
+
+/// The bit of who was taken out by health checks. With it, the time until which an endpoint is ejected never comes.
+const OUT: u64 = 1 << 63;
 
 /// Whether an answer's status is a failure of the endpoint's.
 pub(crate) fn is_failure(status: u16) -> bool {
@@ -24,6 +30,7 @@ pub(super) struct Ejection {
     failures: AtomicU32,
     /// One after the other.
     ejections: AtomicU32,
+    /// With [`OUT`].
     until_us: AtomicU64,
 }
 
@@ -32,9 +39,24 @@ impl Ejection {
         self.until_us.load(Ordering::Relaxed) > now_us
     }
 
-    /// How long it is still on, if it is.
+    /// How long it is still on because of failed requests, if it is.
     pub(super) fn left_us(&self, now_us: u64) -> Option<u64> {
-        self.until_us.load(Ordering::Relaxed).checked_sub(now_us).filter(|left| *left > 0)
+        (self.until_us.load(Ordering::Relaxed) & !OUT).checked_sub(now_us).filter(|left| *left > 0)
+    }
+
+    /// Whether health checks took it out.
+    pub(super) fn is_out(&self) -> bool {
+        self.until_us.load(Ordering::Relaxed) & OUT != 0
+    }
+
+    /// Health checks take it out, or put it back with a clean slate.
+    pub(super) fn take_out(&self, out: bool) {
+        if out {
+            self.until_us.fetch_or(OUT, Ordering::Relaxed);
+        } else {
+            self.failures.store(0, Ordering::Relaxed);
+            self.until_us.store(0, Ordering::Relaxed);
+        }
     }
 
     /// The endpoint did what it is there for.
@@ -52,12 +74,14 @@ impl Ejection {
 
     /// Ejects it. One at a time.
     pub(super) fn begin(&self, now_us: u64) {
-        let last_us = self.until_us.load(Ordering::Relaxed);
+        let last_us = self.until_us.load(Ordering::Relaxed) & !OUT;
         let is_anew = last_us + micros(LONGEST) < now_us;
         let before = if is_anew { 0 } else { self.ejections.load(Ordering::Relaxed) };
         let lasts = FIRST.saturating_mul(2_u32.saturating_pow(before)).min(LONGEST);
         self.ejections.store(before + 1, Ordering::Relaxed);
-        self.until_us.store(now_us + micros(lasts), Ordering::Relaxed);
+        // Who is taken out meanwhile stays so.
+        let until_us = |word: u64| Some((word & OUT) | (now_us + micros(lasts)));
+        let _ = self.until_us.fetch_update(Ordering::Relaxed, Ordering::Relaxed, until_us);
     }
 }
 
@@ -81,10 +105,10 @@ mod tests {
         (0..times).map(|_| ejection.failed(now_us)).last().unwrap()
     }
 
-    /// How long an ejection at this time lasts, in seconds.
+    /// How long an ejection at this time lasts, in seconds; 99 and more are 99.
     fn lasts(ejection: &Ejection, now_us: u64) -> u64 {
         ejection.begin(now_us);
-        (0..100).find(|seconds| !ejection.is_on(now_us + seconds * S)).unwrap()
+        (0..99).find(|seconds| !ejection.is_on(now_us + seconds * S)).unwrap_or(99)
     }
 
     #[test]
@@ -119,6 +143,21 @@ mod tests {
         assert_eq!(lasts(&ejection, now_us + 30 * S), 1);
         let old = Ejection { ejections: AtomicU32::new(u32::MAX - 1), ..Ejection::default() };
         assert_eq!(lasts(&old, S), 30, "no overflow");
+    }
+
+    #[test]
+    fn who_is_out_stays_out_until_it_is_put_back() {
+        let ejection = Ejection::default();
+        ejection.take_out(true);
+        assert!(ejection.is_out() && ejection.is_on(u64::MAX >> 1));
+        assert_eq!(ejection.left_us(S), None, "there is no time at which it is back");
+        assert!(!failing(&ejection, 9, S), "it is ejected already");
+        assert_eq!(lasts(&ejection, S), 99, "whatever its requests do");
+        assert!(ejection.is_out());
+        assert_eq!(ejection.left_us(S), Some(S));
+        ejection.take_out(false);
+        assert!(!ejection.is_out() && !ejection.is_on(S));
+        assert!(!failing(&ejection, 2, S), "failures of before are forgotten");
     }
 
     #[test]

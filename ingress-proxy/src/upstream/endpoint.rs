@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::clock::now_us;
 use super::ejection::Ejection;
+use super::health::Health;
 use super::latency::Latency;
 use super::tls::EndpointTls;
 use crate::config::Timeouts;
@@ -22,9 +23,10 @@ pub(crate) struct Endpoint {
     /// Connections by HTTP/2.
     connections: Connections,
     in_flight: AtomicU32,
-    joined_us: u64,
+    joined_us: AtomicU64,
     pub(super) latency: Latency,
     pub(super) ejection: Ejection,
+    pub(super) health: Health,
 }
 
 impl Endpoint {
@@ -41,9 +43,10 @@ impl Endpoint {
             idle: Idle::new(timeouts.upstream_idle),
             connections: Connections::new(timeouts.upstream_idle),
             in_flight: AtomicU32::new(0),
-            joined_us,
+            joined_us: AtomicU64::new(joined_us),
             latency: Latency::default(),
             ejection: Ejection::default(),
+            health: Health::default(),
         }
     }
 
@@ -74,7 +77,15 @@ impl Endpoint {
 
     /// For how long it has been in its pool.
     pub(super) fn age_us(&self, now_us: u64) -> u64 {
-        if self.joined_us == 0 { u64::MAX } else { now_us.saturating_sub(self.joined_us) }
+        match self.joined_us.load(Ordering::Relaxed) {
+            0 => u64::MAX,
+            joined_us => now_us.saturating_sub(joined_us),
+        }
+    }
+
+    /// It is back after a time in which it got no requests.
+    pub(super) fn joins_anew(&self) {
+        self.joined_us.store(now_us(), Ordering::Relaxed);
     }
 
     /// Closes connections that waited too long. Returns how many are left.
@@ -93,9 +104,16 @@ pub(crate) struct Chosen {
 }
 
 impl Chosen {
-    pub(super) fn new(endpoint: &Arc<Endpoint>, now_us: u64) -> Self {
-        endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self { endpoint: Arc::clone(endpoint), since_us: now_us, is_settled: AtomicBool::new(false) }
+    /// Nothing where `most` are in flight there already.
+    pub(super) fn take(endpoint: &Arc<Endpoint>, now_us: u64, most: Option<u32>) -> Option<Self> {
+        match most {
+            None => drop(endpoint.in_flight.fetch_add(1, Ordering::Relaxed)),
+            Some(most) => {
+                let one_more = |number| (number < most).then_some(number + 1);
+                endpoint.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+            }
+        }
+        Some(Self { endpoint: Arc::clone(endpoint), since_us: now_us, is_settled: AtomicBool::new(false) })
     }
 
     /// The endpoint answered a request that has a body or not: the head of its response is there.

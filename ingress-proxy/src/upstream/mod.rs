@@ -2,8 +2,8 @@
 //!
 //! A [`Pool`] holds a backend's endpoints, and a [`Balance`], which is the rule's, says how one of them is chosen: two
 //! Ingresses may share a pool and want different things of it. What becomes of a request is told to the pool, which learns
-//! from it how fast an endpoint is ([`latency`]) and whether it is worth asking ([`ejection`]). How often requests are tried
-//! again has a bound for each backend ([`budget`]).
+//! from it how fast an endpoint is ([`latency`]) and whether it is worth asking ([`ejection`]); where that is asked for, it also
+//! asks endpoints by itself ([`health`]). How often requests are tried again has a bound for each backend ([`budget`]).
 //!
 //! **Cost** of a choice and what is told of it: no allocation and no lock; two reads of the clock and two random numbers;
 //! for each of the two candidates three relaxed loads, and an exponential where its latency is above a millisecond; one load
@@ -17,6 +17,7 @@ mod clock;
 mod connect;
 mod ejection;
 mod endpoint;
+mod health;
 mod latency;
 mod pool;
 mod proxy_protocol;
@@ -29,7 +30,8 @@ pub(crate) use balance::{Balance, Method};
 pub(crate) use connect::{connect, connect_tcp, take};
 pub(crate) use ejection::is_failure;
 pub(crate) use endpoint::{Chosen, Endpoint};
-pub(crate) use pool::Pool;
+pub(crate) use health::{CheckMetrics, Checks};
+pub(crate) use pool::{Pool, Unchosen};
 pub(crate) use proxy_protocol::ProxyProtocol;
 pub(crate) use random::random;
 pub(crate) use state::EndpointState;

@@ -6,16 +6,17 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use arc_swap::ArcSwap;
 
 use super::balance::Balance;
 use super::budget::RetryBudget;
-use super::choice::Choice;
+use super::choice::{Choice, all_are_out};
 use super::clock::now_us;
 use super::ejection::has_room;
 use super::endpoint::{Chosen, Endpoint};
+use super::health::Checked;
 use super::tls::EndpointTls;
 use crate::compile::{BackendKey, Credentials, Endpoints, Protocol};
 use crate::config::Timeouts;
@@ -30,15 +31,26 @@ pub(crate) struct Pool {
     /// Held by who ejects an endpoint; nobody waits for it.
     ejecting: Mutex<()>,
     retries: RetryBudget,
+    /// Nothing where its endpoints are not checked.
+    pub(super) checked: OnceLock<Arc<Checked>>,
+}
+
+/// Why no endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unchosen {
+    /// There is none, or none that did not fail already.
+    NoneLeft,
+    /// All that are left have as many requests in flight as they may.
+    Full,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct List {
     pub(super) endpoints: Box<[Arc<Endpoint>]>,
-    protocol: Protocol,
+    pub(super) protocol: Protocol,
     /// What TLS is set up with.
     credentials: Credentials,
-    tls: Option<Arc<EndpointTls>>,
+    pub(super) tls: Option<Arc<EndpointTls>>,
 }
 
 impl Pool {
@@ -77,7 +89,17 @@ impl Pool {
             addresses.iter().map(|address| keep(address).unwrap_or_else(|| new(*address))).collect();
         let (protocol, credentials) = (wanted.protocol, wanted.credentials.clone());
         self.list.store(Arc::new(List { endpoints, protocol, credentials, tls }));
+        if let Some(checked) = self.checked.get() {
+            checked.follow();
+        }
         true
+    }
+
+    /// No rule names it any more: its endpoints are not checked any longer, however long its last requests take.
+    pub(crate) fn retire(&self) {
+        if let Some(checked) = self.checked.get() {
+            checked.retire();
+        }
     }
 
     /// What its endpoints speak.
@@ -100,10 +122,14 @@ impl Pool {
         self.list.load().endpoints.len()
     }
 
-    /// Whether there is an endpoint that is not in `failed`, nor `besides`.
+    /// Whether there is an endpoint to ask that is not in `failed`, nor `besides`.
     pub(crate) fn has_other(&self, failed: &[SocketAddr], besides: Option<SocketAddr>) -> bool {
-        let is_out = |address: SocketAddr| failed.contains(&address) || besides == Some(address);
-        self.list.load().endpoints.iter().any(|endpoint| !is_out(endpoint.address()))
+        let list = self.list.load();
+        let was_asked = |address: SocketAddr| failed.contains(&address) || besides == Some(address);
+        let may_be_out = all_are_out(&list.endpoints);
+        list.endpoints
+            .iter()
+            .any(|endpoint| !was_asked(endpoint.address()) && (may_be_out || !endpoint.ejection.is_out()))
     }
 
     /// Chooses an endpoint that is not in `failed`: by rank for a key, if there is one, else as `balance` says.
@@ -112,7 +138,7 @@ impl Pool {
         balance: Balance,
         rank_by: Option<u64>,
         failed: &[SocketAddr],
-    ) -> Option<Chosen> {
+    ) -> Result<Chosen, Unchosen> {
         self.choose_at(now_us(), balance, rank_by, failed)
     }
 
@@ -122,11 +148,19 @@ impl Pool {
         balance: Balance,
         rank_by: Option<u64>,
         failed: &[SocketAddr],
-    ) -> Option<Chosen> {
+    ) -> Result<Chosen, Unchosen> {
         let list = self.list.load();
         let choice = Choice { all: &list.endpoints, failed, now_us, balance };
-        let endpoint = choice.endpoint(rank_by, || self.turn.fetch_add(1, Ordering::Relaxed));
-        endpoint.map(|endpoint| Chosen::new(endpoint, now_us))
+        // Where others take the last places at the same time, each time round one of them got one.
+        for _ in 0..=list.endpoints.len() {
+            let turn = || self.turn.fetch_add(1, Ordering::Relaxed);
+            let Some(endpoint) = choice.endpoint(rank_by, turn) else { break };
+            if let Some(chosen) = Chosen::take(endpoint, now_us, balance.most) {
+                return Ok(chosen);
+            }
+        }
+        let is_left = |endpoint: &Arc<Endpoint>| !failed.contains(&endpoint.address());
+        Err(if list.endpoints.iter().any(is_left) { Unchosen::Full } else { Unchosen::NoneLeft })
     }
 
     /// An endpoint gave no answer, or [one that is none](super::is_failure). Of no account behind an answer's head.
@@ -174,13 +208,20 @@ impl Pool {
         may
     }
 
-    /// How many endpoints are ejected now.
+    /// How many endpoints are ejected now because requests failed.
     pub(crate) fn ejected(&self) -> usize {
-        self.list.load().ejected(now_us())
+        let (list, now_us) = (self.list.load(), now_us());
+        list.endpoints.iter().filter(|endpoint| endpoint.ejection.left_us(now_us).is_some()).count()
+    }
+
+    /// How many health checks took out.
+    pub(crate) fn unhealthy(&self) -> usize {
+        self.list.load().endpoints.iter().filter(|endpoint| endpoint.ejection.is_out()).count()
     }
 }
 
 impl List {
+    /// How many get no requests, whatever the reason.
     fn ejected(&self, now_us: u64) -> usize {
         self.endpoints.iter().filter(|endpoint| endpoint.ejection.is_on(now_us)).count()
     }

@@ -7,7 +7,7 @@ use ppp::v2::{Builder, Command, Protocol, Version};
 use crate::proxy::Ends;
 
 /// The version that a rule's endpoints are spoken to in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum ProxyProtocol {
     /// A line of text.
     V1,
@@ -22,6 +22,15 @@ impl ProxyProtocol {
             "v1" => Some(Self::V1),
             "v2" => Some(Self::V2),
             _ => None,
+        }
+    }
+
+    /// What goes in front of a connection that is for nobody else.
+    pub(super) fn own_header(self) -> &'static [u8] {
+        match self {
+            Self::V1 => b"PROXY UNKNOWN\r\n",
+            // The command LOCAL, and no addresses.
+            Self::V2 => b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
         }
     }
 

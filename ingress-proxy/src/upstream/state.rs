@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::balance::{Balance, Method};
 use super::choice::Choice;
 use super::clock::now_us;
+use super::health::CheckFailure;
 use super::pool::Pool;
 
 /// One endpoint.
@@ -19,6 +20,8 @@ pub(crate) struct EndpointState {
     pub(crate) latency: Option<Duration>,
     /// For how long it gets no requests, after failures.
     pub(crate) ejected: Option<Duration>,
+    /// Why health checks took it out, if they did.
+    pub(crate) unhealthy: Option<CheckFailure>,
     /// Connections to it that are kept; by HTTP/2 also those in use.
     pub(crate) connections: usize,
 }
@@ -33,6 +36,7 @@ impl Pool {
             in_flight: endpoint.in_flight(),
             latency: endpoint.latency.estimate_us(now_us).map(|us| Duration::from_micros(us as u64)),
             ejected: endpoint.ejection.left_us(now_us).map(Duration::from_micros),
+            unhealthy: endpoint.unhealthy(),
             connections: endpoint.idle().len() + endpoint.connections().len(),
         });
         state.collect()

@@ -181,6 +181,15 @@ impl policy::ResponseHead for Edits<'_> {
             || self.set.iter().chain(&self.appended).any(|(known, _)| known == name)
     }
 
+    fn values(&self, name: &HeaderName) -> Vec<HeaderValue> {
+        let is_set = self.set.iter().any(|(set, _)| set == name);
+        let of_endpoint =
+            self.head.fields.iter().filter(|field| !is_set && field.name.eq_ignore_ascii_case(name.as_str()));
+        let of_endpoint = of_endpoint.filter_map(|field| HeaderValue::from_bytes(field.value).ok());
+        let own = self.set.iter().chain(&self.appended).filter(|(known, _)| known == name);
+        of_endpoint.chain(own.map(|(_, value)| value.clone())).collect()
+    }
+
     fn set(&mut self, name: HeaderName, value: HeaderValue) {
         self.set.retain(|(known, _)| *known != name);
         self.appended.retain(|(known, _)| *known != name);

@@ -9,8 +9,10 @@
 
 mod access;
 mod clients;
+mod health;
 mod known;
 mod own_requests;
+mod places;
 mod reader;
 mod traffic;
 mod upstream_tls;
@@ -25,7 +27,7 @@ pub(crate) use access::PasswordSource;
 pub(crate) use known::{KNOWN, Known};
 pub(crate) use reader::is_ours;
 
-use super::{EndpointTls, ObjectKey, Protocol, Reason};
+use super::{EndpointTls, HealthCheck, ObjectKey, Protocol, Reason};
 use crate::policy::{Canary, ClientCertificates, Redirects, Replacement, Settings, Template, ToHttps};
 use crate::table::{HostPattern, normalize_host};
 use reader::{Reader, list};
@@ -55,6 +57,8 @@ pub(super) struct Annotations {
     /// What the endpoints speak, if it is said.
     pub(super) protocol: Option<Protocol>,
     pub(super) tls: EndpointTls,
+    /// How the endpoints are checked, if they are.
+    pub(super) health: Option<Arc<HealthCheck>>,
     /// What it asks of the clients of its hosts.
     pub(super) clients: Option<Arc<ClientCertificates>>,
     /// Connections of TLS for its hosts go to the endpoints as they are.
@@ -97,6 +101,8 @@ impl Annotations {
             error_statuses: r
                 .read("custom-http-errors", "a list of statuses from 400 to 599", statuses)
                 .unwrap_or_default(),
+            places: places::places(r),
+            unlogged: r.flag("enable-access-log") == Some(false),
             untraced: r.flag("enable-opentelemetry") == Some(false),
             closed: None,
         };
@@ -113,6 +119,7 @@ impl Annotations {
             default_backend: r.text("default-backend").filter(|name| !name.is_empty()).map(str::to_owned),
             protocol,
             tls,
+            health: health::check(r, settings.upstream.proxy_protocol).map(Arc::new),
             clients,
             passthrough: r.guard("ssl-passthrough", "\"true\" or \"false\"", reader::flag).unwrap_or(false),
             // All others may add to it.

@@ -355,6 +355,7 @@ fn every_served_annotation_is_read() {
                 ("enable-cors", "true"),
                 ("auth-type", "basic"),
                 ("auth-secret", "s"),
+                ("health-check", "http"),
             ];
             let mut pairs: Vec<_> = enabling.into_iter().filter(|(on, _)| on != name).collect();
             pairs.push((name, "\u{1}("));
@@ -388,6 +389,17 @@ fn a_slow_start_has_its_time() {
     let slow_start = fine(&[("slow-start", "90s")]).settings.upstream.balance.slow_start;
     assert_eq!(slow_start, Some(Duration::from_secs(90)));
     assert_eq!(faults(&[("slow-start", "soon")]).len(), 1);
+}
+
+#[test]
+fn an_endpoint_has_at_most_so_many_connections() {
+    let most = |text| fine(&[("max-connections", text)]).settings.upstream.balance.most;
+    assert_eq!((most("1"), most("65535")), (Some(1), Some(65_535)));
+    assert_eq!(fine(&[]).settings.upstream.balance.most, None);
+    for bad in ["0", "65536", "-1", "many"] {
+        let told = faults(&[("max-connections", bad)]);
+        assert!(told.len() == 1 && told[0].contains("a whole number from 1 to 65535"), "{told:?}");
+    }
 }
 
 #[test]

@@ -10,6 +10,8 @@ use crate::table::Pattern;
 use crate::upstream::{Balance, Method, ProxyProtocol};
 
 const MAX_WEIGHT: u32 = 1_000_000;
+/// As many connections as one address of ours can have to one of an endpoint's.
+const MAX_CONNECTIONS: u32 = 65_535;
 /// ingress-nginx's name of the session cookie.
 const COOKIE: &str = "INGRESSCOOKIE";
 
@@ -150,7 +152,11 @@ fn balance(r: &mut Reader<'_>) -> Balance {
             Method::parse,
         )
     };
-    Balance { method: method.unwrap_or_default(), slow_start: r.wait("slow-start") }
+    Balance {
+        method: method.unwrap_or_default(),
+        slow_start: r.wait("slow-start"),
+        most: r.number("max-connections", 1..=MAX_CONNECTIONS),
+    }
 }
 
 pub(super) fn body_limit(r: &mut Reader<'_>) -> Option<NonZeroU64> {

@@ -118,6 +118,8 @@ struct Backend {
     protocol: &'static str,
     /// How one of them is chosen.
     balance: &'static str,
+    /// The most requests in flight to each of them.
+    max_connections: Option<u32>,
     /// The one that the request is tied to.
     tied: Option<SocketAddr>,
     endpoints: Vec<Endpoint>,
@@ -132,6 +134,8 @@ pub(super) struct Endpoint {
     pub(super) latency_ms: Option<u64>,
     /// Milliseconds for which it gets no requests.
     pub(super) ejected_ms: Option<u64>,
+    /// Why health checks took it out.
+    pub(super) unhealthy: Option<String>,
     /// Connections that are kept.
     pub(super) connections: usize,
 }
@@ -143,6 +147,7 @@ impl From<EndpointState> for Endpoint {
             in_flight: state.in_flight,
             latency_ms: state.latency.map(|latency| latency.as_millis() as u64),
             ejected_ms: state.ejected.map(|left| left.as_millis() as u64),
+            unhealthy: state.unhealthy.map(|why| why.to_string()),
             connections: state.connections,
         }
     }
@@ -273,6 +278,7 @@ fn backend(role: &'static str, target: &Target, passage: Option<&Passage>) -> Op
         service: service(target),
         protocol: pool.protocol().name(),
         balance: if rank_by.is_some() { "hash" } else { balance.method.name() },
+        max_connections: balance.most,
         tied: rank_by.filter(|_| passage.is_some_and(Passage::is_tied)).and_then(|key| pool.ranked(key)),
         endpoints: pool.state().into_iter().map(Endpoint::from).collect(),
     })

@@ -78,9 +78,11 @@ impl fmt::Display for Backend {
         };
         let number = self.endpoints.len();
         let endpoints = if number == 1 { "the endpoint" } else { "one of the endpoints" };
+        let most = self.max_connections.map(|most| format!(", at most {most} in flight to each"));
+        let most = most.unwrap_or_default();
         writeln!(
             f,
-            "  {role}{endpoints} of Service {} by {}, {} of {number}",
+            "  {role}{endpoints} of Service {} by {}, {} of {number}{most}",
             self.service, self.protocol, self.balance
         )?;
         for endpoint in &self.endpoints {
@@ -94,6 +96,9 @@ impl fmt::Display for Backend {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.address)?;
+        if let Some(why) = &self.unhealthy {
+            write!(f, "taken out by its health check ({why}), ")?;
+        }
         if let Some(left) = self.ejected_ms {
             let left = Duration::from_millis(left);
             write!(f, "ejected for another {:.1} s, ", left.as_secs_f64())?;

@@ -234,7 +234,7 @@ fn certificates(view: &View, live: &Live, wanted: &Wanted) -> Rows<CertificateRo
     Rows::of(rows.into_iter().chain(default.filter(|_| wanted.filter.is_empty())))
 }
 
-/// Those that are ejected first, then by Service.
+/// Those that get no requests first, then by Service.
 fn endpoints(live: &Live, wanted: &Wanted) -> Rows<EndpointRow> {
     let mut rows = Vec::new();
     for (key, pool) in live.backends() {
@@ -247,7 +247,7 @@ fn endpoints(live: &Live, wanted: &Wanted) -> Rows<EndpointRow> {
             }
         }
     }
-    rows.sort_by_key(|row| row.endpoint.ejected_ms.is_none());
+    rows.sort_by_key(|row| row.endpoint.ejected_ms.is_none() && row.endpoint.unhealthy.is_none());
     Rows::of(rows.into_iter())
 }
 

@@ -66,11 +66,14 @@ function routeCells(row) {
 }
 
 function endpointCells(row) {
-  const out = row.ejectedMs !== null;
+  const why = [];
+  if (row.unhealthy !== null) why.push(`taken out by its health check: ${row.unhealthy}`);
+  if (row.ejectedMs !== null) why.push(`ejected for another ${(row.ejectedMs / 1000).toFixed(1)} s`);
+  const out = why.length > 0;
   return [
     cell(row.service, "name"),
     cell(row.address, "name"),
-    cell(out ? `ejected for another ${(row.ejectedMs / 1000).toFixed(1)} s` : "serves", out ? "bad" : "quiet"),
+    cell(out ? why.join("; ") : "serves", out ? "bad" : "quiet"),
     cell(String(row.inFlight), "number"),
     cell(row.latencyMs === null ? "no answer yet" : row.latencyMs <= 1 ? "≤ 1 ms" : `${row.latencyMs} ms`, "number"),
     cell(String(row.connections), "number"),

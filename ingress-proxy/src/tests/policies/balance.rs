@@ -49,8 +49,14 @@ async fn an_endpoint_that_fails_is_ejected_and_comes_back() {
         assert_eq!(failed, 3, "each has its turn");
         let ejections = "weir_ingress_upstream_ejections_total 1\n";
         assert!(cluster.metrics().contains(ejections), "{}", cluster.metrics());
+        let ejected = |number| {
+            cluster.server.proxy().sweep();
+            cluster.metrics().contains(&format!("weir_ingress_upstream_ejected {number}\n"))
+        };
+        assert!(ejected(1));
         bad.status.store(200, Ordering::SeqCst);
         eventually("it is back", async || ask().await["name"] == "bad").await;
+        assert!(ejected(0));
         assert!(cluster.metrics().contains(ejections));
     }
 }

@@ -4,13 +4,15 @@ mod access;
 mod balance;
 mod endpoints;
 mod external;
+mod full;
+mod health;
 mod mirror;
 mod places;
 
 use serde_json::{Value, json};
 
 use super::backend::Backend;
-use super::cluster::{Cluster, field, split};
+use super::cluster::{Cluster, eventually, field, quick, split};
 
 /// One backend `a` behind `x.com/`, by an Ingress `i` with these annotations.
 async fn one(annotations: &[(&str, &str)]) -> (Backend, Cluster) {

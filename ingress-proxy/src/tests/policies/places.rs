@@ -2,6 +2,7 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::super::script::{END, Endpoint, Say};
 use super::super::tls::{connect, tls_spec};
 use super::*;
 
@@ -99,4 +100,43 @@ async fn paths_are_rewritten_with_groups() {
     cluster.annotate("i", &[("use-regex", "true")]);
     assert_eq!(cluster.echo("y.com", "/v12/x").await["uri"], "/v12/x");
     assert_eq!(cluster.get("y.com", "/vx/").await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn places_of_the_endpoint_become_the_clients() {
+    const MOVED: &str = "HTTP/1.1 302 Found\r\nLocation: http://app:8080/in\r\nSet-Cookie: a=1; Path=/app/x\r\n\
+                         Set-Cookie: b=2; Domain=app; Path=/y\r\nX-Other: http://app:8080/\r\nContent-Length: 0\r\n\r\n";
+    let endpoint = Endpoint::follow(&[&[END, Say(MOVED), END, Say(MOVED)]]).await;
+    let cluster = endpoint.cluster();
+    let before = cluster.ask("x", "/", "").await;
+    assert_eq!(field(&before, "location"), "http://app:8080/in");
+    let annotations = [
+        ("proxy-redirect-from", "http://app:8080/"),
+        ("proxy-redirect-to", "https://x/"),
+        ("proxy-cookie-domain", "app x"),
+        ("proxy-cookie-path", "/app/ /"),
+    ];
+    cluster.annotate("a-x-", &annotations);
+    let after = cluster.ask("x", "/", "").await;
+    assert_eq!((status(&after), field(&after, "location")), (302, "https://x/in"), "{after}");
+    assert_eq!(field(&after, "x-other"), "http://app:8080/");
+    for cookie in ["set-cookie: a=1; Path=/x\r\n", "set-cookie: b=2; Domain=x; Path=/y\r\n"] {
+        assert!(after.to_ascii_lowercase().contains(&cookie.to_ascii_lowercase()), "{after}");
+    }
+    assert_eq!(after.to_ascii_lowercase().matches("set-cookie").count(), 2, "{after}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ingress_may_stay_out_of_the_access_log() {
+    let a = Backend::start("a").await;
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let cluster = Cluster::with(quick(), log.path());
+    cluster.service("a", false, &[a.address]);
+    cluster.route("x", "/", "a");
+    cluster.route("y", "/", "a");
+    cluster.annotate("a-x-", &[("enable-access-log", "false")]);
+    assert_eq!((cluster.get("x", "/").await.0, cluster.get("y", "/").await.0), (200, 200));
+    let lines = async || std::fs::read_to_string(log.path()).unwrap();
+    eventually("the other's line", async || lines().await.contains("\"host\":\"y\"")).await;
+    assert!(!lines().await.contains("\"host\":\"x\""), "{}", lines().await);
 }

@@ -9,9 +9,9 @@ use crate::compile::ObjectKey;
 
 const MS: u64 = 1_000;
 const S: u64 = 1_000_000;
-const EWMA: Balance = Balance { method: Method::Ewma, slow_start: None };
-const ROUND_ROBIN: Balance = Balance { method: Method::RoundRobin, slow_start: None };
-const LEAST_REQUEST: Balance = Balance { method: Method::LeastRequest, slow_start: None };
+const EWMA: Balance = Balance { method: Method::Ewma, slow_start: None, most: None };
+const ROUND_ROBIN: Balance = Balance { method: Method::RoundRobin, slow_start: None, most: None };
+const LEAST_REQUEST: Balance = Balance { method: Method::LeastRequest, slow_start: None, most: None };
 
 fn wanted(addresses: &[&str]) -> Endpoints {
     Endpoints { addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(), ..Endpoints::default() }
@@ -74,9 +74,9 @@ impl Pool {
 #[test]
 fn an_empty_pool_chooses_nothing() {
     for balance in [EWMA, ROUND_ROBIN, LEAST_REQUEST] {
-        assert!(pool(1).choose(balance, None, &[address(1)]).is_none());
+        assert_eq!(pool(1).choose(balance, None, &[address(1)]).unwrap_err(), Unchosen::NoneLeft);
         for rank_by in [None, Some(1)] {
-            assert!(Pool::default().choose(balance, rank_by, &[]).is_none());
+            assert_eq!(Pool::default().choose(balance, rank_by, &[]).unwrap_err(), Unchosen::NoneLeft);
         }
     }
 }
@@ -159,7 +159,7 @@ fn failed_endpoints_are_never_chosen() {
         for _ in 0..20 {
             assert_eq!(pool.choose(balance, None, &[address(1)]).unwrap().address(), address(2));
         }
-        assert!(pool.choose(balance, None, &[address(1), address(2)]).is_none());
+        assert!(pool.choose(balance, None, &[address(1), address(2)]).is_err());
         assert!(pool.has_other(&[address(1)], None) && !pool.has_other(&[address(1)], Some(address(2))));
     }
 }
@@ -269,4 +269,96 @@ fn who_comes_later_gets_its_share_by_and_by() {
     assert!((0..100).all(|key| of(slow, key) == of(EWMA, key)));
     // Where the others failed, it gets all.
     assert_eq!(pool.choose(slow, None, &[1, 2, 3].map(address)).unwrap().address(), address(4));
+}
+
+#[test]
+fn a_full_endpoint_is_passed_over_and_full_ones_are_refused() {
+    for balance in [EWMA, ROUND_ROBIN, LEAST_REQUEST] {
+        for rank_by in [None, Some(1)] {
+            let pool = pool(2);
+            let balance = Balance { most: Some(2), ..balance };
+            let mut held: Vec<_> = (0..4).map(|_| pool.choose(balance, rank_by, &[]).unwrap()).collect();
+            let first = held.iter().filter(|chosen| chosen.address() == address(1)).count();
+            assert_eq!(first, 2, "{balance:?} by {rank_by:?}");
+            assert_eq!(pool.choose(balance, rank_by, &[]).unwrap_err(), Unchosen::Full);
+            assert_eq!(pool.choose(balance, rank_by, &[1, 2].map(address)).unwrap_err(), Unchosen::NoneLeft);
+            let freed = held.swap_remove(1).address();
+            assert_eq!(pool.choose(balance, rank_by, &[]).unwrap().address(), freed);
+            // Another rule of the same endpoints may want more of them.
+            assert!(pool.choose(Balance { most: None, ..balance }, rank_by, &[]).is_ok());
+        }
+    }
+}
+
+#[test]
+fn who_asks_at_the_same_time_gets_no_place_twice() {
+    // Both have chosen it while it had one place.
+    let alone = pool(1);
+    let endpoint = &alone.list.load().endpoints[0];
+    let first = Chosen::take(endpoint, S, Some(1));
+    assert!(first.is_some() && Chosen::take(endpoint, S, Some(1)).is_none());
+    drop(first);
+    assert_eq!(endpoint.in_flight(), 0, "who got no place counts for nothing");
+
+    let pool = pool(3);
+    let balance = Balance { most: Some(5), ..EWMA };
+    let held = std::thread::scope(|scope| {
+        let ask = || (0..10).filter_map(|_| pool.choose(balance, None, &[]).ok()).collect::<Vec<_>>();
+        let asking: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        asking.into_iter().flat_map(|asked| asked.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert_eq!(held.len(), 15, "40 asked");
+    assert!(pool.state().iter().all(|endpoint| endpoint.in_flight == 5));
+}
+
+#[test]
+fn a_key_that_finds_its_endpoint_full_comes_back_to_it() {
+    let pool = pool(3);
+    let one = Balance { most: Some(1), ..EWMA };
+    let first = pool.choose(one, Some(7), &[]).unwrap();
+    let second = pool.choose(one, Some(7), &[]).unwrap();
+    assert_ne!(second.address(), first.address());
+    let tied = first.address();
+    drop(first);
+    assert_eq!(pool.choose(one, Some(7), &[]).unwrap().address(), tied);
+}
+
+#[test]
+fn what_checks_took_out_gets_nothing_while_another_is_in() {
+    let pool = pool(3);
+    let list = pool.list.load_full();
+    let is_tried = |failed: &[SocketAddr]| pool.choose(EWMA, None, failed).is_ok();
+    for balance in [EWMA, ROUND_ROBIN, LEAST_REQUEST] {
+        list.endpoints[0].ejection.take_out(true);
+        list.endpoints[1].ejection.take_out(true);
+        assert_eq!(pool.shares(balance, 30, S), [(address(3), 30)].into());
+        assert!((0..20).all(|key| pool.choose(balance, Some(key), &[]).unwrap().address() == address(3)));
+        assert!(!is_tried(&[address(3)]) && !pool.has_other(&[address(3)], None), "not for a retry either");
+        assert!(!pool.has_other(&[], Some(address(3))));
+        // One that requests ejected comes last, but before them.
+        list.endpoints[2].ejection.begin(S);
+        assert_eq!(pool.shares(balance, 30, S), [(address(3), 30)].into());
+        list.endpoints[2].ejection.take_out(true);
+        assert_eq!(
+            (pool.unhealthy(), pool.shares(balance, 200, S).len()),
+            (3, 3),
+            "all are out: all are used"
+        );
+        assert!(is_tried(&[address(3)]) && pool.has_other(&[address(3)], None));
+        for endpoint in &list.endpoints {
+            endpoint.ejection.take_out(false);
+        }
+        assert_eq!((pool.unhealthy(), pool.shares(balance, 200, S).len()), (0, 3));
+    }
+}
+
+#[test]
+fn who_is_out_counts_in_what_may_be_ejected() {
+    let pool = pool(4);
+    let list = pool.list.load_full();
+    list.endpoints[0].ejection.take_out(true);
+    list.endpoints[1].ejection.take_out(true);
+    pool.fails(&list.endpoints[2], 10, S);
+    assert!(!list.endpoints[2].ejection.is_on(S), "half of them get nothing already");
+    assert_eq!((pool.ejected(), pool.unhealthy()), (0, 2));
 }
