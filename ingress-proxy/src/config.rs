@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::election::Election;
+
 /// Configuration of the `ingress` role. Flags and the config file have the same names.
 #[derive(Debug, Clone, clap::Args, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -25,7 +27,7 @@ pub struct Config {
     pub ingress_class: String,
 
     /// An address (IP or host name) to publish in `status.loadBalancer` of the Ingresses served; may be given
-    /// several times. Without one, status is left alone.
+    /// several times. Without one, status is left alone. Of several replicas one publishes its own: see `--leader-elect`.
     #[arg(long)]
     pub publish_address: Vec<String>,
 
@@ -82,6 +84,11 @@ pub struct Config {
     #[command(flatten)]
     #[serde(flatten)]
     pub timeouts: Timeouts,
+
+    /// Which of several replicas publishes status.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub election: Election,
 }
 
 /// Limits on waiting, for clients and for endpoints.
@@ -157,6 +164,7 @@ impl Default for Config {
             drain_timeout: Duration::from_secs(30),
             shutdown_delay: Duration::ZERO,
             timeouts: Timeouts::default(),
+            election: Election::default(),
         }
     }
 }
@@ -243,7 +251,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, DurationError> {
         .ok_or_else(|| DurationError(text.to_owned()))
 }
 
-fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+pub(crate) fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_duration(&text).map_err(serde::de::Error::custom)
 }
@@ -274,6 +282,9 @@ mod tests {
             "--trusted-proxies=10.0.0.0/8",
             "--read-timeout=5m",
             "--drain-timeout=1500ms",
+            "--leader-elect=false",
+            "--lease-namespace=ingress",
+            "--lease-duration=30s",
         ])
         .config;
         let file: Config = serde_json::from_value(serde_json::json!({
@@ -281,6 +292,9 @@ mod tests {
             "trusted-proxies": ["10.0.0.0/8"],
             "read-timeout": "5m",
             "drain-timeout": "1500ms",
+            "leader-elect": false,
+            "lease-namespace": "ingress",
+            "lease-duration": "30s",
         }))
         .unwrap();
         assert_eq!(format!("{flags:?}"), format!("{file:?}"));

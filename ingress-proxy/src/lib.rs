@@ -27,6 +27,7 @@ mod check;
 pub mod compile;
 mod config;
 mod diff;
+mod election;
 mod ending;
 mod handover;
 mod http1;
@@ -65,12 +66,14 @@ pub use config::{Config, DurationError, Network, NetworkError, Timeouts};
 pub use diff::{
     CertificateChange, Change, DiffError, Difference, Report, Served, diff_with_cluster, diff_with_file,
 };
+pub use election::Election;
 pub use pages::{Pages, Question, QuestionError};
 pub use serve::BindError;
 pub use trace::TraceError;
 
 use access_log::AccessLog;
 use compile::ObjectKey;
+use election::Candidacy;
 use handover::Listeners;
 use live::{Installer, Live};
 use metrics::Metrics;
@@ -80,7 +83,7 @@ use serve::Server;
 use tls::Certificates;
 use trace::Tracer;
 use upstream::Checks;
-use watch::{Problems, Watcher};
+use watch::{Problems, Publisher, Watcher};
 
 /// How long worker threads may take to end after the drain.
 const WORKER_END: Duration = Duration::from_secs(1);
@@ -94,6 +97,9 @@ pub enum Error {
     /// `--proxy-protocol` is on, and nobody may speak it.
     #[error("--proxy-protocol needs --trusted-proxies: name the networks of the load balancers in front")]
     NobodyTrusted,
+    /// The limits on waiting in an election contradict each other.
+    #[error("--lease-retry-period, --lease-renew-deadline, --lease-duration: {0}")]
+    Election(#[from] weir_election::TimingError),
     /// A listener could not be had.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -162,6 +168,7 @@ impl Ingress {
         if config.proxy_protocol && config.trusted_proxies.is_empty() {
             return Err(Error::NobodyTrusted);
         }
+        config.election.check()?;
         let pages = Pages::default();
         Ok(Self { config, client, metrics: Metrics::register(metrics), default_secret, pages })
     }
@@ -224,11 +231,14 @@ impl Ingress {
             self.default_secret.clone(),
         )
         .checking(checks);
+        let publishes = !config.publish_address.is_empty();
+        let candidacy = Candidacy::new(config.election, self.client.clone(), self.metrics.election.clone());
+        let publisher = Publisher::start(self.client.clone(), config.publish_address, candidacy.leads());
         let watcher = Watcher::new(
             self.client,
             &config.ingress_class,
             self.default_secret,
-            config.publish_address,
+            publisher,
             installer,
             &self.metrics,
             problems,
@@ -246,6 +256,7 @@ impl Ingress {
         server.track(https, true, runtime.handle());
         runtime.handle().spawn(Arc::clone(&server).sweep());
         let _ = ready.send(());
+        let standing = publishes.then(|| candidacy.stand(shutdown.clone()));
         tracing::info!(http = %config.http_address, https = %config.https_address, workers, "ingress serves");
 
         tokio::select! {
@@ -263,6 +274,9 @@ impl Ingress {
         drop(succession);
         let cut = server.drain(config.drain_timeout).await;
         tracing::info!(cut, "ingress drained");
+        if let Some(standing) = standing {
+            standing.end().await;
+        }
         drop((server, shown));
         let _ = tokio::task::spawn_blocking(move || {
             runtime.end();

@@ -15,7 +15,7 @@ use crate::{build, command};
 
 /// Name and tag of the echo image.
 pub(crate) const ECHO: &str = "weir.dev/echo:latest";
-/// Name and tag of Weir's own image, as `deploy/dataplane/daemonset.yaml` asks for it.
+/// Name and tag of Weir's own image, as the manifests in `deploy` ask for it.
 const WEIR: &str = concat!("weir.dev/weir:", env!("CARGO_PKG_VERSION"));
 
 /// Builds the image of `weir`, the executable with the libraries that it is linked with, and says where it is.

@@ -243,6 +243,8 @@ pub enum SecretFact {
     Missing,
     /// It holds no usable certificate and key; the text says why.
     Broken(String),
+    /// It was not shown to us; the text says why.
+    Unreadable(String),
     /// Certificate chain and key, and what is in `ca.crt`, if it is there.
     Usable(Arc<CertifiedKey>, Option<Arc<[u8]>>),
     /// Neither of these two is in it, but other keys.
@@ -254,7 +256,7 @@ impl SecretFact {
     pub(crate) fn is_as_good_as(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Missing, Self::Missing) => true,
-            (Self::Broken(a), Self::Broken(b)) => a == b,
+            (Self::Broken(a), Self::Broken(b)) | (Self::Unreadable(a), Self::Unreadable(b)) => a == b,
             (Self::Opaque(a), Self::Opaque(b)) => a == b,
             (Self::Usable(a, of_a), Self::Usable(b, of_b)) => Arc::ptr_eq(a, b) && of_a == of_b,
             _ => false,
@@ -268,6 +270,7 @@ impl fmt::Debug for SecretFact {
         match self {
             Self::Missing => f.write_str("Missing"),
             Self::Broken(why) => f.debug_tuple("Broken").field(why).finish(),
+            Self::Unreadable(why) => f.debug_tuple("Unreadable").field(why).finish(),
             Self::Usable(..) => f.write_str("Usable"),
             Self::Opaque(data) => f.debug_tuple("Opaque").field(&data.keys()).finish(),
         }

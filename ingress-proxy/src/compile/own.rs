@@ -169,6 +169,7 @@ impl Own {
             None => return Err(format!("Secret {key} for {what} was not read yet")),
             Some(SecretFact::Missing) => "does not exist".to_owned(),
             Some(SecretFact::Broken(why)) => format!("is not usable: {why}"),
+            Some(SecretFact::Unreadable(why)) => format!("cannot be read: {why}"),
             Some(SecretFact::Usable(..) | SecretFact::Opaque(_)) => {
                 let credentials = Credentials::of(snapshot, Some(key));
                 match credentials.authorities.as_deref().map(read_authorities) {
@@ -199,6 +200,7 @@ impl Own {
             None => return Err(format!("Secret {key} with passwords was not read yet")),
             Some(SecretFact::Missing) => "does not exist".to_owned(),
             Some(SecretFact::Broken(why)) => format!("is not usable: {why}"),
+            Some(SecretFact::Unreadable(why)) => format!("cannot be read: {why}"),
             Some(SecretFact::Usable(..)) => "holds a certificate and not passwords".to_owned(),
             Some(SecretFact::Opaque(data)) => {
                 let text = |bytes| std::str::from_utf8(bytes).unwrap_or_default();
@@ -301,6 +303,14 @@ impl Own {
                     "Secret {:?} for TLS does not exist in namespace {:?}: its hosts are served with the default \
                      certificate until it does",
                     key.name, key.namespace
+                );
+                self.problem(ingress, Reason::BadSecret, text);
+                return None;
+            }
+            Some(SecretFact::Unreadable(why)) => {
+                let text = format!(
+                    "Secret {:?} for TLS cannot be read: {why}. Its hosts are served with the default certificate until the                      ingress may list and watch this Secret: a Role that names it in resourceNames grants that",
+                    key.name
                 );
                 self.problem(ingress, Reason::BadSecret, text);
                 return None;

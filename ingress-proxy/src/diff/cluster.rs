@@ -48,9 +48,7 @@ pub(super) async fn add_secrets(
         let one = ListParams::default().fields(&format!("metadata.name={}", key.name));
         let fact = match Api::<Secret>::namespaced(client.clone(), &key.namespace).list(&one).await {
             Ok(list) => list.items.first().map_or(SecretFact::Missing, read_secret),
-            Err(kube::Error::Api(status)) => {
-                SecretFact::Broken(format!("it cannot be read: {}", status.message))
-            }
+            Err(kube::Error::Api(status)) => SecretFact::Unreadable(status.message.clone()),
             Err(error) => return Err(DiffError::Cluster("Secrets", Box::new(error))),
         };
         then.secrets.entry(key.clone()).or_insert_with(|| fact.clone());

@@ -162,6 +162,8 @@ pub(crate) struct Metrics {
     pub(crate) hosts: Hosts,
     /// As many as there are secrets that are watched.
     expiry: Family<SecretLabels, Gauge>,
+    /// Of who publishes status.
+    pub(crate) election: weir_election::Metrics,
     /// Of spans.
     pub(crate) traces: TraceMetrics,
     /// Of requests of the proxy's own.
@@ -247,6 +249,7 @@ impl Metrics {
                 "host_requests",
                 "Requests answered, by host of a rule and status class",
             )),
+            election: weir_election::Metrics::register(r),
             traces: TraceMetrics::register(r),
             subrequests: SubrequestMetrics::register(r),
             responses: registered(r, "requests", "Requests answered, by status class"),

@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use change::{Change, Effect, Kind, Relists};
 pub(crate) use report::Problems;
 pub(crate) use secrets::read as read_secret;
+pub(crate) use status::Publisher;
 
 /// After a compilation the next waits for this many times what that one took: a burst of changes gets a fifth of a core.
 const PAUSES: u32 = 4;
@@ -48,7 +49,7 @@ pub(crate) struct Watcher {
     installer: Installer,
     secrets: secrets::Watches,
     reporter: report::Reporter,
-    publisher: status::Publisher,
+    publisher: Publisher,
     stale: Stale,
     expiry: expiry::Expiry,
     /// The next compilation is not before.
@@ -100,7 +101,7 @@ impl Watcher {
         client: Client,
         class_name: &str,
         default_secret: Option<ObjectKey>,
-        publish_addresses: Vec<String>,
+        publisher: Publisher,
         installer: Installer,
         metrics: &Metrics,
         problems: Problems,
@@ -108,7 +109,7 @@ impl Watcher {
         Self {
             secrets: secrets::Watches::new(client.clone(), default_secret, metrics),
             reporter: report::Reporter::start(client.clone(), metrics, problems),
-            publisher: status::Publisher::start(client.clone(), publish_addresses),
+            publisher,
             client,
             snapshot: Snapshot::default(),
             relists: Relists::default(),

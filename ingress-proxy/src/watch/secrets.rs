@@ -158,13 +158,22 @@ async fn follow(client: Client, key: ObjectKey, changes: mpsc::Sender<(ObjectKey
                 if known {
                     continue; // what was read is better than nothing
                 }
-                SecretFact::Broken(format!("it cannot be read: {error}"))
+                SecretFact::Unreadable(why(&error))
             }
         };
         known = true;
         if changes.send((key.clone(), fact)).await.is_err() {
             return;
         }
+    }
+}
+
+/// What the API server says, where it is that.
+fn why(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.message.clone(),
+        other => other.to_string(),
     }
 }
 

@@ -16,8 +16,8 @@ const ECHO: Duration = Duration::from_secs(5);
 /// The wait after a failed write, before everything that is still wrong is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Writes statuses in the background; only where they differ from what is wanted.
-pub(super) struct Publisher {
+/// Writes statuses in the background; only where they differ from what is wanted, and only while this replica leads.
+pub(crate) struct Publisher {
     addresses: Vec<String>,
     claimed: BTreeSet<ObjectKey>,
     /// The Ingresses whose status is wrong.
@@ -25,11 +25,11 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    pub(super) fn start(client: Client, addresses: Vec<String>) -> Self {
+    pub(crate) fn start(client: Client, addresses: Vec<String>, leads: watch::Receiver<bool>) -> Self {
         let body = body(&addresses);
         let (publisher, lists) = Self::new(addresses);
         if !publisher.addresses.is_empty() {
-            tokio::spawn(write_all(client, body, lists));
+            tokio::spawn(write_all(client, body, lists, leads));
         }
         publisher
     }
@@ -84,22 +84,27 @@ fn body(addresses: &[String]) -> serde_json::Value {
     serde_json::json!({ "status": { "loadBalancer": { "ingress": entries } } })
 }
 
-/// Ends when the publisher is dropped.
-async fn write_all(client: Client, body: serde_json::Value, mut lists: watch::Receiver<BTreeSet<ObjectKey>>) {
+/// What is wrong while another leads is looked at when this replica does. Ends when the publisher is dropped, or when this replica will never lead.
+async fn write_all(
+    client: Client,
+    body: serde_json::Value,
+    mut lists: watch::Receiver<BTreeSet<ObjectKey>>,
+    mut leads: watch::Receiver<bool>,
+) {
     let mut written: HashMap<ObjectKey, Instant> = HashMap::new();
-    let mut failed = false;
     loop {
-        if failed {
-            tokio::time::sleep(RETRY).await;
-        } else if lists.changed().await.is_err() {
+        if leads.wait_for(|leads| *leads).await.is_err() {
             return;
         }
         let list = lists.borrow_and_update().clone();
         written.retain(|_, when| when.elapsed() < ECHO);
-        failed = false;
+        let mut failed = false;
         for key in list {
             if written.contains_key(&key) {
                 continue;
+            }
+            if !*leads.borrow() {
+                break;
             }
             let api = Api::<Ingress>::namespaced(client.clone(), &key.namespace);
             match api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&body)).await {
@@ -113,9 +118,26 @@ async fn write_all(client: Client, body: serde_json::Value, mut lists: watch::Re
                 }
             }
         }
-        if lists.has_changed().is_err() {
-            return;
+        let again = async {
+            if failed {
+                tokio::time::sleep(RETRY).await;
+                lists.has_changed().map(drop)
+            } else {
+                lists.changed().await
+            }
+        };
+        tokio::select! {
+            gone = again => if gone.is_err() { return },
+            () = lost(&mut leads) => written.clear(),
         }
+    }
+}
+
+/// Waits until this replica leads no more.
+async fn lost(leads: &mut watch::Receiver<bool>) {
+    // One that stands in no election leads for good.
+    if leads.wait_for(|leads| !*leads).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -29,6 +29,7 @@ const EDIT: &[&str] = &["create", "update", "patch"];
 const CHANGE: &[&str] = &["update", "patch"];
 const CREATE: &[&str] = &["create"];
 const DELETE: &[&str] = &["delete"];
+const RENEW: &[&str] = &["get", "update"];
 const HOLD_LEASES: &[&str] = &["get", "list", "watch", "create", "update", "patch", "delete"];
 const ALL: &[&str] = &["*"];
 
@@ -45,6 +46,14 @@ struct Rule {
     verbs: &'static [&'static str],
     group: &'static str,
     resources: &'static [&'static str],
+    /// Objects that it is about; all, if it names none.
+    names: &'static [&'static str],
+}
+
+impl Rule {
+    const fn named(self, names: &'static [&'static str]) -> Self {
+        Self { names, ..self }
+    }
 }
 
 const fn rule(
@@ -53,7 +62,7 @@ const fn rule(
     group: &'static str,
     resources: &'static [&'static str],
 ) -> Rule {
-    Rule { who, verbs, group, resources }
+    Rule { who, verbs, group, resources, names: &[] }
 }
 
 const SCHEDULER: Who = Who::User("system:kube-scheduler");
@@ -85,7 +94,8 @@ const RULES: &[Rule] = &[
     rule(INGRESS, CHANGE, "networking.k8s.io", &["ingresses/status"]),
     rule(SCHEDULER, HOLD_LEASES, "coordination.k8s.io", &["leases"]),
     rule(NODES, HOLD_LEASES, "coordination.k8s.io", &["leases"]),
-    rule(INGRESS, HOLD_LEASES, "coordination.k8s.io", &["leases"]),
+    rule(INGRESS, CREATE, "coordination.k8s.io", &["leases"]),
+    rule(INGRESS, RENEW, "coordination.k8s.io", &["leases"]).named(&["weir-ingress"]),
     rule(SCHEDULER, EDIT, "", &["events"]),
     rule(SCHEDULER, EDIT, "events.k8s.io", &["events"]),
     rule(NODES, EDIT, "", &["events"]),
@@ -119,6 +129,7 @@ pub(crate) fn authorize(user: &User, action: &Action<'_>) -> bool {
             covers(rule.verbs, verb)
                 && (rule.group == "*" || rule.group == *group)
                 && covers(rule.resources, resource)
+                && (rule.names.is_empty() || rule.names.contains(name))
                 && rule.who.is(user, name)
         }),
         Action::Path { verb, path } => {
@@ -166,14 +177,24 @@ pub(crate) fn refusal(user: &User, action: &Action<'_>) -> Status {
     }
 }
 
-/// The rules that hold for `user`, as a `SelfSubjectRulesReview` lists them: verbs, group, resources.
-pub(crate) fn rules_of(user: &User) -> Vec<(Vec<&'static str>, &'static str, Vec<&'static str>)> {
+/// What a rule allows, as a `SelfSubjectRulesReview` lists it.
+pub(crate) struct Allowed {
+    pub(crate) verbs: &'static [&'static str],
+    pub(crate) group: &'static str,
+    pub(crate) resources: &'static [&'static str],
+    /// All, if there are none.
+    pub(crate) names: &'static [&'static str],
+}
+
+/// The rules that hold for `user`.
+pub(crate) fn rules_of(user: &User) -> Vec<Allowed> {
     if user.is_in(MASTERS) {
-        return vec![(vec!["*"], "*", vec!["*"])];
+        return vec![Allowed { verbs: ALL, group: "*", resources: ALL, names: &[] }];
     }
     let own_name = user.name.strip_prefix("system:node:").unwrap_or_default();
     let mine = RULES.iter().filter(|rule| rule.who.is(user, own_name));
-    mine.map(|rule| (rule.verbs.to_vec(), rule.group, rule.resources.to_vec())).collect()
+    mine.map(|&Rule { verbs, group, resources, names, .. }| Allowed { verbs, group, resources, names })
+        .collect()
 }
 
 #[cfg(test)]
@@ -212,6 +233,9 @@ mod tests {
         }
         assert!(may(&node, "patch", "", "nodes/status", "n1"));
         assert!(!may(&node, "patch", "", "nodes/status", "n2"), "a node writes no other node");
+        let lease = |verb, name| may(&ingress, verb, "coordination.k8s.io", "leases", name);
+        assert!(lease("create", "") && lease("get", "weir-ingress") && lease("update", "weir-ingress"));
+        assert!(!lease("update", "kube-scheduler") && !lease("list", "") && !lease("delete", "weir-ingress"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use weir_api::{Status, object};
 
 use crate::authn::User;
-use crate::authz::{self, Action};
+use crate::authz::{self, Action, Allowed};
 use crate::response::{self, Body};
 use crate::server::Server;
 use crate::verbs::Request;
@@ -89,7 +89,13 @@ fn access(user: &User, spec: &Value) -> Result<Value, Status> {
 fn rules(user: &User) -> Value {
     let resources: Vec<Value> = authz::rules_of(user)
         .into_iter()
-        .map(|(verbs, group, resources)| json!({ "verbs": verbs, "apiGroups": [group], "resources": resources }))
+        .map(|Allowed { verbs, group, resources, names }| {
+            let mut rule = json!({ "verbs": verbs, "apiGroups": [group], "resources": resources });
+            if !names.is_empty() {
+                rule["resourceNames"] = json!(names);
+            }
+            rule
+        })
         .collect();
     let paths: &[&str] = if user.is_in(crate::authn::MASTERS) {
         &["*"]

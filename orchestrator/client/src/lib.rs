@@ -1,13 +1,11 @@
 //! What every control loop of Weir shares as a client of the API server.
 //!
 //! A loop watches kinds ([`Informer`]), remembers what must be looked at ([`Queue`]), works it off
-//! ([`run_workers`]), tells people what it did ([`Recorder`]) and may have to be the only one
-//! ([`election`]). The scheduler and the controllers are built from these; nothing here knows what they
-//! decide, and nothing here speaks anything but the Kubernetes API.
+//! ([`run_workers`]) and tells people what it did ([`Recorder`]). The scheduler and the controllers are built from these;
+//! nothing here knows what they decide, and nothing here speaks anything but the Kubernetes API.
 //!
 //! Every wait is for an event or a deadline, never for a tick: an idle cluster costs no request.
 
-pub mod election;
 mod events;
 mod informer;
 mod key;

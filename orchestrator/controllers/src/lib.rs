@@ -33,8 +33,8 @@ use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use weir_client::election::Candidate;
 use weir_client::{EventWriter, QueueMetrics, Recorder};
+use weir_election::{Candidate, Timing};
 
 use crate::node::ipam::Ranges;
 use crate::shared::Watches;
@@ -82,6 +82,7 @@ pub struct Controllers {
     client: Client,
     recorder: Recorder,
     metrics: QueueMetrics,
+    election: weir_election::Metrics,
     events: EventWriter,
 }
 
@@ -99,7 +100,8 @@ impl Controllers {
         let source = EventSource { component: Some("controller-manager".to_owned()), host: None };
         let (recorder, events) = Recorder::new(client.clone(), source, registry);
         let metrics = QueueMetrics::register(registry);
-        Ok(Self { config, ranges, client, recorder, metrics, events })
+        let election = weir_election::Metrics::register(registry);
+        Ok(Self { config, ranges, client, recorder, metrics, election, events })
     }
 
     /// Runs until `shutdown`. `ready` is told once all kinds have been listed, or, as a follower, once this copy stands as
@@ -111,18 +113,15 @@ impl Controllers {
         }
         // Nobody listening is nobody waiting. A follower serves: it is ready to take over.
         let _ = ready.send(());
-        let identity = format!("{}_{}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
-        let mut candidate = Candidate::new(self.client.clone(), "kube-controller-manager", identity);
+        let (client, election) = (self.client.clone(), self.election.clone());
+        let mut candidate =
+            Candidate::new(client, "kube-system", "kube-controller-manager", Timing::default(), election);
         if !candidate.acquire(&shutdown).await {
             return Ok(());
         }
         let working = shutdown.child_token();
-        let hold = candidate.hold(shutdown.clone());
-        let guarded = async {
-            hold.await;
-            working.cancel();
-        };
-        tokio::join!(guarded, self.work(None, working.clone()));
+        let hold = candidate.hold(&shutdown, || working.cancel());
+        tokio::join!(hold, self.work(None, working.clone()));
         if shutdown.is_cancelled() { Ok(()) } else { Err(Error::LeadershipLost) }
     }
 

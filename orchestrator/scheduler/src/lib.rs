@@ -35,8 +35,8 @@ use kube::{Api, Client};
 use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
-use weir_client::election::Candidate;
 use weir_client::{EventWriter, Recorder, observe};
+use weir_election::{Candidate, Timing};
 
 use crate::driver::Driver;
 use crate::metrics::Metrics;
@@ -74,6 +74,7 @@ pub struct Scheduler {
     config: Config,
     client: Client,
     metrics: Metrics,
+    election: weir_election::Metrics,
     recorder: Recorder,
     events: EventWriter,
 }
@@ -94,8 +95,8 @@ impl Scheduler {
         // Upstream's component name, which people grep for.
         let source = EventSource { component: Some("default-scheduler".to_owned()), host: None };
         let (recorder, events) = Recorder::new(client.clone(), source, registry);
-        let metrics = Metrics::register(registry);
-        Ok(Self { config, client, metrics, recorder, events })
+        let (metrics, election) = (Metrics::register(registry), weir_election::Metrics::register(registry));
+        Ok(Self { config, client, metrics, election, recorder, events })
     }
 
     /// Schedules until `shutdown`. `ready` is told once nodes and pods have been listed, or, as a follower, once it stands
@@ -107,18 +108,21 @@ impl Scheduler {
         if self.config.leader_elect {
             // A follower serves too: it is ready to take over.
             let _ = ready.take().map(|ready| ready.send(()));
-            let identity = format!("{}_{}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
-            let mut candidate = Candidate::new(self.client.clone(), "kube-scheduler", identity);
+            let client = self.client.clone();
+            let mut candidate =
+                Candidate::new(client, "kube-system", "kube-scheduler", Timing::default(), self.election);
             if !candidate.acquire(&shutdown).await {
                 return Ok(());
             }
             let (working, lost, shutdown) = (working.clone(), lost.clone(), shutdown.clone());
             tokio::spawn(async move {
-                candidate.hold(shutdown.clone()).await;
-                if !shutdown.is_cancelled() {
-                    lost.cancel();
-                    working.cancel();
-                }
+                let ceased = || {
+                    if !shutdown.is_cancelled() {
+                        lost.cancel();
+                        working.cancel();
+                    }
+                };
+                candidate.hold(&shutdown, ceased).await;
             });
         }
         let events_shutdown = CancellationToken::new();

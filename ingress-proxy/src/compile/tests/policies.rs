@@ -225,7 +225,8 @@ fn without_its_passwords_a_rule_stays_closed() {
     assert_eq!(with(None), (true, vec![]), "not read yet is no fault");
     for (fact, fault) in [
         (SecretFact::Missing, "does not exist"),
-        (SecretFact::Broken("it cannot be read".into()), "is not usable"),
+        (SecretFact::Broken("of a fault".into()), "is not usable: of a fault"),
+        (SecretFact::Unreadable("forbidden".into()), "cannot be read: forbidden"),
         (SecretFact::Usable(Arc::new(crate::tls::self_signed().unwrap()), None), "holds a certificate"),
         (opaque("users", "ann:x"), "has no key \"auth\""),
         (opaque("auth", "# nobody"), "has no user"),

@@ -113,14 +113,11 @@ impl FromStr for Thresholds {
 }
 
 fn parse_floor(words: &str) -> Result<Floor, String> {
-    let floor = match words.strip_suffix('%') {
-        Some(percent) => {
-            percent.parse().ok().filter(|percent| (0.0..=100.0).contains(percent)).map(Floor::Percent)
-        }
-        None => {
-            let amount = Quantity::parse(words).ok().filter(|amount| !amount.is_negative());
-            amount.map(|amount| Floor::Amount(amount.units().unsigned_abs()))
-        }
+    let floor = if let Some(percent) = words.strip_suffix('%') {
+        percent.parse().ok().filter(|percent| (0.0..=100.0).contains(percent)).map(Floor::Percent)
+    } else {
+        let amount = Quantity::parse(words).ok().filter(|amount| !amount.is_negative());
+        amount.map(|amount| Floor::Amount(amount.units().unsigned_abs()))
     };
     floor
         .ok_or_else(|| format!("{words:?} is neither a quantity such as \"1Gi\" nor a share such as \"10%\""))

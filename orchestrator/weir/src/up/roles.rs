@@ -90,6 +90,8 @@ pub(super) fn clients(config: &Config) -> Vec<Role> {
             .flag("http-address", config.ingress_http.to_string())
             .flag("https-address", config.ingress_https.to_string())
             .flag("publish-address", config.node_ip.to_string())
+            // There is no other, and a Lease that is renewed is a write every two seconds.
+            .flag("leader-elect", "false")
             .flag("workers", "1")
             .flag("drain-timeout", "10s")
             .role("ingress"),

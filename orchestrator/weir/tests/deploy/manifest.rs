@@ -13,7 +13,7 @@ pub(crate) fn text(name: &str) -> String {
 }
 
 /// The one object of a kind in a file of several.
-fn object<T: DeserializeOwned>(name: &str, kind: &str) -> T {
+pub(crate) fn object<T: DeserializeOwned>(name: &str, kind: &str) -> T {
     let text = text(name);
     let documents = serde_yaml::Deserializer::from_str(&text).map(|it| Value::deserialize(it).expect("YAML"));
     let mut found = documents.filter(|document| document["kind"] == kind);
@@ -43,7 +43,7 @@ pub(crate) fn container() -> (Vec<String>, SecurityContext) {
 /// Names of capabilities as `setpriv` writes them: `net_admin`.
 pub(crate) type Capabilities = BTreeSet<String>;
 
-fn capability(name: &str) -> String {
+pub(crate) fn capability(name: &str) -> String {
     name.trim_start_matches("CAP_").to_lowercase()
 }
 
@@ -54,13 +54,23 @@ pub(crate) fn container_capabilities(context: &SecurityContext) -> Capabilities 
     capabilities.add.iter().flatten().map(|name| capability(name)).collect()
 }
 
-/// The value of a setting of the systemd unit.
+/// The values of a setting of a systemd unit.
+pub(crate) fn settings_of(unit: &str, name: &str) -> Vec<String> {
+    let text = text(unit);
+    text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned).collect()
+}
+
+/// The value of a setting that a systemd unit has once.
+pub(crate) fn setting_of(unit: &str, name: &str) -> String {
+    match &settings_of(unit, name)[..] {
+        [value] => value.clone(),
+        values => panic!("{unit} has {name} not once: {values:?}"),
+    }
+}
+
+/// The value of a setting of the agent's unit.
 pub(crate) fn unit_setting(name: &str) -> String {
-    let text = text("systemd/weir-dataplane.service");
-    let mut values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-    let value = values.next().unwrap_or_else(|| panic!("the unit has no {name}"));
-    assert!(values.next().is_none(), "the unit has {name} twice");
-    value.to_owned()
+    setting_of("systemd/weir-dataplane.service", name)
 }
 
 /// What the unit is left with.

@@ -1,5 +1,6 @@
-//! What `deploy/` ships, and a machine that gives the agent just that.
+//! What `deploy/` ships, and machines that give agent and ingress just that.
 
 pub(crate) mod agent;
+mod ingress;
 pub(crate) mod manifest;
 pub(crate) mod proxy;

@@ -1,0 +1,212 @@
+//! The ingress as it is shipped: the container's command and the unit's, with the user, the capabilities, the file system and
+//! the roles that the files give, in a network of its own.
+//!
+//! What stands for what: `KUBECONFIG` for a service account's files, since the door that knows roles speaks plain HTTP; and
+//! libseccomp, by which systemd filters, for systemd. The container runtime's default filter is its own and is not run here.
+
+mod container;
+mod process;
+mod shipped;
+mod unit;
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use weir_tests::{Namespace, Response, eventually, get};
+use weir_tests_apiserver::Apiserver;
+
+use super::proxy::Proxy;
+
+/// Longer than an answer takes, short enough to see a hang.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// From the range for measurements (RFC 2544).
+const ENDPOINT: &str = "198.18.0.1";
+const ENDPOINT_PORT: u16 = 8080;
+
+/// A network with an endpoint, an API server, and the door before it.
+struct Machine {
+    namespace: Namespace,
+    directory: tempfile::TempDir,
+    runtime: Runtime,
+    server: Option<Apiserver>,
+    proxy: Arc<Proxy>,
+    backend: Backend,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let namespace = Namespace::new().expect("this needs root");
+        namespace.ip(&format!("address add {ENDPOINT}/32 dev lo")).unwrap();
+        let directory = tempfile::Builder::new().prefix("weir-deploy-").tempdir().unwrap();
+        // Others than root look at what is given to them; the server's own files are below a directory that shuts them out.
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let (data, shared) = (directory.path().join("data"), directory.path().join("shared"));
+        fs::create_dir(&data).unwrap();
+        fs::create_dir(&shared).unwrap();
+        // Its threads are the namespace's: they are started there.
+        let runtime = namespace.inside(|| {
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+        });
+        let (server, proxy, port) = namespace.inside(|| {
+            runtime.block_on(async {
+                let server = Apiserver::start(&data, "here").await;
+                let (proxy, port) = Proxy::open(shipped::roles(), server.client("admin").await).await;
+                (server, proxy, port)
+            })
+        });
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "weir",
+            "clusters": [{"name": "weir", "cluster": {"server": format!("http://127.0.0.1:{port}")}}],
+            "users": [{"name": "weir", "user": {}}],
+            "contexts": [{"name": "weir", "context": {
+                "cluster": "weir", "user": "weir", "namespace": "weir-ingress",
+            }}],
+        });
+        fs::write(shared.join("kubeconfig"), kubeconfig.to_string()).unwrap();
+        let backend = Backend::start(&namespace);
+        let machine = Self { namespace, directory, runtime, server: Some(server), proxy, backend };
+        machine.fill();
+        machine
+    }
+
+    /// The Service `default/shop`, and Ingresses to it for `plain.example` and, with a certificate, `shop.example`.
+    fn fill(&self) {
+        self.create("namespaces//weir-ingress", json!({}));
+        let class = serde_json::to_value(shipped::class()).expect("JSON");
+        self.create(&format!("ingressclasses//{}", class["metadata"]["name"].as_str().unwrap()), class);
+        let ports = json!([{"name": "http", "port": 80}]);
+        self.create("services/default/shop", json!({"spec": {"ports": ports}}));
+        let slice = json!({
+            "metadata": {"labels": {"kubernetes.io/service-name": "shop"}},
+            "addressType": "IPv4",
+            "ports": [{"name": "http", "port": ENDPOINT_PORT, "protocol": "TCP"}],
+            "endpoints": [{"addresses": [ENDPOINT], "conditions": {"ready": true}}],
+        });
+        self.create("endpointslices/default/shop-1", slice);
+        let spec = |host: &str, tls: Value| {
+            let backend = json!({"service": {"name": "shop", "port": {"name": "http"}}});
+            let path = json!({"path": "/", "pathType": "Prefix", "backend": backend});
+            json!({"spec": {
+                "ingressClassName": "weir", "tls": tls,
+                "rules": [{"host": host, "http": {"paths": [path]}}],
+            }})
+        };
+        self.create("ingresses/default/plain", spec("plain.example", json!([])));
+        let tls = json!([{"hosts": ["shop.example"], "secretName": "shop-tls"}]);
+        self.create("ingresses/default/shop", spec("shop.example", tls));
+    }
+
+    /// What a process is shown.
+    fn shared(&self) -> std::path::PathBuf {
+        self.directory.path().join("shared")
+    }
+
+    fn server(&self) -> &Apiserver {
+        self.server.as_ref().expect("it runs")
+    }
+
+    fn create(&self, key: &str, object: Value) {
+        // What is waited for runs on the thread that waits: its sockets shall be the namespace's.
+        self.namespace.inside(|| self.runtime.block_on(self.server().create(key, object)));
+    }
+
+    fn wait_until(&self, why: &str, holds: impl Fn(&weir_tests_apiserver::Mirror) -> bool) {
+        self.runtime.block_on(self.server().mirror().wait_until(why, holds));
+    }
+
+    fn get(&self, port: u16, host: &str, path: &str) -> Result<Response> {
+        self.namespace.run(|| get(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), host, path, PATIENCE))
+    }
+
+    /// Until the status at a port and path is that.
+    fn answers(&self, status: u16, port: u16, host: &str, path: &str) {
+        let what = format!("{status} from {host}:{port}{path}");
+        eventually(&what, || {
+            let answer = self.get(port, host, path)?;
+            ensure!(answer.status == status, "{answer:?}");
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    /// Over TLS to `shop.example`: with a certificate of this authority, or with any.
+    fn get_tls(&self, authority: Option<&Path>) -> Result<String> {
+        let mut curl = self.namespace.command("curl");
+        curl.args(["-sS", "--max-time", "5", "--resolve", "shop.example:443:127.0.0.1"]);
+        match authority {
+            Some(path) => curl.arg("--cacert").arg(path),
+            None => curl.arg("--insecure"),
+        };
+        let output = curl.arg("https://shop.example/").output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _guard = self.runtime.enter();
+        self.server = None;
+    }
+}
+
+/// An endpoint that says hello. Its answer to `/held` comes when it is released.
+struct Backend {
+    held: Mutex<mpsc::Receiver<TcpStream>>,
+}
+
+impl Backend {
+    fn start(namespace: &Namespace) -> Self {
+        let (holds, held) = mpsc::channel();
+        let listener = namespace.inside(|| TcpListener::bind((ENDPOINT, ENDPOINT_PORT)).unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let holds = holds.clone();
+                thread::spawn(move || greet(stream, &holds));
+            }
+        });
+        Self { held: Mutex::new(held) }
+    }
+
+    /// A request that has arrived and is not answered.
+    fn held(&self) -> TcpStream {
+        self.held.lock().expect("nobody panics with it").recv_timeout(PATIENCE).expect("it arrives")
+    }
+}
+
+fn greet(mut stream: TcpStream, holds: &mpsc::Sender<TcpStream>) {
+    let mut head = Vec::new();
+    let mut bytes = [0; 4096];
+    loop {
+        match stream.read(&mut bytes) {
+            Ok(0) | Err(_) => return,
+            Ok(count) => head.extend_from_slice(&bytes[..count]),
+        }
+        if !head.ends_with(b"\r\n\r\n") {
+            continue;
+        }
+        if head.starts_with(b"GET /held ") {
+            let _ = holds.send(stream);
+            return;
+        }
+        head.clear();
+        if say_hello(&mut stream).is_err() {
+            return;
+        }
+    }
+}
+
+fn say_hello(stream: &mut TcpStream) -> Result<()> {
+    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").context("answering")
+}
