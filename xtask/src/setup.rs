@@ -36,6 +36,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("iptables-legacy-restore", "iptables"),
     ("conntrack", "conntrack"),
+    ("systemd-analyze", "systemd"),
+    ("/usr/bin/python3", "python3"),
 ];
 
 /// Debian's compiler and its library source.
