@@ -53,7 +53,8 @@ struct Said {
     host: String,
     target: String,
     user_agent: String,
-    trace: Option<TraceId>,
+    /// The trace that it was part of before.
+    callers: Option<TraceId>,
 }
 
 /// What is left of the request for an error page to be made for.
@@ -209,13 +210,13 @@ fn page_text(status: u16) -> Answer {
 }
 
 impl Said {
-    fn of(head: &RequestHead<'_, '_>, trace: Option<TraceId>) -> Self {
+    fn of(head: &RequestHead<'_, '_>, callers: Option<TraceId>) -> Self {
         Self {
             method: head.method.to_owned(),
             host: String::new(),
             target: head.target.to_owned(),
             user_agent: String::from_utf8_lossy(head.user_agent).into_owned(),
-            trace,
+            callers,
         }
     }
 }
@@ -238,9 +239,9 @@ impl Proxy {
             let given = head.fields.iter().find(|field| Known::of(field.name) == Known::RequestId);
             record.id = RequestId::of(given.map(|field| field.value), true);
         }
-        let trace = self.begin_trace(&mut record.id, head, peer);
+        let callers = self.begin_trace(&mut record.id, head, peer);
         let said =
-            self.is_told(record.id.trace()).then(|| record.said.insert(Box::new(Said::of(head, trace))));
+            self.is_told(record.id.trace()).then(|| record.said.insert(Box::new(Said::of(head, callers))));
         let host = normalize_host(head.host).map_err(Fault::from)?;
         if let Some(said) = said {
             said.host.push_str(&host);
@@ -263,7 +264,7 @@ impl Proxy {
         Ok(Normal { head, host, path, identity })
     }
 
-    /// Finds out where a request stands in a trace, if anybody wants to know. Returns the trace's id.
+    /// Finds out where a request stands in a trace, if anybody wants to know. Returns the caller's trace.
     fn begin_trace(&self, id: &mut RequestId, head: &RequestHead<'_, '_>, peer: &Peer) -> Option<TraceId> {
         let Reports { log, tracer } = &self.reports;
         if tracer.is_none() && !log.is_on() {
@@ -273,10 +274,8 @@ impl Proxy {
         // Two of them say nothing.
         let parent = given.next().filter(|_| given.next().is_none());
         let parent = parent.and_then(|field| Parent::parse(field.value));
-        let Some(tracer) = tracer else { return parent.map(|parent| parent.trace()) };
-        let trace = tracer.begin(parent, peer.trusted);
-        id.stands_in(Some(trace));
-        Some(trace.id)
+        id.stands_in(tracer.as_ref().map(|tracer| tracer.begin(parent, peer.trusted)));
+        parent.map(|parent| parent.trace())
     }
 
     /// Whether a request does not belong on its connection: TLS for its host is the endpoints' affair; or many hosts share a
@@ -351,7 +350,7 @@ impl Proxy {
         let line = Line {
             time_ms: 0,
             id: record.id.as_str(),
-            trace_id: said.trace.map(|trace| trace.to_string()),
+            trace_id: trace.map(|trace| trace.id).or(said.callers).map(|id| id.to_string()),
             client: &peer.text,
             proto,
             tls: peer.tls.is_some(),

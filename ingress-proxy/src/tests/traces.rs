@@ -161,6 +161,7 @@ async fn an_ingress_may_be_left_out() {
     let parent = format!("00-{TRACE}-{SPAN}-01");
     let untouched = heard(&cluster, &format!("traceparent: {parent}\r\n")).await;
     assert_eq!(untouched["traceparent"], parent);
+    assert!(heard(&cluster, "").await.get("traceparent").is_none());
     cluster.annotate("a-x.com-", &[]);
     heard(&cluster, "").await;
     let span = collector.one_span().await;

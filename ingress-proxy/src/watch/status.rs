@@ -84,7 +84,8 @@ fn body(addresses: &[String]) -> serde_json::Value {
     serde_json::json!({ "status": { "loadBalancer": { "ingress": entries } } })
 }
 
-/// What is wrong while another leads is looked at when this replica does. Ends when the publisher is dropped, or when this replica will never lead.
+/// What is wrong while another leads is looked at when this replica does. Ends when the publisher is dropped, or when this
+/// replica will never lead.
 async fn write_all(
     client: Client,
     body: serde_json::Value,
