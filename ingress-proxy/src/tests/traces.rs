@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
 use prost::Message as _;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::backend::Backend;
 use super::cluster::{Cluster, eventually, quick};
@@ -227,9 +227,10 @@ async fn without_a_collector_the_callers_words_go_on_and_are_logged() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_is_gone_costs_spans_and_no_requests() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // Bound, so that no other test has the port, and not listening.
+    let nobody = TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let url = format!("http://{}", nobody.local_addr().unwrap());
-    drop(nobody);
     let cluster = telling(&url, 1.0, &[], Path::new("off"));
     let _backend = serve(&cluster, false).await;
     for _ in 0..5 {
