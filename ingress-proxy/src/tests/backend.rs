@@ -12,7 +12,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Serves HTTP/1, HTTP/2 in cleartext and an echoing upgrade, until dropped.
@@ -26,6 +26,14 @@ pub(super) struct Backend {
     /// Until it is cancelled, they wait.
     pub(super) release: CancellationToken,
     _stop: DropGuard,
+}
+
+/// A place where nobody listens until the socket is told to. Bound, so that no other test has the port meanwhile.
+pub(super) fn nobody() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
 }
 
 /// What requests for `/held` wait for.

@@ -15,9 +15,9 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
 use prost::Message as _;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 
-use super::backend::Backend;
+use super::backend::{Backend, nobody};
 use super::cluster::{Cluster, eventually, quick};
 use crate::access_log::AccessLog;
 use crate::config::Network;
@@ -227,11 +227,8 @@ async fn without_a_collector_the_callers_words_go_on_and_are_logged() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_is_gone_costs_spans_and_no_requests() {
-    // Bound, so that no other test has the port, and not listening.
-    let nobody = TcpSocket::new_v4().unwrap();
-    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let url = format!("http://{}", nobody.local_addr().unwrap());
-    let cluster = telling(&url, 1.0, &[], Path::new("off"));
+    let (_nobody, address) = nobody();
+    let cluster = telling(&format!("http://{address}"), 1.0, &[], Path::new("off"));
     let _backend = serve(&cluster, false).await;
     for _ in 0..5 {
         assert_eq!(cluster.get("x.com", "/").await.0, 200);

@@ -9,9 +9,9 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
+use super::super::backend::nobody;
 use super::super::cluster::{eventually, in_time};
 use super::super::pages::explained;
-use super::super::role::free;
 use super::super::script::{Act, Close, END, Endpoint, OK, Until};
 use super::super::tls_to_endpoints::{Authority, endpoint};
 use super::*;
@@ -143,14 +143,13 @@ async fn who_hangs_is_given_up_and_its_connections_are_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_is_enough_for_tcp() {
-    let (bad, nobody) = (Backend::answering("bad", 500).await, free());
+    let (bad, (socket, nobody)) = (Backend::answering("bad", 500).await, nobody());
     let cluster = checking(&[bad.address, nobody], &[("health-check", "tcp")]);
     out(&cluster, nobody, "the endpoint refused the connection").await;
     assert_eq!(why(&cluster, "x.com", bad.address), None, "it takes connections");
     assert_eq!(bad.count(), 0, "and got no request");
-    let listener = TcpListener::bind(nobody).await.unwrap();
+    let _somebody = socket.listen(8).unwrap();
     back(&cluster, nobody).await;
-    drop(listener);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

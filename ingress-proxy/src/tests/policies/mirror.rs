@@ -9,6 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::super::backend::nobody;
 use super::super::cluster::eventually;
 use super::super::recorder::Recorder;
 use super::*;
@@ -122,8 +123,9 @@ async fn who_is_kept_out_is_not_copied() {
 /// A mirror that is not there, or takes nothing, is nobody's trouble but its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mirror_in_trouble_troubles_nobody() {
-    let (a, mirror, cluster) = mirrored(&[]).await;
-    drop(mirror);
+    let (a, cluster) = one(&[]).await;
+    let (_nobody, address) = nobody();
+    cluster.annotate("i", &[("mirror-target", &format!("http://{address}/"))]);
     let shows = |text: &str| cluster.metrics().contains(text);
     assert_eq!(cluster.get("x.com", "/").await.0, 200);
     eventually("the copy failed", async || shows("outcome=\"Failed\"} 1\n")).await;
