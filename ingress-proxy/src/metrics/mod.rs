@@ -116,10 +116,17 @@ struct PassthroughMetrics {
     unserved: Counter,
 }
 
-/// A connection that is relayed.
-pub(crate) struct Relayed(Gauge);
+/// One more on a gauge, for as long as it is there.
+pub(crate) struct Counted(Gauge);
 
-impl Drop for Relayed {
+impl Counted {
+    pub(crate) fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -312,10 +319,9 @@ impl Metrics {
     }
 
     /// Counts a connection that is relayed, until what is returned goes.
-    pub(crate) fn passthrough_opened(&self) -> Relayed {
+    pub(crate) fn passthrough_opened(&self) -> Counted {
         self.passthrough.connections.inc();
-        self.passthrough.open.inc();
-        Relayed(self.passthrough.open.clone())
+        Counted::new(&self.passthrough.open)
     }
 
     /// Counts a connection that could not be relayed.

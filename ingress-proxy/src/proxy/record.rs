@@ -5,13 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use opentelemetry::trace::TraceId;
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
 use super::{Answer, CLIENT_GONE, Fault, Handshake, Peer, Proxy, Reports, RequestId, Trouble};
 use crate::access_log::Line;
 use crate::live::Target;
-use crate::metrics::Metrics;
+use crate::metrics::{Counted, Metrics};
 use crate::policy::{By, Client, Decision, Passage, Reply, origin_form};
 use crate::subrequest::Tee;
 use crate::table::{normalize_host, normalize_path};
@@ -42,7 +41,7 @@ pub(crate) struct Record {
     pub(crate) reason: Option<Cow<'static, str>>,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
-    _in_flight: InFlight,
+    _in_flight: Counted,
 }
 
 /// What the client said, for the access log and the trace.
@@ -85,22 +84,6 @@ pub(crate) struct PageRequest {
     pub(crate) fields: Vec<(&'static str, Vec<u8>)>,
 }
 
-/// A request that is being served.
-struct InFlight(Gauge);
-
-impl InFlight {
-    fn new(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
 impl Record {
     /// Of a request of which nothing is known yet.
     pub(crate) fn new(metrics: &Metrics) -> Self {
@@ -120,7 +103,7 @@ impl Record {
             reason: None,
             bytes_in: 0,
             bytes_out: 0,
-            _in_flight: InFlight::new(&metrics.in_flight),
+            _in_flight: Counted::new(&metrics.in_flight),
         }
     }
 

@@ -43,15 +43,12 @@ pub(super) fn start(
 }
 
 /// Text for what went wrong.
-pub(super) fn told(error: impl std::fmt::Debug) -> String {
+fn told(error: impl std::fmt::Debug) -> String {
     format!("{error:?}")
 }
 
 /// Sends a request and reads its answer. Says whether the connection stays.
-pub(super) async fn ask(
-    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    close: bool,
-) -> Result<bool, String> {
+async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), close: bool) -> Result<bool, String> {
     let connection = if close { "close" } else { "keep-alive" };
     let request = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: {connection}\r\n\r\n");
     let exchange = async {
@@ -82,21 +79,23 @@ async fn connections(address: SocketAddr, stop: CancellationToken) -> Outcome {
     outcome
 }
 
+/// The same on the connection that was kept, or on a new one, which is kept if it may be.
+pub(super) async fn ask_again(address: SocketAddr, kept: &mut Option<TcpStream>) -> Result<(), String> {
+    let mut stream = match kept.take() {
+        Some(stream) => stream,
+        None => TcpStream::connect(address).await.map_err(told)?,
+    };
+    if ask(&mut stream, false).await? {
+        *kept = Some(stream);
+    }
+    Ok(())
+}
+
 async fn keepalive(address: SocketAddr, stop: CancellationToken) -> Outcome {
     let mut outcome = Outcome::default();
     let mut kept = None;
     while !stop.is_cancelled() {
-        let one = async {
-            let mut stream = match kept.take() {
-                Some(stream) => stream,
-                None => TcpStream::connect(address).await.map_err(told)?,
-            };
-            if ask(&mut stream, false).await? {
-                kept = Some(stream);
-            }
-            Ok(())
-        };
-        outcome.note(one.await);
+        outcome.note(ask_again(address, &mut kept).await);
         sleep(PACE).await;
     }
     outcome

@@ -3,13 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Outcome;
-use super::clients::{ask, told};
+use super::clients::ask_again;
 
 /// Requests in a second, and the connections that take turns with them.
 pub(crate) const RATE: u32 = 1_000;
@@ -40,17 +39,7 @@ async fn connection(address: SocketAddr, first: Instant, stop: CancellationToken
     let mut kept = None;
     while !stop.is_cancelled() {
         sleep_until(due).await;
-        let one = async {
-            let mut stream = match kept.take() {
-                Some(stream) => stream,
-                None => TcpStream::connect(address).await.map_err(told)?,
-            };
-            if ask(&mut stream, false).await? {
-                kept = Some(stream);
-            }
-            Ok(())
-        };
-        outcome.note(one.await);
+        outcome.note(ask_again(address, &mut kept).await);
         latencies_ms.push(due.elapsed().as_secs_f64() * 1e3);
         due += Duration::from_secs(1) / RATE * CONNECTIONS;
     }

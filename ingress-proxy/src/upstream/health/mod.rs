@@ -22,7 +22,6 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 
 use futures::FutureExt as _;
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -32,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use super::endpoint::Endpoint;
 use super::pool::{List, Pool};
 use crate::compile::{BackendKey, HealthCheck};
+use crate::metrics::Counted;
 use agenda::Agenda;
 pub(crate) use metrics::CheckMetrics;
 pub(crate) use outcome::CheckFailure;
@@ -167,7 +167,8 @@ impl Rounds {
         let metrics = self.metrics.clone();
         self.under_way.spawn(async move {
             let _place = place;
-            let _under_way = UnderWay::new(&metrics.in_flight);
+            // Also of one that is cut off.
+            let _under_way = Counted::new(&metrics.in_flight);
             // Whatever an endpoint answers, and whatever a library makes of it, is no more than a failure.
             let asking = AssertUnwindSafe(probe.ask(endpoint.address())).catch_unwind();
             let outcome = match timeout(check.timeout, asking).await {
@@ -186,21 +187,5 @@ impl Rounds {
                 }
             }
         });
-    }
-}
-
-/// A check that is under way, also one that is cut off.
-struct UnderWay(Gauge);
-
-impl UnderWay {
-    fn new(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
