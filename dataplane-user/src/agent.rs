@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, Stream, StreamExt as _, channel::mpsc::UnboundedReceiver};
+use futures::{FutureExt as _, Stream, StreamExt as _, channel::mpsc::UnboundedReceiver, future::BoxFuture};
 use prometheus_client::registry::Registry;
 use rtnetlink::{
     MulticastGroup, packet_core::NetlinkMessage, packet_route::RouteNetlinkMessage, sys::SocketAddr,
@@ -100,7 +100,16 @@ impl Dataplane {
     }
 
     /// Runs until `shutdown`; `ready` is sent when the maps say what the API says.
-    pub async fn run(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<(), Error> {
+    pub fn run(
+        self,
+        ready: oneshot::Sender<()>,
+        shutdown: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        // In a box it is compiled here, and not among the executable's other roles.
+        Box::pin(self.serve(ready, shutdown))
+    }
+
+    async fn serve(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<(), Error> {
         let node_name =
             if self.config.node_name.is_empty() { node::host_name()? } else { self.config.node_name.clone() };
         let events = Events::start(self.client.clone(), &node_name, self.metrics.events_dropped.clone());

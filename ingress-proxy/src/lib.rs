@@ -56,6 +56,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -183,7 +184,16 @@ impl Ingress {
     /// `ready` is sent when both listeners are bound and everything that existed at start is routed: a
     /// connection that comes earlier waits in the backlog instead of getting a 404. After `shutdown` new
     /// connections are taken for `shutdown_delay`, then requests in flight have `drain_timeout` to end.
-    pub async fn run(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<(), Error> {
+    pub fn run(
+        self,
+        ready: oneshot::Sender<()>,
+        shutdown: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        // In a box it is compiled here, and not among the executable's other roles.
+        Box::pin(self.serve(ready, shutdown))
+    }
+
+    async fn serve(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<(), Error> {
         raise_file_limit();
         let config = self.config;
         let workers = match config.workers {

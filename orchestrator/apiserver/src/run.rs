@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -42,7 +43,16 @@ impl Apiserver {
     }
 
     /// Serves until `shutdown`; sends `ready` once it does.
-    pub async fn run(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<(), Error> {
+    pub fn run(
+        self,
+        ready: oneshot::Sender<()>,
+        shutdown: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        // In a box it is compiled here, and not among the executable's other roles.
+        Box::pin(self.serve(ready, shutdown))
+    }
+
+    async fn serve(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<(), Error> {
         let Apiserver { config, metrics, store_metrics } = self;
         // A child: when the store fails, this server ends, and not whoever shares the caller's token.
         let shutdown = shutdown.child_token();

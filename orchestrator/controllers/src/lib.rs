@@ -27,6 +27,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::EventSource;
 use kube::Client;
 use prometheus_client::registry::Registry;
@@ -106,7 +107,16 @@ impl Controllers {
 
     /// Runs until `shutdown`. `ready` is told once all kinds have been listed, or, as a follower, once this copy stands as
     /// a candidate.
-    pub async fn run(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<(), Error> {
+    pub fn run(
+        self,
+        ready: oneshot::Sender<()>,
+        shutdown: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        // In a box it is compiled here, and not among the executable's other roles.
+        Box::pin(self.control(ready, shutdown))
+    }
+
+    async fn control(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<(), Error> {
         if !self.config.leader_elect {
             self.work(Some(ready), shutdown).await;
             return Ok(());

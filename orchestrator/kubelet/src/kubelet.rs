@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, RwLock},
 };
 
+use futures::future::BoxFuture;
 use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio::sync::{oneshot, watch};
@@ -48,10 +49,18 @@ impl Kubelet {
     }
 
     /// Runs until `shutdown`; sends `ready` once the node is registered and the server serves. Pods outlive it.
-    pub async fn run(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<()> {
+    pub fn run(
+        self,
+        ready: oneshot::Sender<()>,
+        shutdown: CancellationToken,
+    ) -> BoxFuture<'static, Result<()>> {
+        // In a box it is compiled here, and not among the executable's other roles.
+        Box::pin(self.serve(ready, shutdown))
+    }
+
+    async fn serve(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<()> {
         let runtime = Embedded::open(self.config.runtime()).await?;
-        // On the heap: it holds the state of every part.
-        Box::pin(self.run_with(runtime, ready, shutdown)).await
+        self.run_with(runtime, ready, shutdown).await
     }
 
     /// The same with another runtime.

@@ -29,6 +29,7 @@ pub use snapshot::Snapshot;
 
 use std::fmt;
 
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::EventSource;
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -101,7 +102,16 @@ impl Scheduler {
 
     /// Schedules until `shutdown`. `ready` is told once nodes and pods have been listed, or, as a follower, once it stands
     /// as a candidate.
-    pub async fn run(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<(), Error> {
+    pub fn run(
+        self,
+        ready: oneshot::Sender<()>,
+        shutdown: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        // In a box it is compiled here, and not among the executable's other roles.
+        Box::pin(self.schedule(ready, shutdown))
+    }
+
+    async fn schedule(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<(), Error> {
         let mut ready = Some(ready);
         let lost = CancellationToken::new();
         let working = shutdown.child_token();
