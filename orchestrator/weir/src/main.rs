@@ -5,6 +5,7 @@
 
 mod admin;
 mod explain;
+mod on_demand;
 mod role;
 mod up;
 
@@ -14,6 +15,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use weir_dataplane::cli::{self, CliError, MonitorArgs, Output, View, ViewArgs};
+
+use on_demand::OnDemand;
 
 /// A cluster whose network runs in the kernel.
 #[derive(Parser)]
@@ -26,28 +29,28 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run every role on this machine: a one-node cluster, until Ctrl-C.
-    Up(up::Flags),
+    Up(OnDemand<up::Flags>),
     /// Serve the Kubernetes API.
-    Apiserver(role::Flags<weir_apiserver::Config>),
+    Apiserver(OnDemand<role::Flags<weir_apiserver::Config>>),
     /// Decide which node runs each pod.
-    Scheduler(role::ClientFlags<weir_scheduler::Config>),
+    Scheduler(OnDemand<role::ClientFlags<weir_scheduler::Config>>),
     /// Drive Deployments, Services, nodes and the rest towards what was asked for.
-    Controllers(role::ClientFlags<weir_controllers::Config>),
+    Controllers(OnDemand<role::ClientFlags<weir_controllers::Config>>),
     /// Run this node's pods.
-    Kubelet(role::ClientFlags<weir_kubelet::Config>),
+    Kubelet(OnDemand<role::ClientFlags<weir_kubelet::Config>>),
     /// Serve Services in the kernel; with a subcommand, look at the live maps.
-    Dataplane(DataplaneFlags),
+    Dataplane(OnDemand<DataplaneFlags>),
     /// Serve Ingresses over HTTP and HTTPS; with a subcommand, look at manifests.
-    Ingress(IngressFlags),
+    Ingress(OnDemand<IngressFlags>),
     /// Act as the CNI plugin: called by container runtimes, not by people.
     Cni,
     /// Import, list and remove container images.
-    Image(weir_kubelet::image::Args),
+    Image(OnDemand<weir_kubelet::image::Args>),
     /// Say what would happen to a packet, or to a request, and why.
-    Explain(explain::Flags),
+    Explain(OnDemand<explain::Flags>),
     /// Own one container: started by the kubelet, not by people.
     #[command(hide = true)]
-    Shim(weir_kubelet::shim::Args),
+    Shim(OnDemand<weir_kubelet::shim::Args>),
 }
 
 #[derive(clap::Args)]
@@ -95,23 +98,21 @@ enum DataplaneAction {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Up(flags) => up::main(flags),
-        Command::Apiserver(flags) => role::apiserver(flags),
-        Command::Scheduler(flags) => role::scheduler(flags),
-        Command::Controllers(flags) => role::controllers(flags),
-        Command::Kubelet(flags) => role::kubelet(flags),
-        Command::Dataplane(DataplaneFlags { role, action: None, .. }) => role::dataplane(role),
-        Command::Dataplane(DataplaneFlags { role, action: Some(DataplaneAction::View(view)), output }) => {
-            print(cli::view(view, &ViewArgs { run_dir: role.config.run_dir, output }))
-        }
-        Command::Dataplane(DataplaneFlags { role, action: Some(DataplaneAction::Detach), .. }) => {
-            role::detach(&role.config.run_dir)
-        }
-        Command::Dataplane(DataplaneFlags { role, action: Some(DataplaneAction::Monitor(args)), output }) => {
-            role::monitor(role, &args, output)
-        }
-        Command::Ingress(IngressFlags { role, action: None }) => role::ingress(role),
-        Command::Ingress(IngressFlags { role, action: Some(IngressAction::Check { file }) }) => {
+        Command::Up(OnDemand(flags)) => up::main(flags),
+        Command::Apiserver(OnDemand(flags)) => role::apiserver(flags),
+        Command::Scheduler(OnDemand(flags)) => role::scheduler(flags),
+        Command::Controllers(OnDemand(flags)) => role::controllers(flags),
+        Command::Kubelet(OnDemand(flags)) => role::kubelet(flags),
+        Command::Dataplane(OnDemand(DataplaneFlags { role, output, action })) => match action {
+            None => role::dataplane(role),
+            Some(DataplaneAction::View(view)) => {
+                print(cli::view(view, &ViewArgs { run_dir: role.config.run_dir, output }))
+            }
+            Some(DataplaneAction::Detach) => role::detach(&role.config.run_dir),
+            Some(DataplaneAction::Monitor(args)) => role::monitor(role, &args, output),
+        },
+        Command::Ingress(OnDemand(IngressFlags { role, action: None })) => role::ingress(role),
+        Command::Ingress(OnDemand(IngressFlags { role, action: Some(IngressAction::Check { file }) })) => {
             match weir_ingress::check(&file, &role.config.ingress_class) {
                 Ok(checked) => {
                     print!("{}", checked.text());
@@ -120,7 +121,7 @@ fn main() -> ExitCode {
                 Err(error) => Err(error.into()),
             }
         }
-        Command::Ingress(IngressFlags { role, action: Some(IngressAction::Diff(flags)) }) => {
+        Command::Ingress(OnDemand(IngressFlags { role, action: Some(IngressAction::Diff(flags)) })) => {
             return match role::ingress_diff(flags, role) {
                 Ok(is_empty) => ExitCode::from(u8::from(!is_empty)),
                 Err(error) => {
@@ -129,13 +130,13 @@ fn main() -> ExitCode {
                 }
             };
         }
-        Command::Explain(flags) => explain::main(flags),
-        Command::Image(args) => args.run(&mut std::io::stdout()).map_err(Into::into),
+        Command::Explain(OnDemand(flags)) => explain::main(flags),
+        Command::Image(OnDemand(args)) => args.run(&mut std::io::stdout()).map_err(Into::into),
         Command::Cni => {
             let env = |name: &str| std::env::var(name).ok();
             return weir_dataplane::cni::main(std::io::stdin(), env, std::io::stdout());
         }
-        Command::Shim(args) => return weir_kubelet::shim::main(args),
+        Command::Shim(OnDemand(args)) => return weir_kubelet::shim::main(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -149,4 +150,29 @@ fn main() -> ExitCode {
 fn print(text: Result<String, CliError>) -> Result<()> {
     print!("{}", text?);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Cli;
+
+    /// Flags are made when their role is asked for; here, all of them.
+    #[test]
+    fn the_flags_of_every_role_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_role_is_described_as_in_the_list_of_roles() {
+        let mut built = Cli::command();
+        built.build();
+        let mut roles = Cli::command();
+        for role in roles.get_subcommands_mut() {
+            let name = role.get_name().to_owned();
+            let found = built.find_subcommand(&name).expect("the same roles");
+            assert_eq!(found.get_about(), role.get_about(), "{name}");
+        }
+    }
 }
