@@ -56,6 +56,8 @@ pub(super) struct Exchange<'c> {
     pub(super) response: ToClient<'c>,
     /// Both sides have changed to another protocol.
     is_tunnel: bool,
+    /// How often anything had moved when the deadline was set.
+    moves: Option<u64>,
 }
 
 impl<'c> Exchange<'c> {
@@ -72,7 +74,7 @@ impl<'c> Exchange<'c> {
     ) -> Self {
         let request = ToEndpoint::new(head, input, asked.body, passage.and_then(Passage::body_limit));
         let response = ToClient::new(reply, asked, passage);
-        Self { client, endpoint, timeouts, request, response, is_tunnel: false }
+        Self { client, endpoint, timeouts, request, response, is_tunnel: false, moves: None }
     }
 
     /// Whether the same request can be sent once more: nothing reached the client, and all of the body is at hand.
@@ -88,7 +90,6 @@ impl<'c> Exchange<'c> {
         draining: impl Fn() -> bool,
         unwanted: impl Fn(u16, bool) -> bool,
     ) -> Result<End, Trouble> {
-        deadline.set(Instant::now(), self.patience().0);
         std::future::poll_fn(|cx| self.poll(deadline, &draining, &unwanted, cx)).await?;
         let (end, is_read) = (self.response.end(), self.request.is_read());
         let end = End {
@@ -107,7 +108,6 @@ impl<'c> Exchange<'c> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Trouble>> {
         let Self { client, endpoint, request, response, is_tunnel, .. } = self;
-        let before = request.moves + response.moves;
         loop {
             let _ = request.poll(client, endpoint, response.has_begun(), cx)?;
             let keep_client = || request.is_read() && !draining();
@@ -125,7 +125,9 @@ impl<'c> Exchange<'c> {
             *is_tunnel = true;
             request.open_tunnel();
         }
-        if request.moves + response.moves != before {
+        let moves = Some(request.moves + response.moves);
+        if moves != self.moves {
+            self.moves = moves;
             deadline.set(Instant::now(), self.patience().0);
         }
         if deadline.has_passed(cx) {

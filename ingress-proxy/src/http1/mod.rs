@@ -93,11 +93,10 @@ impl Connection<'_> {
     /// The length of the next head, when all of it is in `input`.
     async fn head_arrives(&mut self, is_first: bool) -> Result<usize, Missing> {
         let timeouts = &self.proxy.timeouts;
-        if !is_first {
-            let wait = if self.input.is_empty() { timeouts.keepalive } else { timeouts.header };
-            self.deadline.set(Instant::now(), wait);
-        }
         let mut end = HeadEnd::default();
+        // Whether the head has begun, as far as the deadline knows. The first head has its deadline already, and one that is
+        // all there needs none.
+        let mut known_to_begin = None;
         let mut is_ending = false;
         std::future::poll_fn(|cx| {
             loop {
@@ -113,16 +112,18 @@ impl Connection<'_> {
                 if self.input.is_full() {
                     self.input.grow();
                 }
-                let was_silent = self.input.is_empty();
                 match self.input.poll_fill(&mut self.stream, cx) {
-                    Poll::Ready(Ok(1..)) if was_silent && !is_first => {
-                        self.deadline.set(Instant::now(), timeouts.header);
-                    }
                     Poll::Ready(Ok(1..)) => {}
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Missing::Closed)),
                     Poll::Pending => {
+                        let has_begun = !self.input.is_empty();
+                        if !is_first && known_to_begin != Some(has_begun) {
+                            known_to_begin = Some(has_begun);
+                            let wait = if has_begun { timeouts.header } else { timeouts.keepalive };
+                            self.deadline.set(Instant::now(), wait);
+                        }
                         // A connection that was never used has its first request still on the way.
-                        if !is_ending && !is_first && was_silent && self.draining.has_begun(cx) {
+                        if !is_ending && !is_first && !has_begun && self.draining.has_begun(cx) {
                             is_ending = true;
                             self.deadline.set(Instant::now(), LAST_REQUEST);
                         }

@@ -22,8 +22,14 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Looks at a request that came from `peer`.
-    pub(crate) fn of(head: &impl RequestHead, peer: IpAddr, tls: bool, trusted: &[Network]) -> Self {
+    /// Looks at a request that came from `peer` at `now`.
+    pub(crate) fn of(
+        head: &impl RequestHead,
+        peer: IpAddr,
+        tls: bool,
+        trusted: &[Network],
+        now: Instant,
+    ) -> Self {
         let (mut address, mut https) = (peer, tls);
         if is_in(trusted, peer) {
             // The order of fields is the order of hops, so the whole chain is read from its end.
@@ -35,7 +41,7 @@ impl Client {
                 https = proto.eq_ignore_ascii_case(b"https");
             }
         }
-        Self { address: address.to_canonical(), https, now_us: now_us(), dice: random() }
+        Self { address: address.to_canonical(), https, now_us: us_of(now), dice: random() }
     }
 }
 
@@ -56,9 +62,9 @@ pub(crate) fn is_in(networks: &[Network], address: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(address))
 }
 
-fn now_us() -> u64 {
+fn us_of(now: Instant) -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    START.elapsed().as_micros() as u64
+    now.saturating_duration_since(*START).as_micros() as u64
 }
 
 #[cfg(test)]
@@ -81,7 +87,8 @@ mod tests {
             ("10.0.0.5", true, &[("x-forwarded-proto", "http")], "10.0.0.5", false),
             ("10.0.0.5", false, &[("x-forwarded-for", "10.0.0.9, x")], "10.0.0.9", false),
         ] {
-            let client = Client::of(&get("http://a/", fields), peer.parse().unwrap(), tls, &trusted);
+            let client =
+                Client::of(&get("http://a/", fields), peer.parse().unwrap(), tls, &trusted, Instant::now());
             assert_eq!((client.address.to_string().as_str(), client.https), (address, https), "{peer}");
         }
     }

@@ -292,7 +292,8 @@ impl Proxy {
             record.original = Some(Box::new(Original { uri, accept }));
         }
         let policy = target.policy.as_ref()?;
-        let client = Client::of(normal, peer.address, peer.tls.is_some(), &self.trusted);
+        let (tls, now) = (peer.tls.is_some(), record.started.into_std());
+        let client = Client::of(normal, peer.address, tls, &self.trusted, now);
         Some(policy.before(normal, &client, &self.memory))
     }
 

@@ -1,12 +1,14 @@
 //! Requests that must not get through, sent raw; the backend must not see any of them.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::backend::Backend;
-use super::cluster::{Cluster, read_all, split};
+use super::cluster::{Cluster, eventually, in_time, quick, read_all, split};
+use crate::config::Timeouts;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn malformed_requests_get_their_answer_and_no_further() {
@@ -100,6 +102,34 @@ async fn a_dribbled_head_has_a_deadline() {
     dribbling.abort();
     assert!(response.starts_with("HTTP/1.1 408 "), "{response}");
     assert!(cluster.metrics().contains("refused_total{reason=\"HeaderTimeout\"} 1"));
+}
+
+/// Where a connection was kept: as long as nothing comes, one time is waited, and from a head's first byte on another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_connection_has_a_deadline_for_silence_and_one_for_a_head() {
+    let a = Backend::start("a").await;
+    let (short, long) = (Duration::from_millis(300), Duration::from_hours(1));
+    let whole = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+    let half = "GET / HTTP/1.1\r\nHo";
+    for (keepalive, header, pieces, then) in [
+        (short, long, &[whole][..], &["HTTP/1.1 200"][..]),
+        (long, short, &[whole, half], &["HTTP/1.1 200", "HTTP/1.1 408"]),
+        // Half of it is there when it is waited for.
+        (long, short, &[&format!("{whole}{half}")], &["HTTP/1.1 200", "HTTP/1.1 408"]),
+    ] {
+        let cluster = Cluster::with(Timeouts { keepalive, header, ..quick() }, Path::new("off"));
+        cluster.service("a", false, &[a.address]);
+        cluster.route("x", "/", "a");
+        let mut stream = TcpStream::connect(cluster.http).await.unwrap();
+        let seen = a.count();
+        for piece in pieces {
+            stream.write_all(piece.as_bytes()).await.unwrap();
+            eventually("the first request is there", async || a.count() > seen).await;
+        }
+        let all = in_time("the end", read_all(&mut stream)).await;
+        let statuses: Vec<&str> = all.matches("HTTP/1.1 200").chain(all.matches("HTTP/1.1 408")).collect();
+        assert_eq!(statuses, then, "{all}");
+    }
 }
 
 /// Silence is cut off too, before the first request; also where the first bytes could still become HTTP/2.

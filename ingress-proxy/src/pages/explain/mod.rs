@@ -11,6 +11,7 @@ mod text;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::{Response, StatusCode};
 use serde::Serialize;
@@ -217,7 +218,7 @@ impl Explanation {
         target: &Target,
     ) -> Result<Option<Box<Passage>>, Answer> {
         let Some(policy) = &target.policy else { return Ok(None) };
-        let client = Client::of(normal, question.client, asked.https, &view.proxy.trusted);
+        let client = Client::of(normal, question.client, asked.https, &view.proxy.trusted, Instant::now());
         let mut passed: Vec<(&'static str, String)> = Vec::new();
         let decision = policy.decide(normal, &client, &view.proxy.memory, &mut passed);
         self.policies =
