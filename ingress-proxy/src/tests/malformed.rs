@@ -117,7 +117,9 @@ async fn a_kept_connection_has_a_deadline_for_silence_and_one_for_a_head() {
         // Half of it is there when it is waited for.
         (long, short, &[&format!("{whole}{half}")], &["HTTP/1.1 200", "HTTP/1.1 408"]),
     ] {
-        let cluster = Cluster::with(Timeouts { keepalive, header, ..quick() }, Path::new("off"));
+        // Nor is it another's that is still running.
+        let timeouts = Timeouts { keepalive, header, read: long, ..quick() };
+        let cluster = Cluster::with(timeouts, Path::new("off"));
         cluster.service("a", false, &[a.address]);
         cluster.route("x", "/", "a");
         let mut stream = TcpStream::connect(cluster.http).await.unwrap();
