@@ -60,7 +60,8 @@ impl Kubelet {
 
     async fn serve(self, ready: oneshot::Sender<()>, shutdown: CancellationToken) -> Result<()> {
         let runtime = Embedded::open(self.config.runtime()).await?;
-        self.run_with(runtime, ready, shutdown).await
+        // On the heap: it holds the state of every part.
+        Box::pin(self.run_with(runtime, ready, shutdown)).await
     }
 
     /// The same with another runtime.
