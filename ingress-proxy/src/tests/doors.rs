@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::backend::Backend;
-use super::cluster::{Cluster, in_time, quick, read_all, split};
+use super::cluster::{Cluster, eventually, in_time, quick, read_all, split};
 use super::tls::{connect, connect_as, pair, tls_spec};
 use super::tls_to_endpoints::{Authority, endpoint};
 use crate::compile::SecretFact;
@@ -187,13 +187,38 @@ async fn tls_goes_to_the_endpoints_as_it_is() {
     assert_eq!(ask(&cluster, &client(None), "b.foo.com", "a.foo.com").await.0, 421);
     assert!(cluster.metrics().contains("weir_ingress_passthrough_connections_total 1"));
     cluster.endpoints("a", &[]);
+    assert_eq!(read_all(&mut said_hello(&cluster, "a.foo.com").await).await, "");
+    assert!(cluster.metrics().contains("weir_ingress_passthrough_unserved_total 1"));
+}
+
+/// A connection on which a client has said for what host it comes, and no more.
+async fn said_hello(cluster: &Cluster, name: &'static str) -> TcpStream {
     let mut stream = TcpStream::connect(cluster.https).await.unwrap();
     let mut hello = Vec::new();
-    let name = rustls::pki_types::ServerName::try_from("a.foo.com").unwrap();
+    let name = rustls::pki_types::ServerName::try_from(name).unwrap();
     rustls::ClientConnection::new(client(None), name).unwrap().write_tls(&mut hello).unwrap();
     stream.write_all(&hello).await.unwrap();
-    assert_eq!(read_all(&mut stream).await, "");
-    assert!(cluster.metrics().contains("weir_ingress_passthrough_unserved_total 1"));
+    stream
+}
+
+/// Nobody knows what goes through such a connection: all of it is a request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_passed_through_takes_a_place_at_its_endpoint() {
+    let address = endpoint(&Authority::new(), "a.foo.com", None).await;
+    let cluster = Cluster::start();
+    cluster.service("a", false, &[address]);
+    cluster.route("a.foo.com", "/", "a");
+    cluster.annotate("a-a.foo.com-", &[("ssl-passthrough", "true"), ("max-connections", "1")]);
+    let held = connect(&cluster, "a.foo.com", &[b"http/1.1"]).await;
+    assert_eq!(read_all(&mut said_hello(&cluster, "a.foo.com").await).await, "");
+    let metrics = cluster.metrics();
+    for counted in ["upstream_full_total 1\n", "passthrough_unserved_total 1\n"] {
+        assert!(metrics.contains(counted), "{counted}: {metrics}");
+    }
+    drop(held);
+    let is_served =
+        async || said_hello(&cluster, "a.foo.com").await.read(&mut [0]).await.is_ok_and(|read| read > 0);
+    eventually("the place is free", is_served).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
