@@ -122,8 +122,11 @@ fn nobody_asks_in_vain_while_deployments_roll_and_proxies_are_replaced() -> Resu
     let own = SocketAddr::from((NODE_ADDRESS, 80));
     let loads = [("own", own), ("beside", Beside::ADDRESS)]
         .map(|(name, address)| (name, Load::start(&cluster.outside, address, HOST, "/")));
-    for _ in 0..TURNS {
-        cluster.kubectl(&["rollout", "restart", "deployment/web"])?;
+    for turn in 0..TURNS {
+        // As `rollout restart`, which may be asked for once in a second.
+        let patch =
+            format!(r#"{{"spec": {{"template": {{"metadata": {{"annotations": {{"turn": "{turn}"}}}}}}}}}}"#);
+        cluster.kubectl(&["patch", "deployment/web", "-p", &patch])?;
         let next = Beside::start(&cluster)?;
         std::mem::replace(&mut beside, next).wait()?;
         cluster.kubectl(&["rollout", "status", "--timeout=60s", "deployment/web"])?;
