@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use http::{HeaderName, HeaderValue, Request};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::client::Clients;
 use super::in_flight::InFlight;
@@ -43,6 +44,8 @@ pub(crate) struct Tee {
     /// Nothing when the copy was given up.
     pieces: Option<UnboundedSender<Piece>>,
     waiting: Arc<AtomicUsize>,
+    /// Cancelled when the copy is given up: a mirror that takes nothing never asks for the piece that says so.
+    lost: CancellationToken,
     /// Bytes of the body that were copied.
     seen: u64,
 }
@@ -60,7 +63,6 @@ struct CopiedBody {
     pieces: Option<UnboundedReceiver<Piece>>,
     waiting: Arc<AtomicUsize>,
     length: Option<u64>,
-    lost: Arc<AtomicBool>,
 }
 
 /// The body of a copy is not the client's body to its end.
@@ -77,15 +79,16 @@ impl Mirrors {
         }
     }
 
-    async fn send(&self, request: Request<CopiedBody>) -> MirrorOutcome {
-        let lost = Arc::clone(&request.body().lost);
+    async fn send(&self, request: Request<CopiedBody>, lost: CancellationToken) -> MirrorOutcome {
         let exchange = async {
-            let answered = self.clients.send(request).await;
-            if let Ok(response) = answered {
-                read_rest(response.into_body()).await;
-                return MirrorOutcome::Answered;
-            }
-            if lost.load(Ordering::Relaxed) { MirrorOutcome::BodyLost } else { MirrorOutcome::Failed }
+            let answered = tokio::select! {
+                biased;
+                () = lost.cancelled() => return MirrorOutcome::BodyLost,
+                answered = self.clients.send(request) => answered,
+            };
+            let Ok(response) = answered else { return MirrorOutcome::Failed };
+            read_rest(response.into_body()).await;
+            MirrorOutcome::Answered
         };
         timeout(LONGEST, exchange).await.unwrap_or(MirrorOutcome::Late)
     }
@@ -115,7 +118,7 @@ impl Subrequests {
             Body::Length(length) => Some(length),
             _ => None,
         };
-        let (tee, copied) = copy(length, mirror.with_body && !body.is_done());
+        let (tee, copied, lost) = copy(length, mirror.with_body && !body.is_done());
         let mut request = request.map(|()| copied);
         for (name, value) in fields {
             request.headers_mut().append(name, value.clone());
@@ -124,7 +127,7 @@ impl Subrequests {
             request.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
         }
         tokio::spawn(async move {
-            let outcome = mirrors.send(request).await;
+            let outcome = mirrors.send(request, lost).await;
             drop(place);
             mirrors.metrics.mirrored(outcome);
         });
@@ -132,16 +135,16 @@ impl Subrequests {
     }
 }
 
-/// Both ends of a copied body, or of none.
-fn copy(length: Option<u64>, is_wanted: bool) -> (Option<Tee>, CopiedBody) {
-    let (waiting, lost) = <(Arc<AtomicUsize>, Arc<AtomicBool>)>::default();
+/// Both ends of a copied body, or of none, and what is cancelled when it is given up.
+fn copy(length: Option<u64>, is_wanted: bool) -> (Option<Tee>, CopiedBody, CancellationToken) {
+    let (waiting, lost) = <(Arc<AtomicUsize>, CancellationToken)>::default();
     if !is_wanted {
-        return (None, CopiedBody { pieces: None, waiting, length: Some(0), lost });
+        return (None, CopiedBody { pieces: None, waiting, length: Some(0) }, lost);
     }
     // What is in it is bounded by `waiting`.
     let (sender, receiver) = mpsc::unbounded_channel();
-    let tee = Tee { pieces: Some(sender), waiting: Arc::clone(&waiting), seen: 0 };
-    (Some(tee), CopiedBody { pieces: Some(receiver), waiting, length, lost })
+    let tee = Tee { pieces: Some(sender), waiting: Arc::clone(&waiting), lost: lost.clone(), seen: 0 };
+    (Some(tee), CopiedBody { pieces: Some(receiver), waiting, length }, lost)
 }
 
 impl Tee {
@@ -158,7 +161,18 @@ impl Tee {
         self.seen += data.len() as u64;
         let cost = data.len() + PIECE_BYTES;
         let fits = self.waiting.fetch_add(cost, Ordering::Relaxed) + cost <= WAITING_BYTES;
-        if !fits || self.pieces.as_ref().is_some_and(|pieces| pieces.send(Piece::Data(data)).is_err()) {
+        if !fits {
+            self.give_up();
+        } else if self.pieces.as_ref().is_some_and(|pieces| pieces.send(Piece::Data(data)).is_err()) {
+            self.pieces = None; // the mirror has answered or failed
+        }
+    }
+
+    /// No more of the body is copied.
+    fn give_up(&mut self) {
+        if self.pieces.is_some() {
+            // Before the body breaks off, which would look like the mirror's failure.
+            self.lost.cancel();
             self.pieces = None;
         }
     }
@@ -168,6 +182,12 @@ impl Tee {
         if let Some(pieces) = self.pieces.take() {
             let _ = pieces.send(Piece::End); // nobody listens if the mirror does not
         }
+    }
+}
+
+impl Drop for Tee {
+    fn drop(&mut self) {
+        self.give_up();
     }
 }
 
@@ -191,7 +211,6 @@ impl HttpBody for CopiedBody {
             }
             None => {
                 self.pieces = None;
-                self.lost.store(true, Ordering::Relaxed);
                 Poll::Ready(Some(Err(Lost)))
             }
         }
@@ -214,22 +233,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_is_copied_once_and_to_its_end() {
-        let (tee, body) = copy(None, true);
+        let (tee, body, lost) = copy(None, true);
         let mut tee = tee.unwrap();
         tee.take(0, b"hel");
         tee.take(0, b"hello");
         tee.take(3, b"lo");
         tee.push(Bytes::from_static(b" world"));
         tee.end();
+        drop(tee);
         assert_eq!(body.collect().await.unwrap().to_bytes(), "hello world");
-        let (none, body) = copy(Some(5), false);
+        assert!(!lost.is_cancelled());
+        let (none, body, _) = copy(Some(5), false);
         assert!(none.is_none() && body.is_end_stream() && body.size_hint().exact() == Some(0));
     }
 
     #[tokio::test]
     async fn a_copy_that_is_not_whole_is_no_copy() {
         for data in [1, WAITING_BYTES] {
-            let (tee, body) = copy(None, true);
+            let (tee, body, lost) = copy(None, true);
             let mut tee = tee.unwrap();
             tee.take(0, &vec![0; data]);
             if data == 1 {
@@ -237,9 +258,8 @@ mod tests {
             } else {
                 tee.end(); // it is too late
             }
-            let lost = Arc::clone(&body.lost);
+            assert!(lost.is_cancelled());
             assert!(body.collect().await.is_err());
-            assert!(lost.load(Ordering::Relaxed));
         }
     }
 }

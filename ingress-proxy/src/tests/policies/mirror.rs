@@ -1,6 +1,7 @@
 //! Copies of requests, which nobody waits for.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -10,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::super::backend::nobody;
-use super::super::cluster::eventually;
+use super::super::cluster::{eventually, read_all};
 use super::super::recorder::Recorder;
 use super::*;
 
@@ -144,12 +145,21 @@ async fn a_mirror_in_trouble_troubles_nobody() {
     });
     let body = "x".repeat(16 << 20);
     let head = "POST / HTTP/1.1\r\nHost: x.com\r\nConnection: close\r\n";
-    let response =
-        cluster.raw(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).await;
-    assert_eq!(seen(&response)["body"].as_str().unwrap().len(), body.len());
-    eventually("it was given up", async || shows("outcome=\"BodyLost\"} 1\n")).await;
+    let head = format!("{head}Content-Length: {}\r\n\r\n", body.len());
+    // At once, and so slowly that every buffer on the way is full before those of the copy.
+    for (lost, pause) in [(1, Duration::ZERO), (2, Duration::from_millis(2))] {
+        let mut client = TcpStream::connect(cluster.http).await.unwrap();
+        client.write_all(head.as_bytes()).await.unwrap();
+        for piece in body.as_bytes().chunks(64 << 10) {
+            client.write_all(piece).await.unwrap();
+            tokio::time::sleep(pause).await;
+        }
+        assert_eq!(seen(&read_all(&mut client).await)["body"].as_str().unwrap().len(), body.len());
+        let told = format!("outcome=\"BodyLost\"}} {lost}\n");
+        eventually("it was given up", async || shows(&told)).await;
+    }
     assert!(shows("weir_ingress_mirror_in_flight 0\n"));
-    assert_eq!(a.count(), 2);
+    assert_eq!(a.count(), 3);
 }
 
 /// Half of a body must not look like the whole.
