@@ -37,7 +37,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iptables-legacy-restore", "iptables"),
     ("conntrack", "conntrack"),
     ("systemd-analyze", "systemd"),
-    ("/usr/bin/python3", "python3"),
 ];
 
 /// Debian's compiler and its library source.

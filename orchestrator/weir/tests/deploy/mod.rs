@@ -4,3 +4,4 @@ pub(crate) mod agent;
 mod ingress;
 pub(crate) mod manifest;
 pub(crate) mod proxy;
+mod systemd;

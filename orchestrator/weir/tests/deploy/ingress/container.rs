@@ -1,12 +1,6 @@
 //! The Deployment's container.
 
-use std::{
-    fs,
-    net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    thread,
-    time::Duration,
-};
+use std::{fs, path::PathBuf, thread};
 
 use anyhow::ensure;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -14,7 +8,7 @@ use k8s_openapi::api::{apps::v1::Deployment, networking::v1::NetworkPolicy};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
-use weir_tests::{eventually, get};
+use weir_tests::eventually;
 
 use super::{
     Machine,
@@ -22,9 +16,6 @@ use super::{
     say_hello, shipped,
 };
 use crate::deploy::{manifest, proxy::Asked};
-
-/// Longer than a request can be held here.
-const BEYOND_THE_DRAIN: Duration = Duration::from_mins(2);
 
 /// The container with its own flags and these.
 fn start(machine: &Machine, more: &[String], name: &str) -> Process {
@@ -50,8 +41,6 @@ fn start(machine: &Machine, more: &[String], name: &str) -> Process {
         env: vec![("KUBECONFIG", "/mnt/kubeconfig".to_owned())],
         id: user.try_into().expect("a user's number"),
         capabilities: &capabilities,
-        is_unit: false,
-        calls: &[],
     };
     Process::start(&place, name)
 }
@@ -78,11 +67,8 @@ fn issue(machine: &Machine) -> PathBuf {
 
 /// What is in flight when it is asked to end is answered, and others are served until the endpoint is known to be gone.
 fn drains(machine: &Machine, http: u16, process: &mut Process) {
-    let address_of_http = SocketAddr::from((Ipv4Addr::LOCALHOST, http));
     let held = thread::scope(|scope| {
-        let client = scope.spawn(|| {
-            machine.namespace.run(|| get(address_of_http, "plain.example", "/held", BEYOND_THE_DRAIN))
-        });
+        let client = scope.spawn(|| machine.get_held(http));
         let mut waits = machine.backend.held();
         process.terminate();
         machine.answers(200, http, "plain.example", "/");

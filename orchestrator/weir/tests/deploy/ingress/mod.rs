@@ -1,8 +1,8 @@
-//! The ingress as it is shipped: the container's command and the unit's, with the user, the capabilities, the file system and
-//! the roles that the files give, in a network of its own.
+//! The ingress as it is shipped: the unit under a systemd of its own; the container's command with the user, the capabilities
+//! and the file system that the manifest gives. Both with the shipped roles, in a network of their own.
 //!
-//! What stands for what: `KUBECONFIG` for a service account's files, since the door that knows roles speaks plain HTTP; and
-//! libseccomp, by which systemd filters, for systemd. The container runtime's default filter is its own and is not run here.
+//! `KUBECONFIG` stands for a service account's files, since the door that knows roles speaks plain HTTP. The container
+//! runtime's default filter of system calls is its own and is not run here.
 
 mod container;
 mod process;
@@ -30,6 +30,8 @@ use super::proxy::Proxy;
 
 /// Longer than an answer takes, short enough to see a hang.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Longer than a request can be held here.
+const BEYOND_THE_DRAIN: Duration = Duration::from_mins(2);
 /// From the range for measurements (RFC 2544).
 const ENDPOINT: &str = "198.18.0.1";
 const ENDPOINT_PORT: u16 = 8080;
@@ -127,6 +129,12 @@ impl Machine {
 
     fn get(&self, port: u16, host: &str, path: &str) -> Result<Response> {
         self.namespace.run(|| get(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), host, path, PATIENCE))
+    }
+
+    /// An answer that is held back until [`say_hello`].
+    fn get_held(&self, port: u16) -> Result<Response> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        self.namespace.run(|| get(address, "plain.example", "/held", BEYOND_THE_DRAIN))
     }
 
     /// Until the status at a port and path is that.

@@ -1,5 +1,4 @@
-//! `weir ingress` with the user, the capabilities, the file system and the filter of system calls that a container or a unit
-//! leaves it.
+//! `weir ingress` with the user, the capabilities and the file system that a container leaves it.
 
 use std::{
     fs::{self, File},
@@ -22,7 +21,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// How it is to run.
 pub(super) struct Place<'a> {
     pub(super) namespace: &'a Namespace,
-    /// The only directory of this machine's that it sees: a kubeconfig, `runtime`, `notify`.
+    /// The only directory of this machine's that it sees, with its kubeconfig.
     pub(super) directory: &'a Path,
     /// Where the program is.
     pub(super) program: &'a str,
@@ -32,10 +31,6 @@ pub(super) struct Place<'a> {
     pub(super) id: u32,
     /// As `setpriv` writes them: `net_bind_service`.
     pub(super) capabilities: &'a [String],
-    /// Whether there is a runtime directory, and the kubeconfig is a credential.
-    pub(super) is_unit: bool,
-    /// System calls that it may make, by name; all, if none is given.
-    pub(super) calls: &'a [String],
 }
 
 /// A file system of its own: read-only, with nothing of the machine's temporary files.
@@ -46,35 +41,11 @@ mount -t tmpfs -o mode=755 tmpfs "$(dirname "$PROGRAM")"
 touch "$PROGRAM"
 mount --bind "$WEIR" "$PROGRAM"
 mount -t tmpfs -o mode=755 tmpfs /run
-if [ "$UNIT" = 1 ]; then
-  mkdir -p /run/weir-ingress /run/credentials
-  mount --bind /mnt/runtime /run/weir-ingress
-  install -m 0400 -o "$ID" /mnt/kubeconfig /run/credentials/kubeconfig
-fi
 for covered in /tmp /var/tmp /dev/shm; do mount -t tmpfs -o ro tmpfs "$covered"; done
 for shown in /run "$(dirname "$PROGRAM")" /mnt /; do mount -o remount,bind,ro "$shown"; done
 cd /
-unset DIRECTORY PROGRAM WEIR UNIT ID
+unset DIRECTORY PROGRAM WEIR
 exec "$@"
-"#;
-
-/// Lets through the system calls that are named, answers others with EPERM, and becomes what it is told to be. As systemd does
-/// it: libseccomp makes the filter, and a name that this machine does not have is left out.
-const FILTER: &str = r#"
-import ctypes, errno, os, sys
-seccomp = ctypes.CDLL("libseccomp.so.2", use_errno=True)
-seccomp.seccomp_init.restype = ctypes.c_void_p
-seccomp.seccomp_init.argtypes = [ctypes.c_uint32]
-seccomp.seccomp_rule_add.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint]
-seccomp.seccomp_load.argtypes = [ctypes.c_void_p]
-context = seccomp.seccomp_init(0x00050000 | errno.EPERM)
-for name in sys.argv[1].split(","):
-    number = seccomp.seccomp_syscall_resolve_name(name.encode())
-    if number >= 0 and seccomp.seccomp_rule_add(context, 0x7FFF0000, number, 0) != 0:
-        sys.exit("no rule for " + name)
-if seccomp.seccomp_load(context) != 0:
-    sys.exit("the filter is not taken")
-os.execv(sys.argv[2], sys.argv[2:])
 "#;
 
 /// A running ingress, killed on drop.
@@ -96,9 +67,6 @@ impl Process {
             .arg(format!("--inh-caps=-all{added}"))
             .arg(format!("--ambient-caps=-all{added}"))
             .arg(format!("--bounding-set=-all{added}"));
-        if !place.calls.is_empty() {
-            command.args(["/usr/bin/python3", "-I", "-c", FILTER, &place.calls.join(",")]);
-        }
         command
             .arg(place.program)
             .args(&place.args)
@@ -107,8 +75,6 @@ impl Process {
             .env("DIRECTORY", place.directory)
             .env("PROGRAM", place.program)
             .env("WEIR", env!("CARGO_BIN_EXE_weir"))
-            .env("UNIT", if place.is_unit { "1" } else { "0" })
-            .env("ID", &id)
             .envs(place.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -1,4 +1,4 @@
-//! What the manifests and the unit say of the ingress.
+//! What the manifests say of the ingress.
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -9,11 +9,9 @@ use k8s_openapi::api::{
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::{
-    manifest::{object, settings_of, text},
+    manifest::{object, text},
     proxy::Role,
 };
-
-pub(super) const UNIT: &str = "systemd/weir-ingress@.service";
 
 /// What every ingress may do.
 pub(super) fn roles() -> Vec<Role> {
@@ -59,14 +57,4 @@ pub(super) fn port(container: &Container, name: &str) -> u16 {
     let ports = container.ports.as_ref().expect("ports");
     let port = ports.iter().find(|port| port.name.as_deref() == Some(name)).expect("a port of that name");
     port.container_port.try_into().expect("a port")
-}
-
-/// The one value of a setting of the unit.
-pub(super) fn setting(name: &str) -> String {
-    super::super::manifest::setting_of(UNIT, name)
-}
-
-/// All values of a setting of the unit.
-pub(super) fn settings(name: &str) -> Vec<String> {
-    settings_of(UNIT, name)
 }

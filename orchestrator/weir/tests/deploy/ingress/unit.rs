@@ -1,55 +1,65 @@
-//! The unit's command, once as each of two instances.
+//! The unit under a real systemd: its sandbox, its two instances, its end.
 
 use std::{
-    collections::BTreeSet,
     fs,
-    os::unix::{
-        fs::{PermissionsExt as _, chown},
-        net::UnixDatagram,
-    },
-    path::PathBuf,
-    process::Command,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
-    time::Duration,
 };
 
 use anyhow::ensure;
-use weir_tests::eventually;
+use weir_tests::{Leftovers, Namespace, eventually};
 
-use super::{
-    Machine,
-    process::{Place, Process},
-    shipped,
-};
-use crate::deploy::manifest::capability;
+use super::{Machine, say_hello};
+use crate::deploy::systemd::Systemd;
 
-/// One of those that systemd gives a `DynamicUser`.
-const USER: u32 = 61_184;
-/// Longer than a start takes on a busy machine.
-const START: Duration = Duration::from_mins(1);
-const CAP_NET_BIND_SERVICE: u64 = 1 << 10;
+const ADMIN: u16 = 9257;
+const CAP_NET_BIND_SERVICE: &str = "0000000000000400";
+/// What systemd may number a `DynamicUser`.
+const DYNAMIC: std::ops::RangeInclusive<u32> = 61_184..=65_519;
+/// What `systemd-analyze security` may find exposed, in tenths: Internet sockets, a capability for ports, credentials of the
+/// machine's API server. Anything less of a sandbox is more.
+const EXPOSED: u32 = 17;
 
-/// What systemd gives a `Type=notify` service to say that it is ready, and the files of the instances.
-struct Notified(UnixDatagram);
+/// What every user may do, and nobody in the sandbox: one for each setting that this shows.
+const ATTEMPTS: &[&str] = &[
+    // RestrictAddressFamilies
+    "ip link show lo",
+    // RestrictNamespaces
+    "unshare --user true",
+    // LockPersonality
+    "setarch --uname-2.6 true",
+    // RestrictSUIDSGID
+    "touch /tmp/program && chmod u+s /tmp/program",
+    // ProtectProc
+    "test -e /proc/1",
+    // ProtectHome
+    "ls /home",
+    // PrivateDevices
+    "test -e /dev/extra",
+    // PrivateTmp
+    "test -e /tmp/others",
+];
 
-impl Notified {
-    fn new(machine: &Machine) -> Self {
-        let (shared, runtime) = (machine.shared(), machine.shared().join("runtime"));
-        fs::create_dir(&runtime).unwrap();
-        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o700)).unwrap();
-        chown(&runtime, Some(USER), Some(USER)).unwrap();
-        let socket = UnixDatagram::bind(shared.join("notify")).unwrap();
-        fs::set_permissions(shared.join("notify"), fs::Permissions::from_mode(0o666)).unwrap();
-        socket.set_read_timeout(Some(START)).unwrap();
-        Self(socket)
-    }
+fn boot(machine: &Machine) -> Systemd {
+    let kubeconfig = machine.shared().join("kubeconfig");
+    Systemd::boot(&machine.namespace, &[(&kubeconfig, "/etc/weir/ingress.kubeconfig")])
+}
 
-    fn is_ready(&self) {
-        let mut said = [0; 64];
-        let length = self.0.recv(&mut said).expect("it becomes ready");
-        assert_eq!(&said[..length], b"READY=1");
-    }
+/// How an instance is, and how it was before if it has ended.
+fn state(systemd: &Systemd, instance: &str) -> [String; 4] {
+    let unit = format!("weir-ingress@{instance}");
+    ["ActiveState", "SubState", "Result", "NRestarts"].map(|name| systemd.property(&unit, name))
+}
+
+const RUNS: [&str; 4] = ["active", "running", "success", "0"];
+const ENDED: [&str; 4] = ["inactive", "dead", "success", "0"];
+
+/// A field of the `/proc/PID/status` of an instance.
+fn status(systemd: &Systemd, instance: &str, field: &str) -> String {
+    let process = systemd.property(&format!("weir-ingress@{instance}"), "MainPID");
+    let status = systemd.run("cat", &format!("/proc/{process}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.expect("a status has it").trim().to_owned()
 }
 
 /// Stops clients when it goes.
@@ -61,113 +71,10 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// The names in the unit's filter of system calls, as systemd knows its groups.
-fn calls() -> Vec<String> {
-    assert_eq!(shipped::setting("SystemCallErrorNumber"), "EPERM", "as it is run here");
-    // Beside those that are named, systemd always allows these.
-    let mut calls = members("@default");
-    for filter in shipped::settings("SystemCallFilter") {
-        match filter.strip_prefix('~') {
-            None => calls.extend(filter.split_whitespace().flat_map(members)),
-            Some(refused) => {
-                let refused: BTreeSet<String> = refused.split_whitespace().flat_map(members).collect();
-                calls.retain(|call| !refused.contains(call));
-            }
-        }
-    }
-    calls.into_iter().collect()
-}
-
-fn members(name: &str) -> BTreeSet<String> {
-    if !name.starts_with('@') {
-        return BTreeSet::from([name.to_owned()]);
-    }
-    let output = Command::new("systemd-analyze").args(["syscall-filter", name]).output();
-    let output = output.expect("systemd-analyze (Debian: systemd) says what the groups are");
-    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).expect("UTF-8");
-    let lines = text.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines.flat_map(members).collect()
-}
-
-fn start(machine: &Machine, instance: &str, calls: &[String]) -> Process {
-    let command = shipped::setting("ExecStart");
-    let mut words = command.split_whitespace();
-    let program = words.next().expect("a program");
-    let capabilities: Vec<String> =
-        shipped::setting("AmbientCapabilities").split_whitespace().map(capability).collect();
-    assert_eq!(shipped::setting("CapabilityBoundingSet"), shipped::setting("AmbientCapabilities"));
-    let shared = machine.shared();
-    let place = Place {
-        namespace: &machine.namespace,
-        directory: &shared,
-        program,
-        args: words.map(|word| word.replace("%d", "/run/credentials")).collect(),
-        env: vec![("NOTIFY_SOCKET", "/mnt/notify".to_owned())],
-        id: USER,
-        capabilities: &capabilities,
-        is_unit: true,
-        calls,
-    };
-    Process::start(&place, instance)
-}
-
-#[test]
-fn the_unit_keeps_its_hardening() {
-    for (name, value) in [
-        ("Type", "notify"),
-        ("DynamicUser", "yes"),
-        ("RuntimeDirectory", "weir-ingress"),
-        ("CapabilityBoundingSet", "CAP_NET_BIND_SERVICE"),
-        ("NoNewPrivileges", "yes"),
-        ("ProtectSystem", "strict"),
-        ("MemoryDenyWriteExecute", "yes"),
-    ] {
-        assert_eq!(shipped::setting(name), value, "{name}");
-    }
-    assert_eq!(shipped::settings("SystemCallFilter"), ["@system-service", "~@privileged"]);
-}
-
-#[test]
-fn systemd_finds_no_fault_with_the_unit() {
-    // It looks for the program, too.
-    let directory = tempfile::tempdir().unwrap();
-    let text = crate::deploy::manifest::text(shipped::UNIT);
-    let text = text.replace("/usr/local/bin/weir", env!("CARGO_BIN_EXE_weir"));
-    let paths = ["a", "b"].map(|it| directory.path().join(format!("weir-ingress@{it}.service")));
-    for path in &paths {
-        fs::write(path, &text).unwrap();
-    }
-    let verify = |paths: &[PathBuf]| {
-        let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).args(paths).output();
-        let output = output.expect("systemd-analyze (Debian: systemd) verifies units");
-        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
-    };
-    let (succeeds, said) = verify(&paths);
-    let about: Vec<&str> = said.lines().filter(|line| line.contains("weir-ingress")).collect();
-    assert!(succeeds && about.is_empty(), "{said}");
-    fs::write(&paths[0], text.replace("Type=notify", "Type=notifies")).unwrap();
-    assert!(verify(&paths[..1]).1.contains("notifies"), "it would say so");
-}
-
-#[test]
-fn one_instance_follows_the_other_and_nobody_is_refused() {
-    let machine = Machine::new();
-    let notified = Notified::new(&machine);
-    let calls = calls();
-    let mut first = start(&machine, "a", &calls);
-    notified.is_ready();
-    for field in ["CapEff", "CapBnd", "CapAmb"] {
-        let bits = u64::from_str_radix(&first.status(field), 16).expect("a number");
-        assert_eq!(bits, CAP_NET_BIND_SERVICE, "{field}");
-    }
-    assert_eq!((first.status("NoNewPrivs").as_str(), first.status("Seccomp").as_str()), ("1", "2"));
-    let admin = 9257;
-    machine.answers(200, admin, "weir", "/readyz");
-    machine.answers(200, 80, "plain.example", "/");
-
+/// Clients ask all the time while `work` is done, and nobody is refused. It is given what waits for the next answers.
+fn while_clients_ask(machine: &Machine, work: impl FnOnce(&dyn Fn())) {
     let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let mut second = thread::scope(|scope| {
+    thread::scope(|scope| {
         // The scope waits for the clients, however the rest ends.
         let stopping = Stop(&stop);
         let clients: Vec<_> = (0..2)
@@ -183,33 +90,191 @@ fn one_instance_follows_the_other_and_nobody_is_refused() {
                 })
             })
             .collect();
-        let more = |what: &str| {
+        work(&|| {
             let before = served.load(Ordering::Relaxed);
-            eventually(what, || {
+            eventually("clients are served", || {
                 ensure!(served.load(Ordering::Relaxed) > before + 50, "too few");
                 Ok(())
             })
-        };
-        let mut works = || -> anyhow::Result<Process> {
-            more("the first serves")?;
-            let second = start(&machine, "b", &calls);
-            notified.is_ready();
-            assert!(first.wait().success(), "systemd would start it again");
-            more("the second serves")?;
-            Ok(second)
-        };
-        let second = works();
+            .unwrap();
+        });
         drop(stopping);
         for client in clients {
             assert_eq!(client.join().expect("no panic"), Ok(()));
         }
-        second.unwrap()
     });
-    machine.answers(200, admin, "weir", "/readyz");
-    second.terminate();
-    assert!(second.wait().success());
-    let left: Vec<_> = fs::read_dir(machine.shared().join("runtime")).unwrap().collect();
-    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn systemd_finds_no_fault_with_the_units() {
+    let namespace = Namespace::new().expect("this needs root");
+    let systemd = Systemd::boot(&namespace, &[]);
+    let mark = systemd.mark().to_owned();
+    let before = Leftovers::picture(&mark, &namespace).unwrap();
+    let units = "weir-ingress@a.service weir-ingress@b.service weir-dataplane.service run-weir-bpf.mount";
+    assert_eq!(systemd.run("systemd-analyze", &format!("verify --man=no {units}")).unwrap(), "");
+    let faulty = "/run/faulty.service";
+    systemd.write(faulty, "[Service]\nType=notifies\nExecStart=/bin/true\n").unwrap();
+    let said = systemd.run("systemd-analyze", &format!("verify --man=no {faulty}"));
+    assert!(format!("{said:?}").contains("notifies"), "it would say so");
+    let security =
+        format!("security --offline=true --threshold={EXPOSED} /etc/systemd/system/weir-ingress@.service");
+    systemd.run("systemd-analyze", &security).unwrap();
+
+    drop(systemd);
+    let after = Leftovers::picture(&mark, &namespace).unwrap();
+    let gone = before.since(&after);
+    assert!(gone.iter().any(|it| it.starts_with("cgroup ")), "they were there: {gone:?}");
+    let left = Leftovers::picture(&mark, &Namespace::new().unwrap()).unwrap();
+    assert_eq!(after.since(&left), Vec::<String>::new());
+}
+
+#[test]
+fn the_unit_is_active_once_it_serves_and_has_nothing_but_its_ports() {
+    let machine = Machine::new();
+    let systemd = boot(&machine);
+    // Not before it knows what it routes by.
+    machine.proxy.set_open(false);
+    systemd.systemctl("start --no-block weir-ingress@a").unwrap();
+    machine.answers(503, ADMIN, "weir", "/readyz");
+    assert_eq!(state(&systemd, "a")[..2], ["activating", "start"]);
+    machine.proxy.set_open(true);
+    systemd.systemctl("start weir-ingress@a").unwrap();
+    assert_eq!(state(&systemd, "a"), RUNS);
+    assert_eq!(machine.get(ADMIN, "weir", "/readyz").unwrap().status, 200);
+    machine.answers(200, 80, "plain.example", "/");
+    assert_eq!(machine.get_tls(None).unwrap(), "hello");
+
+    let user = status(&systemd, "a", "Uid");
+    let user = user.split_whitespace().next().expect("a user");
+    assert!(DYNAMIC.contains(&user.parse().expect("a number")), "{user}");
+    for field in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(status(&systemd, "a", field), CAP_NET_BIND_SERVICE, "{field}");
+    }
+    for (field, wanted) in [("NoNewPrivs", "1"), ("Seccomp", "2"), ("Groups", user)] {
+        assert_eq!(status(&systemd, "a", field), wanted, "{field}");
+    }
+    // Its file system is shut for root, too.
+    let process = systemd.property("weir-ingress@a", "MainPID");
+    for place in ["/etc/weir/new", "/usr/local/bin/new", "/sys/fs/cgroup/new"] {
+        let refused =
+            systemd.run("nsenter", &format!("--target {process} --mount mkdir {place}")).unwrap_err();
+        assert!(refused.to_string().contains("Read-only file system"), "{refused}");
+        systemd.run("mkdir", place).expect("elsewhere it is open");
+    }
     let refused = machine.proxy.seen().refused;
     assert!(refused.iter().all(|asked| asked.action.2 == "secrets"), "{refused:?}");
+}
+
+#[test]
+fn a_program_in_the_units_sandbox_is_refused_what_others_may() {
+    let namespace = Namespace::new().expect("this needs root");
+    let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+    let systemd = Systemd::boot(&namespace, &[(kubeconfig.path(), "/etc/weir/ingress.kubeconfig")]);
+    let tries: Vec<String> = ATTEMPTS
+        .iter()
+        .map(|attempt| format!("if {attempt} > /dev/null 2>&1; then echo did; else echo failed; fi\n"))
+        .collect();
+    systemd.write("/usr/local/bin/attempt", &tries.concat()).unwrap();
+    systemd.write("/tmp/others", "").unwrap();
+    systemd.run("mknod", "/dev/extra c 1 3").unwrap();
+    let free = "--reuid 65532 --regid 65532 --clear-groups sh /usr/local/bin/attempt";
+    let free = systemd.run("setpriv", free).unwrap();
+    assert_eq!(free.lines().collect::<Vec<_>>(), vec!["did"; ATTEMPTS.len()]);
+    systemd.run("rm", "/tmp/program").unwrap();
+
+    let changed = "[Service]\nType=oneshot\nRestart=no\nExecStart=\nExecStart=/bin/sh /usr/local/bin/attempt\n\
+                   StandardOutput=truncate:/run/attempted\n";
+    systemd.write("/etc/systemd/system/weir-ingress@.service.d/attempt.conf", changed).unwrap();
+    systemd.systemctl("daemon-reload").unwrap();
+    systemd.systemctl("start weir-ingress@attempt").unwrap();
+    let shut = systemd.run("cat", "/run/attempted").unwrap();
+    let allowed: Vec<_> = shut.lines().zip(ATTEMPTS).filter(|(result, _)| *result != "failed").collect();
+    assert_eq!((shut.lines().count(), allowed), (ATTEMPTS.len(), vec![]));
+}
+
+#[test]
+fn one_instance_follows_the_other_and_nobody_is_refused() {
+    let machine = Machine::new();
+    let systemd = boot(&machine);
+    systemd.systemctl("enable --now weir-ingress@a").unwrap();
+    while_clients_ask(&machine, |more| {
+        more();
+        // As the unit says it.
+        systemd.systemctl("start weir-ingress@b").unwrap();
+        systemd.systemctl("disable weir-ingress@a").unwrap();
+        systemd.systemctl("enable weir-ingress@b").unwrap();
+        eventually("the first ends, and stays ended", || {
+            let first = state(&systemd, "a");
+            ensure!(first == ENDED, "{first:?}");
+            Ok(())
+        })
+        .unwrap();
+        more();
+        // And back.
+        systemd.systemctl("start weir-ingress@a").unwrap();
+        more();
+    });
+    assert_eq!(state(&systemd, "a"), RUNS);
+    let enabled = ["a", "b"].map(|it| systemd.property(&format!("weir-ingress@{it}"), "UnitFileState"));
+    assert_eq!(enabled, ["disabled", "enabled"]);
+    eventually("the second ends", || {
+        let second = state(&systemd, "b");
+        ensure!(second == ENDED, "{second:?}");
+        Ok(())
+    })
+    .unwrap();
+    machine.answers(200, ADMIN, "weir", "/readyz");
+}
+
+#[test]
+fn it_is_tried_again_until_it_can_start() {
+    let machine = Machine::new();
+    let systemd = Systemd::boot(&machine.namespace, &[]);
+    // As on a machine whose kubeconfig comes later.
+    systemd.systemctl("start weir-ingress@a").unwrap_err();
+    eventually("more starts than systemd allows by itself", || {
+        let [_, sub, _, restarts] = state(&systemd, "a");
+        ensure!(sub == "auto-restart" && restarts.parse::<u32>()? > 5, "{sub} after {restarts}");
+        Ok(())
+    })
+    .unwrap();
+    let kubeconfig = fs::read_to_string(machine.shared().join("kubeconfig")).unwrap();
+    systemd.write("/etc/weir/ingress.kubeconfig", &kubeconfig).unwrap();
+    machine.answers(200, 80, "plain.example", "/");
+}
+
+#[test]
+fn a_crash_is_followed_by_another_start_and_a_stop_by_a_drain() {
+    let machine = Machine::new();
+    let systemd = boot(&machine);
+    systemd.systemctl("start weir-ingress@a").unwrap();
+    systemd.systemctl("kill --signal=KILL weir-ingress@a").unwrap();
+    let again = ["active", "running", "success", "1"];
+    eventually("it is started again", || {
+        let now = state(&systemd, "a");
+        ensure!(now == again, "{now:?}");
+        Ok(())
+    })
+    .unwrap();
+    machine.answers(200, 80, "plain.example", "/");
+
+    let held = thread::scope(|scope| {
+        let client = scope.spawn(|| machine.get_held(80));
+        let mut waits = machine.backend.held();
+        systemd.systemctl("stop --no-block weir-ingress@a").unwrap();
+        eventually("it takes no more", || {
+            ensure!(machine.get(80, "plain.example", "/").is_err(), "it does");
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(state(&systemd, "a")[..2], ["deactivating", "stop-sigterm"]);
+        say_hello(&mut waits).unwrap();
+        client.join().expect("no panic").unwrap()
+    });
+    assert_eq!((held.status, held.body.as_str()), (200, "hello"));
+    systemd.systemctl("stop weir-ingress@a").unwrap();
+    let [active, sub, result, _] = state(&systemd, "a");
+    assert_eq!([active, sub, result], ["inactive", "dead", "success"]);
+    assert_eq!(systemd.run("ls", "-A /run/weir-ingress").unwrap(), "", "nothing of it stays there");
 }
