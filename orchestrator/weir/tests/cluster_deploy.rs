@@ -1,6 +1,6 @@
 //! What `deploy/` ships is enough, and no more: the real agent runs with the capabilities, the file system and the RBAC
-//! rules of the manifest and of the unit, against the real API server, and serves. The same for the ingress is in
-//! `deploy/ingress`.
+//! rules of the manifest and of the unit, against the real API server, and serves. `deploy/unit.rs` runs the units under a
+//! real systemd; the same for the ingress is in `deploy/ingress`.
 
 mod deploy;
 

@@ -5,3 +5,4 @@ mod ingress;
 pub(crate) mod manifest;
 pub(crate) mod proxy;
 mod systemd;
+mod unit;

@@ -19,8 +19,9 @@ cp "$UNITS"/* etc
 
 mount -t overlay -o lowerdir=/,upperdir=upper,workdir=work overlay root
 mount -t proc -o nosuid,nodev,noexec proc root/proc
-# The settings are every namespace's, and not systemd's to change.
+# All settings but those of its own network are this machine's.
 mount --bind root/proc/sys root/proc/sys
+mount --bind root/proc/sys/net root/proc/sys/net
 mount -o remount,bind,ro root/proc/sys
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs root/sys
 mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 root/sys/fs/cgroup
