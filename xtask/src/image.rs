@@ -18,13 +18,17 @@ pub(crate) const ECHO: &str = "weir.dev/echo:latest";
 /// Name and tag of Weir's own image, as the manifests in `deploy` ask for it.
 const WEIR: &str = concat!("weir.dev/weir:", env!("CARGO_PKG_VERSION"));
 
-/// Builds the image of `weir`, the executable with the libraries that it is linked with, and says where it is.
+/// Where programs look for the authorities that they trust, on Debian and in the image.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// Builds the image of `weir` and says where it is: the executable, the libraries that it is linked with, and authorities, since
+/// an external authentication or a collector of traces may be anybody's.
 pub(crate) fn weir(profile: build::Profile) -> Result<()> {
     let program = build::weir(profile)?;
     let mut files = vec![("weir".to_owned(), program.clone())];
-    for library in command::shared_libraries(&program)? {
-        let place = library.strip_prefix("/").context("ldd names whole paths")?;
-        files.push((place.to_str().context("a library's path is UTF-8")?.to_owned(), library.clone()));
+    for file in command::shared_libraries(&program)?.into_iter().chain([AUTHORITIES.into()]) {
+        let place = file.strip_prefix("/").context("ldd names whole paths")?;
+        files.push((place.to_str().context("a library's path is UTF-8")?.to_owned(), file.clone()));
     }
     // Debug information is most of the executable, and nobody debugs in a container that has nothing else.
     let stripped = build::target_dir()?.join("weir-stripped");

@@ -37,6 +37,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iptables-legacy-restore", "iptables"),
     ("conntrack", "conntrack"),
     ("systemd-analyze", "systemd"),
+    ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
 ];
 
 /// Debian's compiler and its library source.
