@@ -88,6 +88,18 @@ pub(crate) fn attackers() -> Result<()> {
     if missing.is_empty() { Ok(()) } else { install_packages(&missing) }
 }
 
+/// Installs what only the test of the ingress's container needs: a runtime, and the filter that is the default of several.
+pub(crate) fn containers() -> Result<()> {
+    const PACKAGES: &[(&str, &str)] = &[
+        ("crun", "crun"),
+        ("/usr/share/containers/seccomp.json", "golang-github-containers-common"),
+        // Nobody uses it: of what the package of the filter asks for as a network it is the smallest.
+        ("/usr/lib/podman/netavark", "netavark"),
+    ];
+    let missing = missing(PACKAGES);
+    if missing.is_empty() { Ok(()) } else { install_packages(&missing) }
+}
+
 /// Installs what only the test of the ingress's status page needs.
 pub(crate) fn browser() -> Result<()> {
     let missing = missing(&[("chromium", "chromium")]);

@@ -65,6 +65,9 @@ pub(crate) fn run(kind: Option<Kind>, filter: &str, bless: bool) -> Result<()> {
     if kinds.contains(&Kind::Netns) {
         setup::browser()?;
     }
+    if kinds.contains(&Kind::Cluster) {
+        setup::containers()?;
+    }
     let targets = targets()?;
     let mut tally = Tally::default();
     let mut complete = true;

@@ -12,7 +12,7 @@ use weir_tests::eventually;
 
 use super::{
     Machine,
-    process::{Place, Process},
+    runtime::{Place, Process},
     say_hello, shipped,
 };
 use crate::deploy::{manifest, proxy::Asked};
@@ -22,10 +22,7 @@ fn start(machine: &Machine, more: &[String], name: &str) -> Process {
     let (container, pod) = (shipped::container(), shipped::pod());
     let context = container.security_context.expect("a security context");
     let of_pod = pod.security_context.expect("a security context of the pod");
-    for sysctl in of_pod.sysctls.iter().flatten() {
-        let below_net = sysctl.name.strip_prefix("net.").expect("of the pod's own network");
-        machine.namespace.set(&below_net.replace('.', "/"), &sysctl.value).unwrap();
-    }
+    let sysctls = of_pod.sysctls.into_iter().flatten();
     assert_eq!(context.read_only_root_filesystem, Some(true), "as it is run here");
     assert_eq!(context.allow_privilege_escalation, Some(false), "as it is run here");
     assert!(container.env.is_none() && container.command.is_none(), "they would have to be given here");
@@ -36,11 +33,11 @@ fn start(machine: &Machine, more: &[String], name: &str) -> Process {
     let place = Place {
         namespace: &machine.namespace,
         directory: &shared,
-        program: "/opt/weir",
         args: container.args.expect("flags").into_iter().chain(more.iter().cloned()).collect(),
         env: vec![("KUBECONFIG", "/mnt/kubeconfig".to_owned())],
         id: user.try_into().expect("a user's number"),
         capabilities: &capabilities,
+        sysctls: sysctls.map(|it| (it.name, it.value.into())).collect(),
     };
     Process::start(&place, name)
 }
@@ -149,9 +146,12 @@ fn what_is_shipped_serves_and_asks_for_all_that_it_is_granted() {
     machine.answers(503, admin, "weir", &ready);
     machine.proxy.set_open(true);
     machine.answers(200, admin, "weir", &ready);
-    for (field, wanted) in
-        [("CapEff", "0000000000000000"), ("CapBnd", "0000000000000000"), ("NoNewPrivs", "1")]
-    {
+    for (field, wanted) in [
+        ("CapEff", "0000000000000000"),
+        ("CapBnd", "0000000000000000"),
+        ("NoNewPrivs", "1"),
+        ("Seccomp", "2"),
+    ] {
         assert_eq!(first.status(field), wanted, "{field}");
     }
     assert!(first.status("Uid").starts_with("65532\t65532"));

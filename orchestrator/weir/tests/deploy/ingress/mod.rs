@@ -1,11 +1,10 @@
-//! The ingress as it is shipped: the unit under a systemd of its own; the container's command with the user, the capabilities
-//! and the file system that the manifest gives. Both with the shipped roles, in a network of their own.
+//! The ingress as it is shipped: the unit under a systemd of its own, the container by a container runtime. Both with the
+//! shipped roles, in a network of their own.
 //!
-//! `KUBECONFIG` stands for a service account's files, since the door that knows roles speaks plain HTTP. The container
-//! runtime's default filter of system calls is its own and is not run here.
+//! `KUBECONFIG` stands for a service account's files, since the door that knows roles speaks plain HTTP.
 
 mod container;
-mod process;
+mod runtime;
 mod shipped;
 mod unit;
 
