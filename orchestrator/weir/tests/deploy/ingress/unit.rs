@@ -10,7 +10,7 @@ use anyhow::ensure;
 use weir_tests::{Leftovers, Namespace, eventually};
 
 use super::{Machine, say_hello};
-use crate::deploy::systemd::Systemd;
+use crate::deploy::{manifest, systemd::Systemd};
 
 const ADMIN: u16 = 9257;
 const CAP_NET_BIND_SERVICE: &str = "0000000000000400";
@@ -20,25 +20,24 @@ const DYNAMIC: std::ops::RangeInclusive<u32> = 61_184..=65_519;
 /// machine's API server. Anything less of a sandbox is more.
 const EXPOSED: u32 = 17;
 
-/// What every user may do, and nobody in the sandbox: one for each setting that this shows.
-const ATTEMPTS: &[&str] = &[
-    // RestrictAddressFamilies
-    "ip link show lo",
-    // RestrictNamespaces
-    "unshare --user true",
-    // LockPersonality
-    "setarch --uname-2.6 true",
-    // RestrictSUIDSGID
-    "touch /tmp/program && chmod u+s /tmp/program",
-    // ProtectProc
-    "test -e /proc/1",
-    // ProtectHome
-    "ls /home",
-    // PrivateDevices
-    "test -e /dev/extra",
-    // PrivateTmp
-    "test -e /tmp/others",
+/// What every user may do, and nobody in the sandbox, with the setting that it shows. Perl is what every Debian has to call the
+/// system by.
+const ATTEMPTS: &[(&str, &str)] = &[
+    ("RestrictAddressFamilies", "perl -e 'socket(my $netlink, 16, 3, 0) or exit 1'"),
+    ("RestrictNamespaces", "unshare --user true"),
+    ("LockPersonality", "setarch --uname-2.6 true"),
+    ("MemoryDenyWriteExecute", "perl -e 'exit(syscall(MMAP, 0, 4096, 7, 34, -1, 0) == -1)'"),
+    ("SystemCallFilter", "touch /tmp/own && chown $(id -u) /tmp/own"),
+    ("ProtectProc", "test -e /proc/1"),
+    ("ProtectHome", "ls /home"),
+    ("PrivateDevices", "test -e /dev/extra"),
+    ("UMask", "test $(umask) != 0077"),
+    // Also by DynamicUser.
+    ("RestrictSUIDSGID", "touch /tmp/program && chmod u+s /tmp/program"),
+    ("PrivateTmp", "test -e /tmp/others"),
 ];
+/// The number of mmap(2).
+const MMAP: &str = if cfg!(target_arch = "x86_64") { "9" } else { "222" };
 
 fn boot(machine: &Machine) -> Systemd {
     let kubeconfig = machine.shared().join("kubeconfig");
@@ -103,6 +102,17 @@ fn while_clients_ask(machine: &Machine, work: impl FnOnce(&dyn Fn())) {
             assert_eq!(client.join().expect("no panic"), Ok(()));
         }
     });
+}
+
+#[test]
+fn it_is_not_killed_before_it_has_drained() {
+    let setting = |name: &str| manifest::setting_of("systemd/weir-ingress@.service", name);
+    let command = setting("ExecStart");
+    let drain =
+        command.split_whitespace().find_map(|word| word.strip_prefix("--drain-timeout=")?.strip_suffix('s'));
+    let [drain, stop] =
+        [drain.expect("seconds"), &setting("TimeoutStopSec")].map(|it| it.parse::<u32>().unwrap());
+    assert!(stop > drain, "{stop} is not above {drain}");
 }
 
 #[test]
@@ -173,6 +183,7 @@ fn a_program_in_the_units_sandbox_is_refused_what_others_may() {
     let systemd = Systemd::boot(&namespace, &[(kubeconfig.path(), "/etc/weir/ingress.kubeconfig")]);
     let tries: Vec<String> = ATTEMPTS
         .iter()
+        .map(|(_, attempt)| attempt.replace("MMAP", MMAP))
         .map(|attempt| format!("if {attempt} > /dev/null 2>&1; then echo did; else echo failed; fi\n"))
         .collect();
     systemd.write("/usr/local/bin/attempt", &tries.concat()).unwrap();
@@ -181,7 +192,7 @@ fn a_program_in_the_units_sandbox_is_refused_what_others_may() {
     let free = "--reuid 65532 --regid 65532 --clear-groups sh /usr/local/bin/attempt";
     let free = systemd.run("setpriv", free).unwrap();
     assert_eq!(free.lines().collect::<Vec<_>>(), vec!["did"; ATTEMPTS.len()]);
-    systemd.run("rm", "/tmp/program").unwrap();
+    systemd.run("rm", "/tmp/program /tmp/own").unwrap();
 
     let changed = "[Service]\nType=oneshot\nRestart=no\nExecStart=\nExecStart=/bin/sh /usr/local/bin/attempt\n\
                    StandardOutput=truncate:/run/attempted\n";

@@ -7,7 +7,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
 };
@@ -115,7 +115,7 @@ impl Drop for Systemd {
         }
         drop(self.keeper.stdin.take());
         let status = self.keeper.wait().context("the keeper");
-        if !status.as_ref().is_ok_and(|status| status.success()) {
+        if !status.as_ref().is_ok_and(ExitStatus::success) {
             eprintln!("something of {} stays: {status:?}", self.mark);
         }
     }
