@@ -24,6 +24,7 @@
 mod access_log;
 mod certificate;
 mod check;
+mod clock;
 pub mod compile;
 mod config;
 mod diff;

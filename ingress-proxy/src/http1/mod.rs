@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use request::Next;
 
+use crate::clock;
 use crate::ending::{Draining, LAST_REQUEST, LINGER, LINGER_BYTES};
 use crate::metrics::Refusal;
 use crate::proxy::{Answer, Fault, Peer, Proxy, RequestId};
@@ -120,12 +121,12 @@ impl Connection<'_> {
                         if !is_first && known_to_begin != Some(has_begun) {
                             known_to_begin = Some(has_begun);
                             let wait = if has_begun { timeouts.header } else { timeouts.keepalive };
-                            self.deadline.set(Instant::now(), wait);
+                            self.deadline.set(clock::now(), wait);
                         }
                         // A connection that was never used has its first request still on the way.
                         if !is_ending && !is_first && !has_begun && self.draining.has_begun(cx) {
                             is_ending = true;
-                            self.deadline.set(Instant::now(), LAST_REQUEST);
+                            self.deadline.set(clock::now(), LAST_REQUEST);
                         }
                         if self.deadline.has_passed(cx) {
                             return Poll::Ready(Err(Missing::Late));

@@ -1,11 +1,10 @@
 //! One request: judged, sent to an endpoint that takes it, answered, accounted for.
 
-use tokio::time::Instant;
-
 use super::Connection;
 use super::client::ConnectionClient;
 use super::exchange::{Asked, End, Exchange};
-use crate::http2::{self, BothWays as _, Patience, Relay, Taken};
+use crate::clock;
+use crate::http2::{self, BothWays as _, Patience, Relay};
 use crate::policy::{Decision, Passage};
 use crate::proxy::{Answer, Attempts, CLIENT_GONE, Failed, PageRequest, Record, Then, To, Trouble};
 use crate::subrequest::Tee;
@@ -169,7 +168,7 @@ impl Connection<'_> {
         match result {
             Ok(End { keep_client, keep_endpoint }) => {
                 if keep_endpoint && header.is_none() {
-                    chosen.idle().put(endpoint, Instant::now());
+                    chosen.idle().put(endpoint, clock::now());
                 }
                 Ok((status, if keep_client { Next::Request } else { Next::Close }))
             }

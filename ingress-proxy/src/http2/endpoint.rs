@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::metrics::UpstreamFailure;
+use crate::clock;
 use crate::stream::Stream;
 use crate::upstream::{Endpoint, connect};
 use crate::wire::MAX_HEAD_BYTES;
@@ -49,7 +50,7 @@ impl Open {
     }
 
     fn take(&mut self, is_reused: bool) -> Taken {
-        self.used = Instant::now();
+        self.used = clock::now();
         Taken { sender: self.sender.clone(), is_reused, _load: Arc::clone(&self.load) }
     }
 }
@@ -90,7 +91,7 @@ impl Connections {
 
     /// Lets go of those without requests for too long. Returns how many are left.
     pub(crate) fn sweep(&self) -> usize {
-        let now = Instant::now();
+        let now = clock::now();
         let mut open = self.lock();
         open.retain(|one| one.load() > 0 || now.duration_since(one.used) < self.longest);
         open.len()
@@ -124,7 +125,7 @@ impl Connections {
             builder.handshake(stream).await.map_err(|_| UpstreamFailure::InvalidResponse)?;
         // Ends when the endpoint closes it, or when nobody holds a sender or a stream any more.
         tokio::spawn(drive(connection));
-        let mut opened = Open { sender, load: Arc::default(), used: Instant::now() };
+        let mut opened = Open { sender, load: Arc::default(), used: clock::now() };
         let taken = opened.take(false);
         self.lock().push(opened);
         Ok(taken)

@@ -7,7 +7,6 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request};
-use tokio::time::Instant;
 
 use super::body::RequestBody;
 use super::both_ways::{self, BothWays as _};
@@ -17,6 +16,7 @@ use super::exchange::{Asked, Exchange};
 use super::head;
 use super::patience::Patience;
 use super::relay::Relay;
+use crate::clock;
 use super::reply::Reply;
 use crate::config::Timeouts;
 use crate::policy::Passage;
@@ -191,7 +191,7 @@ impl Stream<'_> {
             Ok(()) => {
                 let status = exchange.client.reply.status;
                 if exchange.keeps_endpoint() && header.is_none() {
-                    chosen.idle().put(endpoint, Instant::now());
+                    chosen.idle().put(endpoint, clock::now());
                 }
                 Ok(status)
             }

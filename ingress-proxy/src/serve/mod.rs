@@ -23,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clock::in_turns;
 use crate::config::Timeouts;
 use crate::http1;
 use crate::http2;
@@ -193,12 +194,12 @@ impl Server {
             return;
         };
         let server = Arc::clone(self);
-        self.connections.spawn(async move {
+        self.connections.spawn(in_turns(async move {
             let _slot = slot;
             server.metrics.connections.inc();
             server.connection(stream, peer, tls).await;
             server.metrics.connections.dec();
-        });
+        }));
     }
 
     async fn connection(&self, mut stream: TcpStream, peer: SocketAddr, tls: bool) {

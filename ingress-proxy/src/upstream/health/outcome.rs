@@ -95,9 +95,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::clock::now_us;
     use crate::compile::CheckKind;
     use crate::config::Timeouts;
-    use crate::upstream::clock::now_us;
 
     fn check() -> HealthCheck {
         HealthCheck {
