@@ -307,13 +307,13 @@ impl Proxy {
     /// Waits for what the policies decide.
     pub(crate) async fn settle(&self, record: &mut Record, decision: Option<Decision>) -> Result<(), Answer> {
         if let Some(decision) = decision {
-            let passage = self.let_in(decision, record.id.as_str()).await?;
+            let passage = self.let_in(decision, &record.id).await?;
             record.passage = Some(passage);
         }
         Ok(())
     }
 
-    pub(super) async fn let_in(&self, decision: Decision, id: &str) -> Result<Box<Passage>, Answer> {
+    pub(super) async fn let_in(&self, decision: Decision, id: &RequestId) -> Result<Box<Passage>, Answer> {
         decision.settled(&self.subrequests.asker(id)).await.map_err(|reply| {
             self.metrics.policies.answered(reply.by);
             Answer::from(reply)
