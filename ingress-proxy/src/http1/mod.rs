@@ -56,14 +56,15 @@ enum Missing {
 }
 
 /// Serves a connection of which `input` was read. Its first head must be complete at `deadline`.
-pub(crate) async fn serve(
+pub(crate) fn serve(
     proxy: &Proxy,
     stream: Stream,
     input: Buffer,
     peer: Peer,
     deadline: Instant,
     draining: CancellationToken,
-) {
+) -> impl Future<Output = ()> {
+    // Made out here: an async function would keep what it was given beside what it makes of it.
     let mut connection = Connection {
         proxy,
         peer,
@@ -74,18 +75,20 @@ pub(crate) async fn serve(
         deadline: Deadline::new(deadline),
         draining: Draining::new(draining),
     };
-    let mut is_first = true;
-    loop {
-        let length = match connection.head_arrives(is_first).await {
-            Ok(length) => length,
-            Err(missing) => {
-                return connection.give_up(missing).await;
+    async move {
+        let mut is_first = true;
+        loop {
+            let length = match connection.head_arrives(is_first).await {
+                Ok(length) => length,
+                Err(missing) => {
+                    return connection.give_up(missing).await;
+                }
+            };
+            is_first = false;
+            match connection.request(length).await {
+                Next::Request => {}
+                Next::Close => return connection.close().await,
             }
-        };
-        is_first = false;
-        match connection.request(length).await {
-            Next::Request => {}
-            Next::Close => return connection.close().await,
         }
     }
 }

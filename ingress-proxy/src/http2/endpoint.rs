@@ -1,5 +1,6 @@
 //! Connections to an endpoint that speaks HTTP/2. Each carries many requests, and belongs to its endpoint.
 
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -10,8 +11,8 @@ use h2::{Ping, PingPong};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
-use crate::metrics::UpstreamFailure;
 use crate::clock;
+use crate::metrics::UpstreamFailure;
 use crate::stream::Stream;
 use crate::upstream::{Endpoint, connect};
 use crate::wire::MAX_HEAD_BYTES;
@@ -64,6 +65,14 @@ pub(crate) struct Taken {
     pub(crate) _load: Arc<()>,
 }
 
+impl Taken {
+    /// Waits, but not longer, until the endpoint allows one more stream.
+    pub(crate) async fn ready(&mut self, longest: Duration) -> Result<(), UpstreamFailure> {
+        let ready = timeout(longest, poll_fn(|cx| self.sender.poll_ready(cx))).await;
+        ready.map_err(|_| UpstreamFailure::WriteTimeout)?.map_err(|_| UpstreamFailure::Closed)
+    }
+}
+
 impl Connections {
     /// For connections that may be without requests for so long.
     pub(crate) fn new(longest: Duration) -> Self {
@@ -86,7 +95,8 @@ impl Connections {
                 None => self.open(endpoint, longest).await,
             }
         };
-        timeout(longest, opening).await.unwrap_or(Err(UpstreamFailure::ConnectTimeout))
+        // Apart: it is rare, and would be room in every stream's task.
+        Box::pin(timeout(longest, opening)).await.unwrap_or(Err(UpstreamFailure::ConnectTimeout))
     }
 
     /// Lets go of those without requests for too long. Returns how many are left.

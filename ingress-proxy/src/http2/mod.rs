@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use both_ways::{BothWays, run};
 pub(crate) use client::Client;
-pub(crate) use endpoint::{Connections, Taken};
+pub(crate) use endpoint::Connections;
 pub(crate) use head::from_http1;
 pub(crate) use patience::Patience;
 pub(crate) use relay::Relay;
