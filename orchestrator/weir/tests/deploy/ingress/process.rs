@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// How it is to run.
 pub(super) struct Place<'a> {
     pub(super) namespace: &'a Namespace,
-    /// The only directory of this machine's that it sees: a kubeconfig, `runtime`, `notify`.
+    /// The only directory of this machine's that it sees: a kubeconfig, `serviceaccount`, `runtime`, `notify`.
     pub(super) directory: &'a Path,
     /// Where the program is.
     pub(super) program: &'a str,
@@ -32,7 +32,7 @@ pub(super) struct Place<'a> {
     pub(super) id: u32,
     /// As `setpriv` writes them: `net_bind_service`.
     pub(super) capabilities: &'a [String],
-    /// Whether there is a runtime directory, and the kubeconfig is a credential.
+    /// Whether there is a runtime directory, and the kubeconfig is a credential; a pod has a service account's files.
     pub(super) is_unit: bool,
     /// System calls that it may make, by name; all, if none is given.
     pub(super) calls: &'a [String],
@@ -50,6 +50,9 @@ if [ "$UNIT" = 1 ]; then
   mkdir -p /run/weir-ingress /run/credentials
   mount --bind /mnt/runtime /run/weir-ingress
   install -m 0400 -o "$ID" /mnt/kubeconfig /run/credentials/kubeconfig
+else
+  mkdir -p /var/run/secrets/kubernetes.io/serviceaccount
+  mount --bind /mnt/serviceaccount /var/run/secrets/kubernetes.io/serviceaccount
 fi
 for covered in /tmp /var/tmp /dev/shm; do mount -t tmpfs -o ro tmpfs "$covered"; done
 for shown in /run "$(dirname "$PROGRAM")" /mnt /; do mount -o remount,bind,ro "$shown"; done
@@ -122,6 +125,11 @@ impl Process {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         line.expect("a status has it").trim().to_owned()
+    }
+
+    /// What it has written to its standard error.
+    pub(super) fn said(&self) -> String {
+        fs::read_to_string(&self.log).expect("a log")
     }
 
     /// Asks it to end, as the kubelet and systemd do.
