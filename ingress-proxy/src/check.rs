@@ -187,7 +187,10 @@ pub(crate) fn assume_the_rest(snapshot: &mut Snapshot) {
         for name in ingress.annotations.iter().filter_map(fallback) {
             let key = ObjectKey::new(&ingress.key.namespace, &name);
             let port = PortFact { name: String::new(), number: 80, protocol: None };
-            snapshot.services.entry(key).or_insert(ServiceFact { ports: vec![port], external_name: false });
+            snapshot
+                .services
+                .entry(key)
+                .or_insert(ServiceFact { ports: vec![port], ..ServiceFact::default() });
         }
         for secret in ingress.spec.tls.iter().flatten().filter_map(|tls| tls.secret_name.as_deref()) {
             let key = ObjectKey::new(&ingress.key.namespace, secret);
@@ -214,11 +217,7 @@ fn assume_backend(
     let number = port.number.and_then(|number| u16::try_from(number).ok());
     let name = port.name.unwrap_or_else(|| number.map(|number| number.to_string()).unwrap_or_default());
     let fact = PortFact { name, number: number.unwrap_or(80), protocol: None };
-    let ports = &mut snapshot
-        .services
-        .entry(key)
-        .or_insert(ServiceFact { ports: Vec::new(), external_name: false })
-        .ports;
+    let ports = &mut snapshot.services.entry(key).or_default().ports;
     if !ports.contains(&fact) {
         ports.push(fact);
     }

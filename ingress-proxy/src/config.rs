@@ -31,6 +31,12 @@ pub struct Config {
     #[arg(long)]
     pub publish_address: Vec<String>,
 
+    /// A Service, `namespace/name`, whose addresses are published instead, and followed: those of its load balancer and its
+    /// external ones; without those a name that it stands for, or its cluster IP unless it is of type LoadBalancer. While it
+    /// is not there or has none, a warning says so, and every status stays as it is.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub publish_service: Option<String>,
+
     /// Networks whose `X-Forwarded-*`, `X-Real-IP` and `X-Request-ID` are believed, as CIDR; may be given
     /// several times. Everyone else's are overwritten.
     #[arg(long)]
@@ -153,6 +159,7 @@ impl Default for Config {
             https_address: SocketAddr::from(([0, 0, 0, 0], 443)),
             ingress_class: "weir".to_owned(),
             publish_address: Vec::new(),
+            publish_service: None,
             trusted_proxies: Vec::new(),
             proxy_protocol: false,
             workers: 0,
@@ -283,6 +290,7 @@ mod tests {
             "--read-timeout=5m",
             "--drain-timeout=1500ms",
             "--leader-elect=false",
+            "--publish-service=ingress/balancer",
             "--lease-namespace=ingress",
             "--lease-duration=30s",
         ])
@@ -293,6 +301,7 @@ mod tests {
             "read-timeout": "5m",
             "drain-timeout": "1500ms",
             "leader-elect": false,
+            "publish-service": "ingress/balancer",
             "lease-namespace": "ingress",
             "lease-duration": "30s",
         }))

@@ -24,6 +24,7 @@
 mod access_log;
 mod certificate;
 mod check;
+mod clock;
 pub mod compile;
 mod config;
 mod diff;
@@ -84,7 +85,7 @@ use serve::Server;
 use tls::Certificates;
 use trace::Tracer;
 use upstream::Checks;
-use watch::{Problems, Publisher, Watcher};
+use watch::{Problems, Publisher, Source, Watcher};
 
 /// How long worker threads may take to end after the drain.
 const WORKER_END: Duration = Duration::from_secs(1);
@@ -95,6 +96,15 @@ pub enum Error {
     /// `--default-tls-secret` is malformed.
     #[error("--default-tls-secret {0:?} is not of the form namespace/name")]
     DefaultSecret(String),
+    /// `--publish-service` is malformed.
+    #[error("--publish-service {0:?} is not of the form namespace/name")]
+    PublishService(String),
+    /// Two places are to be published.
+    #[error(
+        "--publish-service and --publish-address exclude each other: leave out the address for the Service's own, or the \
+         Service for a fixed one"
+    )]
+    PublishTwice,
     /// `--proxy-protocol` is on, and nobody may speak it.
     #[error("--proxy-protocol needs --trusted-proxies: name the networks of the load balancers in front")]
     NobodyTrusted,
@@ -151,6 +161,7 @@ pub struct Ingress {
     client: kube::Client,
     metrics: Metrics,
     default_secret: Option<ObjectKey>,
+    published: Source,
     pages: Pages,
 }
 
@@ -159,19 +170,16 @@ impl Ingress {
     pub fn new(config: Config, client: kube::Client, metrics: &mut Registry) -> Result<Self, Error> {
         let default_secret = match &config.default_tls_secret {
             None => None,
-            Some(text) => match text.split_once('/') {
-                Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
-                    Some(ObjectKey::new(namespace, name))
-                }
-                _ => return Err(Error::DefaultSecret(text.clone())),
-            },
+            Some(text) => Some(ObjectKey::parse(text).ok_or_else(|| Error::DefaultSecret(text.clone()))?),
         };
+        let published = Source::of(&config)?;
         if config.proxy_protocol && config.trusted_proxies.is_empty() {
             return Err(Error::NobodyTrusted);
         }
         config.election.check()?;
         let pages = Pages::default();
-        Ok(Self { config, client, metrics: Metrics::register(metrics), default_secret, pages })
+        let metrics = Metrics::register(metrics);
+        Ok(Self { config, client, metrics, default_secret, published, pages })
     }
 
     /// What operators see, for whoever serves it to them.
@@ -241,9 +249,9 @@ impl Ingress {
             self.default_secret.clone(),
         )
         .checking(checks);
-        let publishes = !config.publish_address.is_empty();
+        let publishes = self.published.says_something();
         let candidacy = Candidacy::new(config.election, self.client.clone(), self.metrics.election.clone());
-        let publisher = Publisher::start(self.client.clone(), config.publish_address, candidacy.leads());
+        let publisher = Publisher::start(self.client.clone(), self.published, candidacy.leads());
         let watcher = Watcher::new(
             self.client,
             &config.ingress_class,

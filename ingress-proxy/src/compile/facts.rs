@@ -14,8 +14,8 @@ use k8s_openapi::api::networking::v1::{Ingress, IngressClass, IngressSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rustls::sign::CertifiedKey;
 
-use super::Protocol;
 use super::annotations::is_ours;
+use super::{Address, Protocol};
 
 const DEFAULT_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
@@ -34,6 +34,13 @@ impl ObjectKey {
     /// The key for `namespace` and `name`.
     pub fn new(namespace: &str, name: &str) -> Self {
         Self { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    /// What `namespace/name` means. `None` if it is not of that form.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (namespace, name) = text.split_once('/')?;
+        let is_one = |part: &str| !part.is_empty() && !part.contains('/');
+        (is_one(namespace) && is_one(name)).then(|| Self::new(namespace, name))
     }
 
     /// The key of an object.
@@ -98,7 +105,7 @@ pub struct IngressFact {
     /// The specification as served.
     pub spec: IngressSpec,
     /// Addresses in `status.loadBalancer`.
-    pub published: Vec<String>,
+    pub published: Vec<Address>,
 }
 
 impl From<Ingress> for IngressFact {
@@ -114,7 +121,10 @@ impl From<Ingress> for IngressFact {
             class_annotation: annotations.remove(CLASS_ANNOTATION),
             annotations: annotations.into_iter().filter(|(key, _)| is_ours(key)).collect(),
             spec: ingress.spec.unwrap_or_default(),
-            published: published.into_iter().filter_map(|entry| entry.ip.or(entry.hostname)).collect(),
+            published: published
+                .into_iter()
+                .map(|entry| Address { ip: entry.ip, hostname: entry.hostname })
+                .collect(),
         }
     }
 }
@@ -141,13 +151,15 @@ impl PortFact {
     }
 }
 
-/// A Service: only what port names resolve to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A Service: what port names resolve to, and of one that is published where it is reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceFact {
     /// TCP ports.
     pub ports: Vec<PortFact>,
     /// Of type `ExternalName`.
     pub external_name: bool,
+    /// Where it is reached, if Ingresses are to say that they are reached there.
+    pub addresses: Vec<Address>,
 }
 
 impl From<Service> for ServiceFact {
@@ -167,6 +179,7 @@ impl From<Service> for ServiceFact {
                 })
                 .collect(),
             external_name: spec.type_.as_deref() == Some("ExternalName"),
+            addresses: Vec::new(),
         }
     }
 }

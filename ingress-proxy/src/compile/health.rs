@@ -36,6 +36,13 @@ pub enum CheckKind {
         /// The `Host`; the Service's name if there is none.
         host: Option<String>,
     },
+    /// A call of `grpc.health.v1.Health/Check`, that is to be answered with `SERVING`.
+    Grpc {
+        /// Whose health is asked for; empty for the server's.
+        service: String,
+        /// The authority; the Service's name if there is none.
+        host: Option<String>,
+    },
     /// A connection is to come about, with TLS where that is spoken.
     Tcp,
 }

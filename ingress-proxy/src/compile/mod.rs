@@ -6,6 +6,7 @@
 //! tested on values by it. One bad object costs only itself: the others compile as if it were not there, and a request to
 //! a broken backend gets 503 with the reason instead of falling through to someone else's rule.
 
+mod address;
 mod annotations;
 mod class;
 mod compiler;
@@ -24,6 +25,7 @@ mod update;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+pub use address::Address;
 pub use compiler::Compiler;
 pub use endpoints::{Endpoints, endpoints};
 pub use facts::{

@@ -10,10 +10,9 @@
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::to_client::ToClient;
 use super::to_endpoint::ToEndpoint;
+use crate::clock;
 use crate::config::Timeouts;
 use crate::metrics::UpstreamFailure;
 use crate::policy::Passage;
@@ -128,7 +127,7 @@ impl<'c> Exchange<'c> {
         let moves = Some(request.moves + response.moves);
         if moves != self.moves {
             self.moves = moves;
-            deadline.set(Instant::now(), self.patience().0);
+            deadline.set(clock::now(), self.patience().0);
         }
         if deadline.has_passed(cx) {
             return Poll::Ready(Err(self.patience().1));

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use request::Next;
 
+use crate::clock;
 use crate::ending::{Draining, LAST_REQUEST, LINGER, LINGER_BYTES};
 use crate::metrics::Refusal;
 use crate::proxy::{Answer, Fault, Peer, Proxy, RequestId};
@@ -55,14 +56,15 @@ enum Missing {
 }
 
 /// Serves a connection of which `input` was read. Its first head must be complete at `deadline`.
-pub(crate) async fn serve(
+pub(crate) fn serve(
     proxy: &Proxy,
     stream: Stream,
     input: Buffer,
     peer: Peer,
     deadline: Instant,
     draining: CancellationToken,
-) {
+) -> impl Future<Output = ()> {
+    // Made out here: an async function would keep what it was given beside what it makes of it.
     let mut connection = Connection {
         proxy,
         peer,
@@ -73,18 +75,20 @@ pub(crate) async fn serve(
         deadline: Deadline::new(deadline),
         draining: Draining::new(draining),
     };
-    let mut is_first = true;
-    loop {
-        let length = match connection.head_arrives(is_first).await {
-            Ok(length) => length,
-            Err(missing) => {
-                return connection.give_up(missing).await;
+    async move {
+        let mut is_first = true;
+        loop {
+            let length = match connection.head_arrives(is_first).await {
+                Ok(length) => length,
+                Err(missing) => {
+                    return connection.give_up(missing).await;
+                }
+            };
+            is_first = false;
+            match connection.request(length).await {
+                Next::Request => {}
+                Next::Close => return connection.close().await,
             }
-        };
-        is_first = false;
-        match connection.request(length).await {
-            Next::Request => {}
-            Next::Close => return connection.close().await,
         }
     }
 }
@@ -120,12 +124,12 @@ impl Connection<'_> {
                         if !is_first && known_to_begin != Some(has_begun) {
                             known_to_begin = Some(has_begun);
                             let wait = if has_begun { timeouts.header } else { timeouts.keepalive };
-                            self.deadline.set(Instant::now(), wait);
+                            self.deadline.set(clock::now(), wait);
                         }
                         // A connection that was never used has its first request still on the way.
                         if !is_ending && !is_first && !has_begun && self.draining.has_begun(cx) {
                             is_ending = true;
-                            self.deadline.set(Instant::now(), LAST_REQUEST);
+                            self.deadline.set(clock::now(), LAST_REQUEST);
                         }
                         if self.deadline.has_passed(cx) {
                             return Poll::Ready(Err(Missing::Late));

@@ -1,11 +1,10 @@
 //! One request: judged, sent to an endpoint that takes it, answered, accounted for.
 
-use tokio::time::Instant;
-
 use super::Connection;
 use super::client::ConnectionClient;
 use super::exchange::{Asked, End, Exchange};
-use crate::http2::{self, BothWays as _, Patience, Relay, Taken};
+use crate::clock;
+use crate::http2::{self, BothWays as _, Patience, Relay};
 use crate::policy::{Decision, Passage};
 use crate::proxy::{Answer, Attempts, CLIENT_GONE, Failed, PageRequest, Record, Then, To, Trouble};
 use crate::subrequest::Tee;
@@ -115,7 +114,8 @@ impl Connection<'_> {
         let timeouts = own_timeouts.as_ref().unwrap_or(&self.proxy.timeouts);
         let protocol = pool.protocol();
         let by_http2 = if protocol.is_http2() {
-            Some(http2::from_http1(&self.head, protocol.is_tls()).map_err(|_| Trouble::BadRequest)?)
+            let head = http2::from_http1(&self.head, protocol.is_tls()).map_err(|_| Trouble::BadRequest)?;
+            Some(Box::new(head))
         } else {
             None
         };
@@ -125,7 +125,8 @@ impl Connection<'_> {
             let to = To { attempts: &attempts, chosen: &chosen, passage, timeouts };
             let tried = match &by_http2 {
                 None => self.exchange(request, to, tee.as_mut()).await,
-                Some(head) => self.relay(request, to, head.clone(), tee.as_mut()).await,
+                // Apart: few clients of HTTP/1.1 have such endpoints, and all would have room for it.
+                Some(head) => Box::pin(self.relay(request, to, head, tee.as_mut())).await,
             };
             let failed = match tried {
                 Ok(served) => return Ok(served),
@@ -169,7 +170,7 @@ impl Connection<'_> {
         match result {
             Ok(End { keep_client, keep_endpoint }) => {
                 if keep_endpoint && header.is_none() {
-                    chosen.idle().put(endpoint, Instant::now());
+                    chosen.idle().put(endpoint, clock::now());
                 }
                 Ok((status, if keep_client { Next::Request } else { Next::Close }))
             }
@@ -185,13 +186,19 @@ impl Connection<'_> {
         &mut self,
         request: &mut Request,
         to: To<'_>,
-        head: http::Request<()>,
+        head: &http::Request<()>,
         tee: Option<&mut Tee>,
     ) -> Result<(u16, Next), Failed> {
         let To { attempts, chosen, passage, timeouts } = to;
         let Request { record, asked, expects } = request;
         let taken = chosen.connections().take(chosen, timeouts.connect).await;
-        let Taken { sender, is_reused, _load } = taken.map_err(Failed::Connect)?;
+        let mut taken = taken.map_err(Failed::Connect)?;
+        let is_reused = taken.is_reused;
+        let no_stream = |failure| {
+            let trouble = Trouble::Endpoint(failure);
+            Failed::Exchange { trouble, is_reused, can_repeat: true, told: 0 }
+        };
+        taken.ready(timeouts.write).await.map_err(no_stream)?;
         let mut client = ConnectionClient::new(
             &mut self.stream,
             (&mut self.input, expects),
@@ -201,13 +208,7 @@ impl Connection<'_> {
             &self.draining,
         );
         client.copy_to(tee);
-        let opened = Relay::open(sender, head, client, passage, timeouts).await;
-        let mut relay = opened.map_err(|failure| Failed::Exchange {
-            trouble: Trouble::Endpoint(failure),
-            is_reused,
-            can_repeat: true,
-            told: 0,
-        })?;
+        let mut relay = Relay::open(&mut taken.sender, head.clone(), client, passage).map_err(no_stream)?;
         let patience = Patience::new(&mut self.deadline, timeouts, relay.lack());
         let unwanted = |status, can_repeat| attempts.is_unwanted(record, chosen, status, can_repeat);
         let result = http2::run(&mut relay, patience, unwanted).await;

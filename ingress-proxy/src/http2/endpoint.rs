@@ -1,5 +1,6 @@
 //! Connections to an endpoint that speaks HTTP/2. Each carries many requests, and belongs to its endpoint.
 
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use h2::{Ping, PingPong};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
+use crate::clock;
 use crate::metrics::UpstreamFailure;
 use crate::stream::Stream;
 use crate::upstream::{Endpoint, connect};
@@ -49,7 +51,7 @@ impl Open {
     }
 
     fn take(&mut self, is_reused: bool) -> Taken {
-        self.used = Instant::now();
+        self.used = clock::now();
         Taken { sender: self.sender.clone(), is_reused, _load: Arc::clone(&self.load) }
     }
 }
@@ -61,6 +63,14 @@ pub(crate) struct Taken {
     /// It was there before.
     pub(crate) is_reused: bool,
     pub(crate) _load: Arc<()>,
+}
+
+impl Taken {
+    /// Waits, but not longer, until the endpoint allows one more stream.
+    pub(crate) async fn ready(&mut self, longest: Duration) -> Result<(), UpstreamFailure> {
+        let ready = timeout(longest, poll_fn(|cx| self.sender.poll_ready(cx))).await;
+        ready.map_err(|_| UpstreamFailure::WriteTimeout)?.map_err(|_| UpstreamFailure::Closed)
+    }
 }
 
 impl Connections {
@@ -85,12 +95,13 @@ impl Connections {
                 None => self.open(endpoint, longest).await,
             }
         };
-        timeout(longest, opening).await.unwrap_or(Err(UpstreamFailure::ConnectTimeout))
+        // Apart: it is rare, and would be room in every stream's task.
+        Box::pin(timeout(longest, opening)).await.unwrap_or(Err(UpstreamFailure::ConnectTimeout))
     }
 
     /// Lets go of those without requests for too long. Returns how many are left.
     pub(crate) fn sweep(&self) -> usize {
-        let now = Instant::now();
+        let now = clock::now();
         let mut open = self.lock();
         open.retain(|one| one.load() > 0 || now.duration_since(one.used) < self.longest);
         open.len()
@@ -124,7 +135,7 @@ impl Connections {
             builder.handshake(stream).await.map_err(|_| UpstreamFailure::InvalidResponse)?;
         // Ends when the endpoint closes it, or when nobody holds a sender or a stream any more.
         tokio::spawn(drive(connection));
-        let mut opened = Open { sender, load: Arc::default(), used: Instant::now() };
+        let mut opened = Open { sender, load: Arc::default(), used: clock::now() };
         let taken = opened.take(false);
         self.lock().push(opened);
         Ok(taken)

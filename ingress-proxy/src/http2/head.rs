@@ -147,7 +147,7 @@ pub(super) fn for_http2(
         fields.map(|field| field.value)
     };
     let mut result = Ok(());
-    forwarding(peer, head.host, id, networks, given, |name, value| match HeaderValue::from_str(value) {
+    forwarding(peer, head.host, id, networks, given, |name, value| match HeaderValue::from_bytes(value) {
         Ok(value) => drop(headers.insert(name, value)),
         Err(_) => result = Err(Fault::Rewrite),
     });

@@ -36,12 +36,13 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use both_ways::{BothWays, run};
 pub(crate) use client::Client;
-pub(crate) use endpoint::{Connections, Taken};
+pub(crate) use endpoint::Connections;
 pub(crate) use head::from_http1;
 pub(crate) use patience::Patience;
 pub(crate) use relay::Relay;
 use stream::Shared;
 
+use crate::clock;
 use crate::ending::{Draining, LAST_REQUEST, LINGER};
 use crate::metrics::Refusal;
 use crate::proxy::{Peer, Proxy};
@@ -90,7 +91,7 @@ pub(crate) async fn serve(
     let mut streams = FuturesUnordered::new();
     let mut connection = Connection {
         frames,
-        idle: Deadline::new(Instant::now() + proxy.timeouts.header),
+        idle: Deadline::new(clock::now() + proxy.timeouts.header),
         keepalive: proxy.timeouts.keepalive,
         draining: Draining::new(draining),
         state: State::Open,
@@ -135,7 +136,7 @@ impl Connection {
             self.state = State::Draining { is_told: false };
             if !self.is_used {
                 // Its first stream is still on the way.
-                self.idle.set(Instant::now(), LAST_REQUEST);
+                self.idle.set(clock::now(), LAST_REQUEST);
             }
         }
         loop {
@@ -156,7 +157,7 @@ impl Connection {
                 has_ended = true;
             }
             if has_ended {
-                self.idle.set(Instant::now(), self.keepalive);
+                self.idle.set(clock::now(), self.keepalive);
                 continue;
             }
             if !streams.is_empty() || !self.idle.has_passed(cx) {
@@ -167,7 +168,7 @@ impl Connection {
             }
             self.frames.abrupt_shutdown(Reason::NO_ERROR);
             self.state = State::Closing;
-            self.idle.set(Instant::now(), LINGER);
+            self.idle.set(clock::now(), LINGER);
         }
     }
 }

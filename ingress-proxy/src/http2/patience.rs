@@ -3,8 +3,7 @@
 use std::task::Context;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
+use crate::clock;
 use crate::config::Timeouts;
 use crate::metrics::UpstreamFailure;
 use crate::proxy::Trouble;
@@ -48,7 +47,7 @@ impl<'s> Patience<'s> {
 
     fn renew(&mut self, lack: Lack) {
         let (wait, _) = self.wait(lack);
-        self.deadline.set(Instant::now(), wait);
+        self.deadline.set(clock::now(), wait);
     }
 
     fn wait(&self, lack: Lack) -> (Duration, Trouble) {

@@ -7,13 +7,11 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::Request;
-use tokio::time::timeout;
 
 use super::both_ways::BothWays;
 use super::client::Client;
 use super::head;
 use super::patience::Lack;
-use crate::config::Timeouts;
 use crate::metrics::UpstreamFailure;
 use crate::policy::Passage;
 use crate::proxy::Trouble;
@@ -51,17 +49,13 @@ enum Stage {
 }
 
 impl<'s, C: Client> Relay<'s, C> {
-    /// Opens a stream at the endpoint, as soon as it allows one more.
-    pub(crate) async fn open(
-        sender: SendRequest<Bytes>,
+    /// Opens a stream on a connection that is [ready](super::endpoint::Taken::ready) for one.
+    pub(crate) fn open(
+        sender: &mut SendRequest<Bytes>,
         request: Request<()>,
         client: C,
         passage: Option<&'s Passage>,
-        timeouts: &Timeouts,
     ) -> Result<Self, UpstreamFailure> {
-        let ready = timeout(timeouts.write, sender.ready()).await;
-        let mut sender =
-            ready.map_err(|_| UpstreamFailure::WriteTimeout)?.map_err(|_| UpstreamFailure::Closed)?;
         let is_all = client.is_bodiless();
         let opened = sender.send_request(request, is_all);
         let (response, stream) = opened.map_err(|_| UpstreamFailure::Closed)?;

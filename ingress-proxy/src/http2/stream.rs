@@ -7,17 +7,16 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request};
-use tokio::time::Instant;
 
 use super::body::RequestBody;
 use super::both_ways::{self, BothWays as _};
 use super::client::StreamClient;
-use super::endpoint::Taken;
 use super::exchange::{Asked, Exchange};
 use super::head;
 use super::patience::Patience;
 use super::relay::Relay;
 use super::reply::Reply;
+use crate::clock;
 use crate::config::Timeouts;
 use crate::policy::Passage;
 use crate::proxy::{
@@ -39,7 +38,7 @@ pub(super) struct Shared<'p> {
 enum Forwarded {
     /// A head.
     Http1(Vec<u8>),
-    Http2(Request<()>),
+    Http2(Box<Request<()>>),
 }
 
 /// One request and the way back to who asked.
@@ -51,20 +50,27 @@ struct Stream<'c> {
 }
 
 /// Serves a stream to its end.
-pub(super) async fn serve(shared: &Shared<'_>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+pub(super) fn serve(
+    shared: &Shared<'_>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) -> impl Future<Output = ()> {
+    // Made out here: an async function would keep what it was given beside what it makes of it.
     let (parts, body) = request.into_parts();
     let proxy = shared.proxy;
     let mut record = Record::new(&proxy.metrics);
     let deadline = Deadline::new(record.started + proxy.timeouts.read);
     let mut stream = Stream { shared, body: RequestBody::new(body), respond, deadline };
-    let served = stream.forward(&mut record, &parts).await;
-    record.bytes_in = stream.body.bytes;
-    let status = match served {
-        Ok(status) => status,
-        Err(Some(answer)) => stream.answer(&mut record, parts.method == Method::HEAD, answer),
-        Err(None) => 0,
-    };
-    proxy.account(&record, &shared.peer, "HTTP/2", status);
+    async move {
+        let served = stream.forward(&mut record, &parts).await;
+        record.bytes_in = stream.body.bytes;
+        let status = match served {
+            Ok(status) => status,
+            Err(Some(answer)) => stream.answer(&mut record, parts.method == Method::HEAD, answer),
+            Err(None) => 0,
+        };
+        proxy.account(&record, &shared.peer, "HTTP/2", status);
+    }
 }
 
 impl Stream<'_> {
@@ -125,7 +131,7 @@ impl Stream<'_> {
                 if let Some(PageRequest { target, fields }) = page {
                     head::redirect(&mut forwarded, target, fields);
                 }
-                Forwarded::Http2(forwarded)
+                Forwarded::Http2(Box::new(forwarded))
             } else {
                 let mut forwarded = Vec::with_capacity(HEAD_BYTES);
                 write_request(&mut forwarded, request, peer, &record.id, networks, passage);
@@ -156,7 +162,7 @@ impl Stream<'_> {
             let to = To { attempts: &attempts, chosen: &chosen, passage: asked.passage, timeouts };
             let tried = match forwarded {
                 Forwarded::Http1(head) => self.exchange(record, to, head, asked).await,
-                Forwarded::Http2(head) => self.relay(record, to, head.clone()).await,
+                Forwarded::Http2(head) => self.relay(record, to, head).await,
             };
             let failed = match tried {
                 Ok(status) => return Ok(status),
@@ -191,7 +197,7 @@ impl Stream<'_> {
             Ok(()) => {
                 let status = exchange.client.reply.status;
                 if exchange.keeps_endpoint() && header.is_none() {
-                    chosen.idle().put(endpoint, Instant::now());
+                    chosen.idle().put(endpoint, clock::now());
                 }
                 Ok(status)
             }
@@ -204,19 +210,18 @@ impl Stream<'_> {
     }
 
     /// One attempt, at an endpoint that speaks HTTP/2.
-    async fn relay(&mut self, record: &mut Record, to: To<'_>, head: Request<()>) -> Result<u16, Failed> {
+    async fn relay(&mut self, record: &mut Record, to: To<'_>, head: &Request<()>) -> Result<u16, Failed> {
         let To { attempts, chosen, passage, timeouts } = to;
         let taken = chosen.connections().take(chosen, timeouts.connect).await;
-        let Taken { sender, is_reused, _load } = taken.map_err(Failed::Connect)?;
-        let can_repeat = self.body.is_at_hand();
+        let mut taken = taken.map_err(Failed::Connect)?;
+        let (is_reused, can_repeat) = (taken.is_reused, self.body.is_at_hand());
+        let no_stream = |failure| {
+            let trouble = Trouble::Endpoint(failure);
+            Failed::Exchange { trouble, is_reused, can_repeat, told: 0 }
+        };
+        taken.ready(timeouts.write).await.map_err(no_stream)?;
         let client = StreamClient::new(&mut self.body, Reply::new(&mut self.respond));
-        let opened = Relay::open(sender, head, client, passage, timeouts).await;
-        let mut relay = opened.map_err(|failure| Failed::Exchange {
-            trouble: Trouble::Endpoint(failure),
-            is_reused,
-            can_repeat,
-            told: 0,
-        })?;
+        let mut relay = Relay::open(&mut taken.sender, head.clone(), client, passage).map_err(no_stream)?;
         let patience = Patience::new(&mut self.deadline, timeouts, relay.lack());
         let unwanted = |status, can_repeat| attempts.is_unwanted(record, chosen, status, can_repeat);
         let result = both_ways::run(&mut relay, patience, unwanted).await;
@@ -247,5 +252,20 @@ impl Stream<'_> {
             }
         }
         answer.status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client has up to 128 streams at once, and each task that is made larger is memory touched for every request.
+    #[test]
+    fn a_stream_is_small() {
+        fn bytes<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = bytes(serve);
+        assert!(bytes <= 3 * 1_024, "{bytes} bytes: keep what is rare in a box of its own");
     }
 }

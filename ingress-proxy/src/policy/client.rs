@@ -1,10 +1,11 @@
 //! Who asks, and when: what a policy sees besides the request's head.
 
 use std::net::IpAddr;
-use std::sync::LazyLock;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use super::RequestHead;
+use crate::clock::in_us;
 use crate::config::Network;
 use crate::upstream::random;
 
@@ -15,7 +16,7 @@ pub(crate) struct Client {
     pub(crate) address: IpAddr,
     /// Whether the client speaks TLS, to us or to a trusted proxy in front of us.
     pub(crate) https: bool,
-    /// Microseconds since some moment in the life of this process.
+    /// In microseconds, as [`in_us`] has it.
     pub(crate) now_us: u64,
     /// A fresh random number, for every choice that is left to chance.
     pub(crate) dice: u64,
@@ -41,7 +42,7 @@ impl Client {
                 https = proto.eq_ignore_ascii_case(b"https");
             }
         }
-        Self { address: address.to_canonical(), https, now_us: us_of(now), dice: random() }
+        Self { address: address.to_canonical(), https, now_us: in_us(now), dice: random() }
     }
 }
 
@@ -60,11 +61,6 @@ pub(crate) fn behind(peer: IpAddr, hops: impl Iterator<Item = IpAddr>, trusted: 
 /// Whether one of the networks holds the address. Linear: lists are bounded where they are read.
 pub(crate) fn is_in(networks: &[Network], address: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(address))
-}
-
-fn us_of(now: Instant) -> u64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    now.saturating_duration_since(*START).as_micros() as u64
 }
 
 #[cfg(test)]

@@ -190,7 +190,8 @@ impl Decision {
         match self {
             Self::Answer(reply) => Err(reply),
             Self::Forward(passage) => Ok(passage),
-            Self::Try(trial) => trial.run(asker).await,
+            // Apart, so that requests that wait for nothing have no room for it.
+            Self::Try(trial) => Box::pin(trial.run(asker)).await,
         }
     }
 }

@@ -187,7 +187,7 @@ impl<'r> Attempts<'r> {
     fn may_go_elsewhere(&self, record: &Record, chosen: &Chosen, status: u16, can_repeat: bool) -> bool {
         self.retry.statuses.contains(&status)
             && self.is_harmless(record, can_repeat)
-            && self.retry.may_go_on(record.attempts, MAX_ATTEMPTS, record.started.elapsed())
+            && self.retry.may_go_on(record.attempts, MAX_ATTEMPTS, record.elapsed())
             && self.pool.has_other(&self.failed, Some(chosen.address()))
             && self.pool.spend_retry(self.metrics)
     }
@@ -197,7 +197,7 @@ impl<'r> Attempts<'r> {
     }
 
     fn may_go_on(&self, record: &Record) -> bool {
-        self.retry.may_go_on(record.attempts, MAX_ATTEMPTS, record.started.elapsed())
+        self.retry.may_go_on(record.attempts, MAX_ATTEMPTS, record.elapsed())
             && self.pool.has_other(&self.failed, None)
             && self.pool.spend_retry(self.metrics)
     }

@@ -40,11 +40,15 @@ impl RequestId {
         Self { name: given.map_or_else(Name::fresh, |id| Name::Given(id.into())), trace: None }
     }
 
-    pub(crate) fn as_str(&self) -> &str {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         match &self.name {
-            Name::Fresh(text) => std::str::from_utf8(text).unwrap_or_default(),
-            Name::Given(text) => text,
+            Name::Fresh(text) => text,
+            Name::Given(text) => text.as_bytes(),
         }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 
     pub(crate) fn trace(&self) -> Option<&Trace> {
@@ -60,9 +64,12 @@ impl Name {
     fn fresh() -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = [0; 32];
-        let bits = [random(), random()];
-        for (at, digit) in text.iter_mut().enumerate() {
-            *digit = DIGITS[(bits[at / 16] >> (at % 16 * 4) & 0xf) as usize];
+        let (halves, _) = text.as_chunks_mut::<16>();
+        for half in halves {
+            let (pairs, _) = half.as_chunks_mut();
+            for (pair, byte) in pairs.iter_mut().zip(random().to_be_bytes()) {
+                *pair = [byte >> 4, byte & 0xf].map(|digit| DIGITS[usize::from(digit)]);
+            }
         }
         Self::Fresh(text)
     }
@@ -119,7 +126,7 @@ pub(crate) fn forwarding<'v, V: Iterator<Item = &'v [u8]>>(
     id: &RequestId,
     networks: &[Network],
     given: impl Fn(&'static str) -> V,
-    mut set: impl FnMut(&'static str, &str),
+    mut set: impl FnMut(&'static str, &[u8]),
 ) {
     if peer.trusted {
         let mut chain = String::new();
@@ -129,15 +136,15 @@ pub(crate) fn forwarding<'v, V: Iterator<Item = &'v [u8]>>(
         let hops = chain.rsplit(',').filter_map(|text| text.trim().parse::<IpAddr>().ok());
         let client = policy::behind(peer.address, hops, networks);
         chain.push_str(&peer.text);
-        set("x-forwarded-for", &chain);
-        set("x-real-ip", &client.to_string());
+        set("x-forwarded-for", chain.as_bytes());
+        set("x-real-ip", client.to_string().as_bytes());
     } else {
-        set("x-forwarded-for", &peer.text);
-        set("x-real-ip", &peer.text);
+        set("x-forwarded-for", peer.text.as_bytes());
+        set("x-real-ip", peer.text.as_bytes());
     }
-    set("x-request-id", id.as_str());
+    set("x-request-id", id.as_bytes());
     if let Some(trace) = id.trace() {
-        set("traceparent", &trace.header());
+        set("traceparent", trace.header().as_bytes());
     }
     for (name, value) in [
         ("x-forwarded-proto", if peer.tls.is_some() { "https" } else { "http" }),
@@ -145,7 +152,7 @@ pub(crate) fn forwarding<'v, V: Iterator<Item = &'v [u8]>>(
         ("x-forwarded-port", &peer.port),
     ] {
         if !(peer.trusted && given(name).next().is_some()) {
-            set(name, value);
+            set(name, value.as_bytes());
         }
     }
 }
@@ -178,7 +185,7 @@ mod tests {
         let id = RequestId::of(values("x-request-id").next(), trusted);
         let mut set: Vec<(&'static str, String)> = Vec::new();
         forwarding(&peer, "shop.example", &id, &networks, values, |name, value| {
-            set.push((name, value.to_owned()));
+            set.push((name, String::from_utf8(value.to_vec()).unwrap()));
         });
         set
     }

@@ -3,12 +3,14 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use opentelemetry::trace::TraceId;
 use tokio::time::Instant;
 
 use super::{Answer, CLIENT_GONE, Fault, Handshake, Peer, Proxy, Reports, RequestId, Trouble};
 use crate::access_log::Line;
+use crate::clock;
 use crate::live::Target;
 use crate::metrics::{Counted, Metrics};
 use crate::policy::{By, Client, Decision, Passage, Reply, origin_form};
@@ -88,7 +90,7 @@ impl Record {
     /// Of a request of which nothing is known yet.
     pub(crate) fn new(metrics: &Metrics) -> Self {
         Self {
-            started: Instant::now(),
+            started: clock::now(),
             id: RequestId::of(None, false),
             is_idempotent: false,
             has_body: false,
@@ -105,6 +107,11 @@ impl Record {
             bytes_out: 0,
             _in_flight: Counted::new(&metrics.in_flight),
         }
+    }
+
+    /// How long it has taken so far.
+    pub(crate) fn elapsed(&self) -> Duration {
+        clock::now().duration_since(self.started)
     }
 
     /// The endpoints that it goes to: those of its target, or, where there are none, of who makes the rule's error pages.
@@ -292,7 +299,7 @@ impl Proxy {
             record.original = Some(Box::new(Original { uri, accept }));
         }
         let policy = target.policy.as_ref()?;
-        let (tls, now) = (peer.tls.is_some(), record.started.into_std());
+        let (tls, now) = (peer.tls.is_some(), record.started);
         let client = Client::of(normal, peer.address, tls, &self.trusted, now);
         Some(policy.before(normal, &client, &self.memory))
     }
@@ -300,13 +307,13 @@ impl Proxy {
     /// Waits for what the policies decide.
     pub(crate) async fn settle(&self, record: &mut Record, decision: Option<Decision>) -> Result<(), Answer> {
         if let Some(decision) = decision {
-            let passage = self.let_in(decision, record.id.as_str()).await?;
+            let passage = self.let_in(decision, &record.id).await?;
             record.passage = Some(passage);
         }
         Ok(())
     }
 
-    pub(super) async fn let_in(&self, decision: Decision, id: &str) -> Result<Box<Passage>, Answer> {
+    pub(super) async fn let_in(&self, decision: Decision, id: &RequestId) -> Result<Box<Passage>, Answer> {
         decision.settled(&self.subrequests.asker(id)).await.map_err(|reply| {
             self.metrics.policies.answered(reply.by);
             Answer::from(reply)
@@ -322,7 +329,7 @@ impl Proxy {
 
     /// Counts a request that is over, and logs it. `status` is 0 when the client got no answer.
     pub(crate) fn account(&self, record: &Record, peer: &Peer, proto: &str, status: u16) {
-        let took = record.started.elapsed();
+        let took = record.elapsed();
         let target = record.target.as_deref();
         self.count(target, status, took);
         let trace = record.id.trace();

@@ -23,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clock::in_turns;
 use crate::config::Timeouts;
 use crate::http1;
 use crate::http2;
@@ -32,6 +33,7 @@ use crate::policy::is_in;
 use crate::proxy::{Ends, Handshake, Proxy};
 use crate::rewound::Rewound;
 use crate::stream::Stream;
+use crate::tls::ClientAuth;
 use crate::wire::Buffer;
 
 /// Open client connections. Beyond, new ones are closed at once and counted: memory per connection is bounded,
@@ -193,12 +195,12 @@ impl Server {
             return;
         };
         let server = Arc::clone(self);
-        self.connections.spawn(async move {
+        self.connections.spawn(in_turns(async move {
             let _slot = slot;
             server.metrics.connections.inc();
             server.connection(stream, peer, tls).await;
             server.metrics.connections.dec();
-        });
+        }));
     }
 
     async fn connection(&self, mut stream: TcpStream, peer: SocketAddr, tls: bool) {
@@ -269,19 +271,12 @@ impl Server {
             None => None,
         };
         let acceptor = auth.as_ref().map_or_else(|| self.tls.clone(), |auth| Arc::clone(&auth.config).into());
-        let stream = match timeout_at(deadline, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => stream,
+        let (stream, handshake, is_h2) = match timeout_at(deadline, shake_hands(acceptor, stream, auth)).await
+        {
+            Ok(Ok(done)) => done,
             Ok(Err(error)) => return failed(&error),
             Err(_) => return self.metrics.refused(Refusal::HandshakeTimeout),
         };
-        let (_, session) = stream.get_ref();
-        let is_h2 = session.alpn_protocol() == Some(H2);
-        let handshake = Handshake {
-            name: session.server_name().map(|name| name.to_ascii_lowercase().into()),
-            is_shared: is_h2,
-            identity: auth.map(|auth| auth.identity(session.peer_certificates())),
-        };
-        let stream = Stream::Tls(Box::new(stream.into()));
         self.requests(stream, Buffer::default(), ends, Some(handshake), is_h2, deadline).await;
     }
 
@@ -297,11 +292,29 @@ impl Server {
         let peer = self.proxy.peer(ends, handshake);
         let draining = self.draining.clone();
         if is_h2 {
-            http2::serve(&self.proxy, stream, input, peer, deadline, draining).await;
+            // Apart: a connection of HTTP/1.1 would have room for it.
+            Box::pin(http2::serve(&self.proxy, stream, input, peer, deadline, draining)).await;
         } else {
             http1::serve(&self.proxy, stream, input, peer, deadline, draining).await;
         }
     }
+}
+
+/// The handshake of TLS, which `auth` asks for a certificate. What it says, and whether the client then speaks HTTP/2.
+async fn shake_hands(
+    acceptor: TlsAcceptor,
+    stream: Rewound<TcpStream>,
+    auth: Option<Arc<ClientAuth>>,
+) -> io::Result<(Stream, Handshake, bool)> {
+    let stream = acceptor.accept(stream).await?;
+    let (_, session) = stream.get_ref();
+    let is_h2 = session.alpn_protocol() == Some(H2);
+    let handshake = Handshake {
+        name: session.server_name().map(|name| name.to_ascii_lowercase().into()),
+        is_shared: is_h2,
+        identity: auth.map(|auth| auth.identity(session.peer_certificates())),
+    };
+    Ok((Stream::Tls(Box::new(stream.into())), handshake, is_h2))
 }
 
 /// Reads until it is clear whether this is HTTP/2 with prior knowledge. The first byte that differs decides: a request of
@@ -326,4 +339,19 @@ fn is_exhaustion(error: &io::Error) -> bool {
     [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM]
         .iter()
         .any(|errno| error.raw_os_error() == Some(*errno as i32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection that waits for its next request holds this and what the kernel has of it.
+    #[test]
+    fn a_connection_is_small() {
+        fn bytes<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = bytes(Server::connection);
+        assert!(bytes <= 4 * 1_024, "{bytes} bytes: keep what is rare in a box of its own");
+    }
 }

@@ -12,16 +12,17 @@ use super::client::SendError;
 use super::metrics::AuthOutcome;
 use super::{Subrequests, read_rest};
 use crate::policy::{Asker, Heard, Question};
+use crate::proxy::RequestId;
 
 /// Who asks for one request.
 struct AskingFor<'s> {
     subrequests: &'s Subrequests,
-    id: &'s str,
+    id: &'s RequestId,
 }
 
 impl Subrequests {
     /// Asks for the request of this id.
-    pub(crate) fn asker<'s>(&'s self, id: &'s str) -> impl Asker + 's {
+    pub(crate) fn asker<'s>(&'s self, id: &'s RequestId) -> impl Asker + 's {
         AskingFor { subrequests: self, id }
     }
 }
@@ -98,7 +99,7 @@ impl AskingFor<'_> {
 
     fn request(&self, question: &Question) -> Request<Empty<Bytes>> {
         let mut request = question.request.clone().map(|()| Empty::new());
-        if let Ok(id) = HeaderValue::from_str(self.id) {
+        if let Ok(id) = HeaderValue::from_bytes(self.id.as_bytes()) {
             request.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
         }
         // As many servers as there are hosts: their connections are not kept.

@@ -186,7 +186,7 @@ impl Cluster {
         let key = ObjectKey::new("n", name);
         let changes = Changes { services: [key.clone()].into(), ..Changes::default() };
         self.change(changes, |snapshot| {
-            let fact = ServiceFact { ports: vec![port(80)], external_name: false };
+            let fact = ServiceFact { ports: vec![port(80)], ..ServiceFact::default() };
             snapshot.services.insert(key, fact);
         });
         self.endpoints(name, endpoints);

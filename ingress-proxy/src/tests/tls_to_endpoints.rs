@@ -62,9 +62,8 @@ impl Authority {
     }
 }
 
-/// An endpoint with a certificate for `name`, that says what it saw: version, SNI, whether the client had a certificate,
-/// and the body. `clients`: who must have signed the client's.
-pub(super) async fn endpoint(authority: &Authority, name: &str, clients: Option<&Authority>) -> SocketAddr {
+/// TLS with a certificate for a name. `clients`: who must have signed the client's.
+pub(super) fn server_config(authority: &Authority, name: &str, clients: Option<&Authority>) -> ServerConfig {
     let (chain, key) = authority.sign(name);
     let pair = crate::tls::read_pair(chain.as_bytes(), key.as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -75,8 +74,13 @@ pub(super) async fn endpoint(authority: &Authority, name: &str, clients: Option<
             WebPkiClientVerifier::builder_with_provider(clients.roots(), provider).build().unwrap(),
         ),
     };
-    let resolver = rustls::sign::SingleCertAndKey::from(pair);
-    let mut config = builder.with_cert_resolver(Arc::new(resolver));
+    builder.with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(pair)))
+}
+
+/// An endpoint with a certificate for `name`, that says what it saw: version, SNI, whether the client had a certificate,
+/// and the body. `clients`: who must have signed the client's.
+pub(super) async fn endpoint(authority: &Authority, name: &str, clients: Option<&Authority>) -> SocketAddr {
+    let mut config = server_config(authority, name, clients);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

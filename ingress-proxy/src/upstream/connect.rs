@@ -26,7 +26,8 @@ pub(crate) async fn take(
     let kept = if header.is_none() { endpoint.idle().take(now) } else { None };
     match kept {
         Some(kept) => Ok((kept, true)),
-        None => Ok((connect(endpoint, longest, header.unwrap_or_default()).await?, false)),
+        // Apart: what a connect needs would be room in every task that asks for a connection.
+        None => Ok((Box::pin(connect(endpoint, longest, header.unwrap_or_default())).await?, false)),
     }
 }
 

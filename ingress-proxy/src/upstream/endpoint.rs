@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use super::clock::now_us;
 use super::ejection::Ejection;
 use super::health::Health;
 use super::latency::Latency;
 use super::tls::EndpointTls;
+use crate::clock::now_us;
 use crate::config::Timeouts;
 use crate::http2::Connections;
 use crate::idle::Idle;

@@ -5,7 +5,7 @@
 //! from it how fast an endpoint is ([`latency`]) and whether it is worth asking ([`ejection`]); where that is asked for, it also
 //! asks endpoints by itself ([`health`]). How often requests are tried again has a bound for each backend ([`budget`]).
 //!
-//! **Cost** of a choice and what is told of it: no allocation and no lock; two reads of the clock and two random numbers;
+//! **Cost** of a choice and what is told of it: no allocation and no lock; the time ([`crate::clock`]) twice, and two random numbers;
 //! for each of the two candidates three relaxed loads, and an exponential where its latency is above a millisecond; one load
 //! of the budget; four atomic writes, which are the counts of requests in flight and of references, up and down again, one
 //! that settles the choice, and at most one in a millisecond for the latency.
@@ -13,7 +13,6 @@
 mod balance;
 mod budget;
 mod choice;
-mod clock;
 mod connect;
 mod ejection;
 mod endpoint;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::balance::{Balance, Method};
 use super::choice::Choice;
-use super::clock::now_us;
 use super::health::CheckFailure;
 use super::pool::Pool;
+use crate::clock::now_us;
 
 /// One endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,9 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 
-use crate::compile::{ClassFact, IngressFact, ObjectKey, SecretFact, ServiceFact, SliceFact, Snapshot};
+use crate::compile::{
+    Address, ClassFact, IngressFact, ObjectKey, SecretFact, ServiceFact, SliceFact, Snapshot,
+};
 
 /// The kinds that are watched whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +42,11 @@ impl Change {
         Self::Ingress(ObjectKey::of(&object.metadata), here.then(|| Box::new(object.into())))
     }
 
-    pub(super) fn service(object: Service, here: bool) -> Self {
-        Self::Service(ObjectKey::of(&object.metadata), here.then(|| object.into()))
+    /// `published` is the Service whose addresses are needed.
+    pub(super) fn service(object: Service, here: bool, published: Option<&ObjectKey>) -> Self {
+        let key = ObjectKey::of(&object.metadata);
+        let addresses = if published == Some(&key) { Address::of_service(&object) } else { Vec::new() };
+        Self::Service(key, here.then(|| ServiceFact { addresses, ..object.into() }))
     }
 
     pub(super) fn slice(object: EndpointSlice, here: bool) -> Self {
@@ -59,7 +64,7 @@ pub(super) enum Effect {
     Ingress(ObjectKey),
     /// Only its published status.
     Status(ObjectKey),
-    /// The ports of this Service.
+    /// The ports of this Service, or where it is reached.
     Service(ObjectKey),
     /// The endpoints of this Service.
     Endpoints(ObjectKey),
@@ -255,7 +260,7 @@ mod tests {
 
     fn service(number: u16) -> Change {
         let port = crate::compile::PortFact { name: String::new(), number, protocol: None };
-        let fact = ServiceFact { ports: vec![port], external_name: false };
+        let fact = ServiceFact { ports: vec![port], ..ServiceFact::default() };
         Change::Service(ObjectKey::new("n", "s"), Some(fact))
     }
 
@@ -350,7 +355,7 @@ mod tests {
                 class_annotation: None,
                 annotations: BTreeMap::new(),
                 spec: IngressSpec::default(),
-                published: published.iter().map(ToString::to_string).collect(),
+                published: published.iter().copied().map(Address::from).collect(),
             };
             Change::Ingress(ObjectKey::new("n", "i"), Some(Box::new(fact)))
         };

@@ -16,9 +16,6 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::stream::{self, BoxStream, StreamExt};
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client};
@@ -31,7 +28,7 @@ use crate::metrics::Metrics;
 use change::{Change, Effect, Kind, Relists};
 pub(crate) use report::Problems;
 pub(crate) use secrets::read as read_secret;
-pub(crate) use status::Publisher;
+pub(crate) use status::{Publisher, Source};
 
 /// After a compilation the next waits for this many times what that one took: a burst of changes gets a fifth of a core.
 const PAUSES: u32 = 4;
@@ -177,6 +174,7 @@ impl Watcher {
     fn bring_up_to_date(&mut self, since: Instant) {
         let mut stale = std::mem::take(&mut self.stale);
         let mut ingresses = BTreeSet::new();
+        self.publisher.follow(&self.snapshot);
         // Twice at most: secrets that are refused a watch are the verdict of the first time.
         while !stale.rules.is_empty() {
             let started = Instant::now();
@@ -212,18 +210,24 @@ impl Watcher {
     /// All watches but those of secrets, as one stream of changes.
     fn changes(&self) -> BoxStream<'static, Change> {
         let client = &self.client;
+        let published = self.publisher.service().cloned();
+        let service = move |object, here| Change::service(object, here, published.as_ref());
         stream::select_all([
-            events::<IngressClass>(client, Kind::Class, Change::class),
-            events::<Ingress>(client, Kind::Ingress, Change::ingress),
-            events::<Service>(client, Kind::Service, Change::service),
-            events::<EndpointSlice>(client, Kind::Slice, Change::slice),
+            events(client, Kind::Class, Change::class),
+            events(client, Kind::Ingress, Change::ingress),
+            events(client, Kind::Service, service),
+            events(client, Kind::Slice, Change::slice),
         ])
         .boxed()
     }
 }
 
 /// One kind's watch, over all namespaces. Objects become facts as they arrive and are dropped.
-fn events<K>(client: &Client, kind: Kind, fact: fn(K, bool) -> Change) -> BoxStream<'static, Change>
+fn events<K>(
+    client: &Client,
+    kind: Kind,
+    fact: impl Fn(K, bool) -> Change + Send + 'static,
+) -> BoxStream<'static, Change>
 where
     K: kube::Resource<DynamicType = ()>
         + Clone

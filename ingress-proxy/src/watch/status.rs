@@ -1,43 +1,144 @@
 //! `status.loadBalancer`: where an Ingress can be reached.
+//!
+//! The addresses are given, or those of a Service: all Services are watched anyway, and of this one it is kept where it is
+//! reached. A write is needed where a status differs from them, and one replica makes it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::networking::v1::Ingress;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
+use serde_json::json;
 use tokio::sync::watch;
 
-use crate::compile::{ObjectKey, Snapshot};
+use crate::compile::{Address, ObjectKey, Snapshot};
+use crate::{Config, Error};
 
-/// A status that was written is not written again for so long: its echo may still be under way.
+/// A status that was written is not written again for so long: its echo may still be under way, and whoever writes something
+/// else is not raced.
 const ECHO: Duration = Duration::from_secs(5);
 /// The wait after a failed write, before everything that is still wrong is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Writes statuses in the background; only where they differ from what is wanted, and only while this replica leads.
-pub(crate) struct Publisher {
-    addresses: Vec<String>,
-    claimed: BTreeSet<ObjectKey>,
+/// Where the addresses come from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// They are given; if there is none, status is left alone.
+    Given(Vec<Address>),
+    /// They are this Service's.
+    Service(ObjectKey),
+}
+
+impl Source {
+    pub(crate) fn of(config: &Config) -> Result<Self, Error> {
+        let Some(service) = &config.publish_service else {
+            let given = config.publish_address.iter().map(|text| Address::from(text.as_str()));
+            return Ok(Self::Given(given.collect()));
+        };
+        if !config.publish_address.is_empty() {
+            return Err(Error::PublishTwice);
+        }
+        let key = ObjectKey::parse(service).ok_or_else(|| Error::PublishService(service.clone()))?;
+        Ok(Self::Service(key))
+    }
+
+    /// Whether anything can ever come of it.
+    pub(crate) fn says_something(&self) -> bool {
+        match self {
+            Self::Given(addresses) => !addresses.is_empty(),
+            Self::Service(_) => true,
+        }
+    }
+}
+
+/// What is to be done about statuses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// What every status is to have; if it is none, statuses stay as they are.
+    pub(super) addresses: Arc<[Address]>,
     /// The Ingresses whose status is wrong.
-    wrong: watch::Sender<BTreeSet<ObjectKey>>,
+    pub(super) wrong: BTreeSet<ObjectKey>,
+}
+
+impl Wanted {
+    /// Looks at these Ingresses again. Says whether anything else is to be done now.
+    fn look(
+        &mut self,
+        ingresses: &BTreeSet<ObjectKey>,
+        claimed: &BTreeSet<ObjectKey>,
+        snapshot: &Snapshot,
+    ) -> bool {
+        let Self { addresses, wrong } = self;
+        let is_wrong = |key: &ObjectKey| {
+            let ingress = snapshot.ingresses.get(key).filter(|_| claimed.contains(key));
+            !addresses.is_empty() && ingress.is_some_and(|ingress| *ingress.published != **addresses)
+        };
+        let mut modified = false;
+        for key in ingresses {
+            modified |= if is_wrong(key) { wrong.insert(key.clone()) } else { wrong.remove(key) };
+        }
+        modified
+    }
+}
+
+/// Knows which statuses differ from what is wanted, and has them written in the background while this replica leads.
+pub(crate) struct Publisher {
+    /// The Service whose addresses are published.
+    service: Option<ObjectKey>,
+    /// Why it has none, as it was last said.
+    fault: Option<&'static str>,
+    claimed: BTreeSet<ObjectKey>,
+    wanted: watch::Sender<Wanted>,
 }
 
 impl Publisher {
-    pub(crate) fn start(client: Client, addresses: Vec<String>, leads: watch::Receiver<bool>) -> Self {
-        let body = body(&addresses);
-        let (publisher, lists) = Self::new(addresses);
-        if !publisher.addresses.is_empty() {
-            tokio::spawn(write_all(client, body, lists, leads));
+    pub(crate) fn start(client: Client, source: Source, leads: watch::Receiver<bool>) -> Self {
+        let says_something = source.says_something();
+        let (publisher, wanted) = Self::new(source);
+        if says_something {
+            tokio::spawn(write_all(client, wanted, leads));
         }
         publisher
     }
 
-    /// And the Ingresses whose status is to be written.
-    pub(super) fn new(addresses: Vec<String>) -> (Self, watch::Receiver<BTreeSet<ObjectKey>>) {
-        let (wrong, lists) = watch::channel(BTreeSet::new());
-        (Self { addresses, claimed: BTreeSet::new(), wrong }, lists)
+    /// And what is to be written.
+    pub(super) fn new(source: Source) -> (Self, watch::Receiver<Wanted>) {
+        let (addresses, service) = match source {
+            Source::Given(addresses) => (addresses.into(), None),
+            Source::Service(service) => (Arc::default(), Some(service)),
+        };
+        let (wanted, receiver) = watch::channel(Wanted { addresses, wrong: BTreeSet::new() });
+        (Self { service, fault: None, claimed: BTreeSet::new(), wanted }, receiver)
+    }
+
+    /// The Service whose addresses are published, if they are one's.
+    pub(super) fn service(&self) -> Option<&ObjectKey> {
+        self.service.as_ref()
+    }
+
+    /// Looks where the Service is reached now. One that is reached nowhere empties no status: clients that come where they came
+    /// before are better off than those that are told of no place.
+    pub(super) fn follow(&mut self, snapshot: &Snapshot) {
+        let Some(service) = &self.service else { return };
+        let (addresses, fault) = match snapshot.services.get(service) {
+            None => (&[][..], Some("is not there")),
+            Some(fact) if fact.addresses.is_empty() => (&[][..], Some("has no address")),
+            Some(fact) => (&fact.addresses[..], None),
+        };
+        if let Some(fault) = fault.filter(|_| self.fault != fault) {
+            tracing::warn!(%service, "nothing is published, and what was stays: the Service of --publish-service {fault}");
+        }
+        self.fault = fault;
+        if *self.wanted.borrow().addresses == *addresses {
+            return;
+        }
+        // Both at once: with the old list, no addresses would be written where they were missing.
+        self.wanted.send_modify(|wanted| {
+            wanted.addresses = addresses.into();
+            wanted.look(&self.claimed, &self.claimed, snapshot);
+        });
     }
 
     /// These Ingresses are ours now, or no more.
@@ -56,55 +157,33 @@ impl Publisher {
 
     /// Publishes where it is needed: the status of these Ingresses may have changed.
     pub(super) fn publish(&self, snapshot: &Snapshot, ingresses: &BTreeSet<ObjectKey>) {
-        if self.addresses.is_empty() {
-            return;
-        }
-        let is_wrong = |key: &ObjectKey| {
-            let ingress = snapshot.ingresses.get(key).filter(|_| self.claimed.contains(key));
-            ingress.is_some_and(|ingress| ingress.published != self.addresses)
-        };
-        self.wrong.send_if_modified(|wrong| {
-            let mut modified = false;
-            for key in ingresses {
-                modified |= if is_wrong(key) { wrong.insert(key.clone()) } else { wrong.remove(key) };
-            }
-            modified
-        });
+        self.wanted.send_if_modified(|wanted| wanted.look(ingresses, &self.claimed, snapshot));
     }
-}
-
-fn body(addresses: &[String]) -> serde_json::Value {
-    let entries: Vec<_> = addresses
-        .iter()
-        .map(|address| match address.parse::<IpAddr>() {
-            Ok(_) => serde_json::json!({ "ip": address }),
-            Err(_) => serde_json::json!({ "hostname": address }),
-        })
-        .collect();
-    serde_json::json!({ "status": { "loadBalancer": { "ingress": entries } } })
 }
 
 /// What is wrong while another leads is looked at when this replica does. Ends when the publisher is dropped, or when this
 /// replica will never lead.
-async fn write_all(
-    client: Client,
-    body: serde_json::Value,
-    mut lists: watch::Receiver<BTreeSet<ObjectKey>>,
-    mut leads: watch::Receiver<bool>,
-) {
+async fn write_all(client: Client, mut wanted: watch::Receiver<Wanted>, mut leads: watch::Receiver<bool>) {
     let mut written: HashMap<ObjectKey, Instant> = HashMap::new();
+    let mut addresses = Arc::default();
     loop {
         if leads.wait_for(|leads| *leads).await.is_err() {
             return;
         }
-        let list = lists.borrow_and_update().clone();
+        let now = wanted.borrow_and_update().clone();
+        if now.addresses != addresses {
+            written.clear();
+            addresses = now.addresses;
+        }
         written.retain(|_, when| when.elapsed() < ECHO);
-        let mut failed = false;
-        for key in list {
+        let body = json!({ "status": { "loadBalancer": { "ingress": *addresses } } });
+        let (mut failed, mut awaits_echo) = (false, false);
+        for key in now.wrong {
             if written.contains_key(&key) {
+                awaits_echo = true;
                 continue;
             }
-            if !*leads.borrow() {
+            if !*leads.borrow() || wanted.borrow().addresses != addresses {
                 break;
             }
             let api = Api::<Ingress>::namespaced(client.clone(), &key.namespace);
@@ -122,9 +201,12 @@ async fn write_all(
         let again = async {
             if failed {
                 tokio::time::sleep(RETRY).await;
-                lists.has_changed().map(drop)
+                wanted.has_changed().map(drop)
+            } else if awaits_echo {
+                // Somebody else may have written since.
+                tokio::time::timeout(ECHO, wanted.changed()).await.unwrap_or(Ok(()))
             } else {
-                lists.changed().await
+                wanted.changed().await
             }
         };
         tokio::select! {
@@ -139,17 +221,5 @@ async fn lost(leads: &mut watch::Receiver<bool>) {
     // One that stands in no election leads for good.
     if leads.wait_for(|leads| !*leads).await.is_err() {
         std::future::pending::<()>().await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn addresses_and_names_have_their_own_fields() {
-        let body = super::body(&["192.0.2.1".to_owned(), "lb.example".to_owned()]);
-        assert_eq!(
-            body["status"]["loadBalancer"]["ingress"],
-            serde_json::json!([{ "ip": "192.0.2.1" }, { "hostname": "lb.example" }])
-        );
     }
 }

@@ -22,7 +22,7 @@ use crate::live::{Installer, Live, Target};
 use crate::metrics::Metrics;
 use crate::table::HostPattern;
 use crate::tls::Certificates;
-use steps::{ADDRESS, PAIRS, step};
+use steps::{PAIRS, published_service, step};
 
 const CLASS: &str = "weir";
 /// Of requests.
@@ -38,7 +38,7 @@ struct World {
     served: Served,
     compiled: Compiled,
     reporter: (report::Reporter, mpsc::Receiver<Problem>),
-    publisher: (status::Publisher, watch::Receiver<BTreeSet<ObjectKey>>),
+    publisher: (status::Publisher, watch::Receiver<status::Wanted>),
 }
 
 struct Served {
@@ -96,7 +96,7 @@ impl World {
                 &crate::metrics::Metrics::register(&mut prometheus_client::registry::Registry::default()),
                 report::Problems::default(),
             ),
-            publisher: status::Publisher::new(vec![ADDRESS.to_owned()]),
+            publisher: status::Publisher::new(status::Source::Service(published_service())),
         }
     }
 
@@ -111,6 +111,7 @@ impl World {
             }
             self.relists.apply(&mut self.snapshot, change, &mut |effect| stale.note(effect));
         }
+        self.publisher.0.follow(&self.snapshot);
         let update = self.compiler.update(&self.snapshot, &stale.rules);
         self.reporter.0.report(update.problems.clone(), update.mended.clone());
         self.publisher.0.claim(&self.snapshot, update.ingresses.clone());
@@ -164,9 +165,15 @@ impl World {
         let told: HashSet<Problem> = std::iter::from_fn(|| self.reporter.1.try_recv().ok()).collect();
         let now: HashSet<Problem> = compiled.problems.into_iter().collect();
         prop_assert_eq!(told, now.difference(problems_before).cloned().collect::<HashSet<_>>(), "Events");
-        let is_wrong = |key: &&ObjectKey| self.snapshot.ingresses[*key].published != [ADDRESS];
-        let wrong: BTreeSet<ObjectKey> = compiled.claimed.iter().filter(is_wrong).cloned().collect();
-        prop_assert_eq!(&*self.publisher.1.borrow(), &wrong, "statuses");
+        let service = self.snapshot.services.get(&published_service());
+        let addresses = service.map_or(&[][..], |service| &service.addresses);
+        let is_wrong = |key: &&ObjectKey| self.snapshot.ingresses[*key].published != addresses;
+        let claimed = compiled.claimed.iter().filter(|_| !addresses.is_empty());
+        let wanted = status::Wanted {
+            addresses: addresses.into(),
+            wrong: claimed.filter(is_wrong).cloned().collect::<BTreeSet<_>>(),
+        };
+        prop_assert_eq!(&*self.publisher.1.borrow(), &wanted, "statuses");
         Ok(())
     }
 }

@@ -1,7 +1,5 @@
 //! What is written to the other side: heads, made anew from what was understood of the ones that came.
 
-use std::io::Write as _;
-
 use http::{HeaderName, HeaderValue};
 use httparse::Header;
 
@@ -76,7 +74,7 @@ pub(crate) fn write_request(
         let fields = head.fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
         fields.map(|field| field.value)
     };
-    forwarding(peer, head.host, id, networks, given, |name, value| field(out, name, value.as_bytes()));
+    forwarding(peer, head.host, id, networks, given, |name, value| field(out, name, value));
     out.extend_from_slice(b"\r\n");
 }
 
@@ -135,7 +133,9 @@ pub(crate) fn write_response(
     });
     let set = edits.as_ref().map_or(&[][..], |edits| &edits.set);
     let appended = edits.as_ref().map_or(&[][..], |edits| &edits.appended);
-    let _ = write!(out, "HTTP/1.1 {} ", head.status); // writing into memory does not fail
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(&[100, 10, 1].map(|unit| b'0' + (head.status / unit % 10) as u8));
+    out.push(b' ');
     out.extend_from_slice(head.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
     for Header { name, value } in head.fields {

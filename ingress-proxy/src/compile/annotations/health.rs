@@ -23,38 +23,51 @@ const FALL: u32 = 3;
 const MAX_RESULTS: u32 = 100;
 /// A longer path would make a head that few servers take.
 const MAX_PATH_BYTES: usize = 4_096;
+/// Likewise of the name of a gRPC service, which is the call's message.
+const MAX_SERVICE_BYTES: usize = 4_096;
 
-/// Those that say how, and whether that is of interest to a check that only connects.
-const HOW: [(&str, bool); 7] = [
-    ("health-check-path", false),
-    ("health-check-host", false),
-    ("health-check-port", true),
-    ("health-check-interval", true),
-    ("health-check-timeout", true),
-    ("health-check-rise", true),
-    ("health-check-fall", true),
+/// Those that say how, and to which checks that is of interest.
+const HOW: [(&str, &[Word]); 8] = [
+    ("health-check-path", &[Word::Http]),
+    ("health-check-grpc-service", &[Word::Grpc]),
+    ("health-check-host", &[Word::Http, Word::Grpc]),
+    ("health-check-port", ALL),
+    ("health-check-interval", ALL),
+    ("health-check-timeout", ALL),
+    ("health-check-rise", ALL),
+    ("health-check-fall", ALL),
 ];
 
 #[derive(Clone, Copy, PartialEq)]
 enum Word {
     Http,
+    Grpc,
     Tcp,
-    Off,
+}
+
+const ALL: &[Word] = &[Word::Http, Word::Grpc, Word::Tcp];
+
+impl Word {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Grpc => "grpc",
+            Self::Tcp => "tcp",
+        }
+    }
 }
 
 /// The check that is asked for. `proxy_protocol` is what connections to the endpoints begin with.
 pub(super) fn check(r: &mut Reader<'_>, proxy_protocol: Option<ProxyProtocol>) -> Option<HealthCheck> {
-    let word = r.read("health-check", "\"http\", \"tcp\" or \"off\"", |text| match text {
-        "http" => Some(Word::Http),
-        "tcp" => Some(Word::Tcp),
-        "off" | "false" | "" => Some(Word::Off),
-        _ => None,
+    let word = r.read("health-check", "\"http\", \"grpc\", \"tcp\" or \"off\"", |text| match text {
+        "off" | "false" | "" => Some(None),
+        _ => ALL.iter().copied().find(|word| word.text() == text).map(Some),
     });
-    let Some(word @ (Word::Http | Word::Tcp)) = word else {
+    let Some(Some(word)) = word else {
         let is_forgotten = r.text("health-check").is_none();
         for (name, _) in HOW.iter().filter(|_| is_forgotten) {
             if r.text(name).is_some() {
-                r.unserved(name, "has no effect without health-check: add health-check: http, or tcp");
+                r.unserved(name, "has no effect without health-check: add health-check: http, grpc or tcp");
             }
         }
         return None;
@@ -63,6 +76,9 @@ pub(super) fn check(r: &mut Reader<'_>, proxy_protocol: Option<ProxyProtocol>) -
         path(text).filter(|path| path.len() <= MAX_PATH_BYTES && !path.contains('#'))
     });
     let host = r.read("health-check-host", "a host, maybe with a port", |text| vhost(text).map(|_| text));
+    let service = r.read("health-check-grpc-service", "a name of at most 4096 bytes", |text| {
+        (text.len() <= MAX_SERVICE_BYTES && !text.contains(char::is_control)).then_some(text)
+    });
     let port = r.number("health-check-port", 0..=u32::from(u16::MAX));
     let interval = wait(r, "health-check-interval", "a time from 100ms to 1h", MIN_INTERVAL, MAX_INTERVAL);
     let interval = interval.unwrap_or(INTERVAL);
@@ -75,16 +91,16 @@ pub(super) fn check(r: &mut Reader<'_>, proxy_protocol: Option<ProxyProtocol>) -
     }
     let rise = r.number("health-check-rise", 1..=MAX_RESULTS).unwrap_or(RISE);
     let fall = r.number("health-check-fall", 1..=MAX_RESULTS).unwrap_or(FALL);
-    if word == Word::Tcp {
-        for (name, _) in HOW.iter().filter(|(_, is_of_tcp)| !is_of_tcp) {
-            if r.text(name).is_some() {
-                r.unserved(name, "has no effect: health-check: tcp sends no request");
-            }
+    for (name, _) in HOW.iter().filter(|(_, words)| !words.contains(&word)) {
+        if r.text(name).is_some() {
+            r.unserved(name, &format!("has no effect with health-check: {}", word.text()));
         }
     }
+    let host = host.map(str::to_owned);
     let kind = match word {
-        Word::Http => CheckKind::Http { path: way.unwrap_or("/").to_owned(), host: host.map(str::to_owned) },
-        Word::Tcp | Word::Off => CheckKind::Tcp,
+        Word::Http => CheckKind::Http { path: way.unwrap_or("/").to_owned(), host },
+        Word::Grpc => CheckKind::Grpc { service: service.unwrap_or_default().to_owned(), host },
+        Word::Tcp => CheckKind::Tcp,
     };
     Some(HealthCheck {
         kind,
@@ -144,8 +160,10 @@ mod tests {
             proxy_protocol: None,
         };
         assert_eq!(fine(&[("health-check", "http")]), Some(expected.clone()));
-        let tcp = HealthCheck { kind: CheckKind::Tcp, ..expected };
+        let tcp = HealthCheck { kind: CheckKind::Tcp, ..expected.clone() };
         assert_eq!(fine(&[("health-check", "tcp")]), Some(tcp));
+        let kind = CheckKind::Grpc { service: String::new(), host: None };
+        assert_eq!(fine(&[("health-check", "grpc")]), Some(HealthCheck { kind, ..expected }));
         for off in ["off", "false", ""] {
             assert_eq!(fine(&[("health-check", off), ("health-check-path", "/up")]), None);
         }
@@ -177,6 +195,14 @@ mod tests {
             proxy_protocol: Some(ProxyProtocol::V2),
         };
         assert_eq!(check, Some(expected));
+        let check = fine(&[
+            ("health-check", "grpc"),
+            ("health-check-grpc-service", "shop.v1.Shop"),
+            ("health-check-host", "up.example"),
+        ]);
+        let kind =
+            CheckKind::Grpc { service: "shop.v1.Shop".to_owned(), host: Some("up.example".to_owned()) };
+        assert_eq!(check.unwrap().kind, kind);
         let same_port = fine(&[("health-check", "tcp"), ("health-check-port", "0")]).unwrap().port;
         assert_eq!(same_port, None);
     }
@@ -213,10 +239,10 @@ mod tests {
             let said = fault(&[("health-check", "http"), (name, bad)]);
             assert!(said.starts_with(&format!("annotation weir.dev/{name}: {bad:?} is not ")), "{said}");
         }
-        let said = fault(&[("health-check", "grpc"), ("health-check-path", "/up")]);
+        let said = fault(&[("health-check", "udp"), ("health-check-path", "/up")]);
         assert_eq!(
             said,
-            "annotation weir.dev/health-check: \"grpc\" is not \"http\", \"tcp\" or \"off\": it is ignored"
+            "annotation weir.dev/health-check: \"udp\" is not \"http\", \"grpc\", \"tcp\" or \"off\": it is ignored"
         );
     }
 
@@ -224,10 +250,17 @@ mod tests {
     fn what_has_no_effect_is_told() {
         let said = fault(&[("health-check-path", "/up")]);
         assert!(
-            said.ends_with("has no effect without health-check: add health-check: http, or tcp"),
+            said.ends_with("has no effect without health-check: add health-check: http, grpc or tcp"),
             "{said}"
         );
-        let said = fault(&[("health-check", "tcp"), ("health-check-host", "a.example")]);
-        assert!(said.ends_with("has no effect: health-check: tcp sends no request"), "{said}");
+        for (word, name, value) in [
+            ("tcp", "health-check-host", "a.example"),
+            ("tcp", "health-check-path", "/up"),
+            ("grpc", "health-check-path", "/up"),
+            ("http", "health-check-grpc-service", "shop.v1.Shop"),
+        ] {
+            let said = fault(&[("health-check", word), (name, value)]);
+            assert!(said.ends_with(&format!("has no effect with health-check: {word}")), "{said}");
+        }
     }
 }

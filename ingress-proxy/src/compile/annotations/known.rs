@@ -113,6 +113,7 @@ pub(crate) const KNOWN: &[(&str, Known)] = &[
     ("global-rate-limit-window", Known::NotYet),
     ("health-check", Known::Served),
     ("health-check-fall", Known::Served),
+    ("health-check-grpc-service", Known::Served),
     ("health-check-host", Known::Served),
     ("health-check-interval", Known::Served),
     ("health-check-path", Known::Served),

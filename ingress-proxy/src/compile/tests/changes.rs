@@ -29,7 +29,7 @@ fn add(snapshot: &mut Snapshot, number: usize) -> ObjectKey {
     let fact = IngressFact::from(serde_json::from_value::<Ingress>(object).unwrap());
     let (key, service) = (fact.key.clone(), ObjectKey::new("n", &format!("s{number}")));
     let port = PortFact { name: String::new(), number: 80, protocol: None };
-    snapshot.services.insert(service, ServiceFact { ports: vec![port], external_name: false });
+    snapshot.services.insert(service, ServiceFact { ports: vec![port], ..ServiceFact::default() });
     snapshot.ingresses.insert(key.clone(), fact);
     key
 }

@@ -11,13 +11,13 @@ mod text;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use http::{Response, StatusCode};
 use serde::Serialize;
 
 use super::{View, json};
 use crate::certificate::{self, Certificate};
+use crate::clock;
 use crate::compile::Reason;
 use crate::live::Target;
 use crate::policy::{Client, Decision, Passage};
@@ -218,7 +218,7 @@ impl Explanation {
         target: &Target,
     ) -> Result<Option<Box<Passage>>, Answer> {
         let Some(policy) = &target.policy else { return Ok(None) };
-        let client = Client::of(normal, question.client, asked.https, &view.proxy.trusted, Instant::now());
+        let client = Client::of(normal, question.client, asked.https, &view.proxy.trusted, clock::now());
         let mut passed: Vec<(&'static str, String)> = Vec::new();
         let decision = policy.decide(normal, &client, &view.proxy.memory, &mut passed);
         self.policies =

@@ -1,5 +1,7 @@
 //! Active checks of endpoints, as endpoints see them and as requests do.
 
+mod grpc;
+
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -123,10 +125,11 @@ async fn silent() -> (SocketAddr, Arc<AtomicUsize>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_hangs_is_given_up_and_its_connections_are_closed() {
-    for protocol in ["HTTP", "GRPC", "HTTPS"] {
+    for (kind, protocol) in [("http", "HTTP"), ("http", "GRPC"), ("grpc", "GRPC"), ("http", "HTTPS")] {
         let (a, (hanging, ended)) = (Backend::start("a").await, silent().await);
         // Half of the time nothing is under way.
         let others = [
+            ("health-check", kind),
             ("backend-protocol", protocol),
             ("health-check-interval", "100ms"),
             ("health-check-timeout", "50ms"),
@@ -231,7 +234,7 @@ async fn whatever_comes_is_a_failure_and_no_more() {
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\nx",
         b"HTTP/1.1 200 \xff\xfe\r\nN\xc3\xa4me: \xff\r\nno colon\r\n\r\n",
     ];
-    for protocol in ["HTTP", "GRPC"] {
+    for (kind, protocol) in [("http", "HTTP"), ("http", "GRPC"), ("grpc", "GRPC")] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(AtomicUsize::new(0));
@@ -245,13 +248,14 @@ async fn whatever_comes_is_a_failure_and_no_more() {
                 counted.fetch_add(1, Ordering::SeqCst);
             }
         });
-        let cluster = checking(&[address], &[&OFTEN[..], &[("backend-protocol", protocol)]].concat());
+        let others = [("health-check", kind), ("backend-protocol", protocol)];
+        let cluster = checking(&[address], &[&OFTEN[..], &others].concat());
         eventually("each was answered once", async || asked.load(Ordering::SeqCst) > answers.len()).await;
         let metrics = cluster.metrics();
-        assert!(why(&cluster, "x.com", address).is_some(), "{protocol}");
+        assert!(why(&cluster, "x.com", address).is_some(), "{kind} {protocol}");
         for result in ["Panicked", "Passed"] {
             let line = format!("weir_ingress_health_checks_total{{result=\"{result}\"}}");
-            assert!(!metrics.contains(&line), "{protocol} {metrics}");
+            assert!(!metrics.contains(&line), "{kind} {protocol} {metrics}");
         }
     }
 }

@@ -18,6 +18,7 @@ enum CheckResult {
     Status,
     Closed,
     Malformed,
+    Grpc,
     Panicked,
 }
 
@@ -60,6 +61,7 @@ impl CheckMetrics {
             Err(CheckFailure::Status(_)) => CheckResult::Status,
             Err(CheckFailure::Closed) => CheckResult::Closed,
             Err(CheckFailure::Malformed) => CheckResult::Malformed,
+            Err(CheckFailure::Grpc(_)) => CheckResult::Grpc,
             Err(CheckFailure::Panicked) => CheckResult::Panicked,
         };
         self.checks.get_or_create(&CheckLabels { result }).inc();

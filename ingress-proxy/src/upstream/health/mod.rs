@@ -14,6 +14,7 @@
 //! under way has a connection and its buffers, and at most [`MAX_CHECKS`] are.
 
 mod agenda;
+mod grpc;
 mod metrics;
 mod outcome;
 mod probe;
@@ -34,8 +35,8 @@ use crate::compile::{BackendKey, HealthCheck};
 use crate::metrics::Counted;
 use agenda::Agenda;
 pub(crate) use metrics::CheckMetrics;
-pub(crate) use outcome::CheckFailure;
 pub(super) use outcome::Health;
+pub(crate) use outcome::{CheckFailure, GrpcFailure};
 use probe::Probe;
 
 /// Checks under way, of all backends. A check that is due while so many are waits for one of them, which has its timeout.

@@ -20,8 +20,52 @@ pub(crate) enum CheckFailure {
     Closed,
     /// The answer is none.
     Malformed,
+    /// The answer to a call is none that speaks for it.
+    Grpc(GrpcFailure),
     /// What asks gave up. A bug.
     Panicked,
+}
+
+/// What a gRPC server answers that is not healthy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GrpcFailure {
+    /// The call failed with this status.
+    Status(u32),
+    /// It answered so.
+    Says(&'static str),
+}
+
+/// By their numbers (gRPC, "Status codes and their use in gRPC").
+const GRPC_STATUSES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+impl fmt::Display for GrpcFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Says(status) => write!(f, "the endpoint says that it is {status}"),
+            Self::Status(status) => {
+                let name = GRPC_STATUSES.get(status as usize).unwrap_or(&"which is none");
+                write!(f, "the endpoint answered with gRPC status {status}, {name}")
+            }
+        }
+    }
 }
 
 impl fmt::Display for CheckFailure {
@@ -32,6 +76,7 @@ impl fmt::Display for CheckFailure {
             Self::Status(status) => write!(f, "the endpoint answered with status {status}"),
             Self::Closed => f.write_str("the endpoint closed the connection without a full response"),
             Self::Malformed => f.write_str("the endpoint's response is malformed"),
+            Self::Grpc(failure) => failure.fmt(f),
             Self::Panicked => f.write_str("the check itself failed"),
         }
     }
@@ -95,9 +140,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::clock::now_us;
     use crate::compile::CheckKind;
     use crate::config::Timeouts;
-    use crate::upstream::clock::now_us;
 
     fn check() -> HealthCheck {
         HealthCheck {

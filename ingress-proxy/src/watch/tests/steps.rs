@@ -11,12 +11,13 @@ use serde_json::{Value, json};
 
 use super::super::change::{Change, Kind};
 use crate::compile::{
-    CONTROLLER, ClassFact, EndpointFact, ObjectKey, PortFact, Protocol, SecretFact, ServiceFact, SliceFact,
+    Address, CONTROLLER, ClassFact, EndpointFact, ObjectKey, PortFact, Protocol, SecretFact, ServiceFact,
+    SliceFact,
 };
 use crate::tls::self_signed;
 
-/// What is published of an Ingress, if anything is.
-pub(super) const ADDRESS: &str = "192.0.2.1";
+/// What may be published of an Ingress, and where the Service may be reached that is to be.
+const ADDRESSES: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
 /// In rules and for TLS.
 const HOSTS: [&str; 8] = ["", "a.com", "b.a.com", "www.a.com", "*.a.com", "b.com", "*.com", "no host"];
 const PATHS: [&str; 5] = ["/", "/p", "/p/q", "/(r)[0-9]", "/%2f"];
@@ -42,6 +43,11 @@ const ANNOTATIONS: [(&str, &str); 17] = [
 /// The first is the default certificate, the others are in secrets.
 pub(super) static PAIRS: LazyLock<[Arc<CertifiedKey>; 3]> =
     LazyLock::new(|| std::array::from_fn(|_| Arc::new(self_signed().unwrap())));
+
+/// Whose addresses Ingresses are to have.
+pub(super) fn published_service() -> ObjectKey {
+    ObjectKey::new("n", "a")
+}
 
 fn maybe<T: std::fmt::Debug>(some: impl Strategy<Value = T>) -> impl Strategy<Value = Option<T>> {
     prop::option::weighted(0.8, some)
@@ -71,6 +77,10 @@ fn tls() -> impl Strategy<Value = Value> {
         .prop_map(|(hosts, secret)| json!({"hosts": hosts, "secretName": secret}))
 }
 
+fn addresses() -> impl Strategy<Value = Vec<Address>> {
+    subsequence(&ADDRESSES[..], 0..=1).prop_map(|texts| texts.into_iter().map(Address::from).collect())
+}
+
 fn ingress() -> impl Strategy<Value = Change> {
     let object = (
         select(&["weir", "weir", "weir", "other"][..]),
@@ -79,14 +89,13 @@ fn ingress() -> impl Strategy<Value = Change> {
         prop::option::weighted(0.2, backend()),
         prop::collection::vec(tls(), 0..2),
         0..3_u8,
-        any::<bool>(),
+        addresses(),
     );
     (key(&["i", "j", "k"]), maybe(object)).prop_map(|(key, object)| {
         let gone = object.is_none();
         let (class, annotations, rules, backend, tls, second, published) =
-            object.unwrap_or(("", vec![], vec![], None, vec![], 0, false));
+            object.unwrap_or(("", vec![], vec![], None, vec![], 0, vec![]));
         let full = |(name, value): (&str, &str)| (format!("weir.dev/{name}"), value.to_owned());
-        let addresses = if published { json!([{"ip": ADDRESS}]) } else { json!([]) };
         let object = json!({
             "metadata": {
                 "namespace": key.namespace, "name": key.name, "uid": format!("{key}"),
@@ -94,7 +103,7 @@ fn ingress() -> impl Strategy<Value = Change> {
                 "annotations": annotations.into_iter().map(full).collect::<BTreeMap<_, _>>(),
             },
             "spec": {"ingressClassName": class, "rules": rules, "defaultBackend": backend, "tls": tls},
-            "status": {"loadBalancer": {"ingress": addresses}},
+            "status": {"loadBalancer": {"ingress": published}},
         });
         Change::ingress(serde_json::from_value::<Ingress>(object).unwrap(), !gone)
     })
@@ -105,11 +114,14 @@ fn service() -> impl Strategy<Value = Change> {
         let protocol = h2c.then_some(Protocol::Grpc);
         PortFact { name: name.to_owned(), number, protocol }
     };
-    let fact =
-        (any::<[bool; 2]>(), prop::bool::weighted(0.1)).prop_map(move |([admin, h2c], external_name)| {
+    let fact = (any::<[bool; 2]>(), prop::bool::weighted(0.1), addresses()).prop_map(
+        move |(ports, external_name, addresses)| {
+            let [admin, h2c] = ports;
             let admin = admin.then(|| port("admin", 81, false));
-            ServiceFact { ports: [port("web", 80, h2c)].into_iter().chain(admin).collect(), external_name }
-        });
+            let ports = [port("web", 80, h2c)].into_iter().chain(admin).collect();
+            ServiceFact { ports, external_name, addresses }
+        },
+    );
     (key(&["a", "b"]), maybe(fact)).prop_map(|(key, fact)| Change::Service(key, fact))
 }
 

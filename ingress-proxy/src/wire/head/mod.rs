@@ -62,42 +62,47 @@ pub(crate) enum Known {
 }
 
 impl Known {
-    /// By a field's name in any case. Cost: a jump by length and at most four comparisons.
+    /// By a field's name in any case. Cost: a jump by length, and mostly one comparison without a loop.
     pub(crate) fn of(name: &str) -> Self {
-        let candidates: &[(&str, Self)] = match name.len() {
-            2 => &[("te", Self::Te)],
-            4 => &[("host", Self::Host)],
-            6 => &[("expect", Self::Expect)],
-            7 => &[("upgrade", Self::Upgrade)],
-            9 => &[("x-real-ip", Self::RealIp), ("forwarded", Self::Forwarded)],
-            10 => &[
-                ("connection", Self::Connection),
-                ("user-agent", Self::UserAgent),
-                ("keep-alive", Self::KeepAlive),
-                ("tracestate", Self::TraceState),
-            ],
-            11 => &[("traceparent", Self::TraceParent)],
-            12 => &[("x-request-id", Self::RequestId)],
-            14 => &[("content-length", Self::ContentLength)],
-            15 => &[("x-forwarded-for", Self::ForwardedFor)],
-            16 => &[
-                ("x-forwarded-host", Self::ForwardedHost),
-                ("x-forwarded-port", Self::ForwardedPort),
-                ("proxy-connection", Self::ProxyConnection),
-            ],
-            17 => {
-                &[("transfer-encoding", Self::TransferEncoding), ("x-forwarded-proto", Self::ForwardedProto)]
-            }
-            _ => &[],
-        };
-        let found = candidates.iter().find(|(known, _)| name.eq_ignore_ascii_case(known));
-        found.map_or(Self::Other, |(_, known)| *known)
+        let name = name.as_bytes();
+        match name.len() {
+            2 if is(name, b"te") => Self::Te,
+            4 if is(name, b"host") => Self::Host,
+            6 if is(name, b"expect") => Self::Expect,
+            7 if is(name, b"upgrade") => Self::Upgrade,
+            9 if is(name, b"x-real-ip") => Self::RealIp,
+            9 if is(name, b"forwarded") => Self::Forwarded,
+            10 if is(name, b"user-agent") => Self::UserAgent,
+            10 if is(name, b"connection") => Self::Connection,
+            10 if is(name, b"keep-alive") => Self::KeepAlive,
+            10 if is(name, b"tracestate") => Self::TraceState,
+            11 if is(name, b"traceparent") => Self::TraceParent,
+            12 if is(name, b"x-request-id") => Self::RequestId,
+            14 if is(name, b"content-length") => Self::ContentLength,
+            15 if is(name, b"x-forwarded-for") => Self::ForwardedFor,
+            16 if is(name, b"x-forwarded-host") => Self::ForwardedHost,
+            16 if is(name, b"x-forwarded-port") => Self::ForwardedPort,
+            16 if is(name, b"proxy-connection") => Self::ProxyConnection,
+            17 if is(name, b"transfer-encoding") => Self::TransferEncoding,
+            17 if is(name, b"x-forwarded-proto") => Self::ForwardedProto,
+            _ => Self::Other,
+        }
     }
 
     /// Whether it concerns one connection only (RFC 9110 §7.6.1).
     pub(crate) fn is_hop_by_hop(self) -> bool {
         matches!(self, Self::Connection | Self::KeepAlive | Self::ProxyConnection | Self::Te | Self::Upgrade)
     }
+}
+
+/// Whether a field's name is this one, in any case. All bytes are compared at once: a length that the compiler knows makes it
+/// a few operations on words.
+#[inline]
+fn is<const N: usize>(name: &[u8], known: &[u8; N]) -> bool {
+    // Of the bytes that a name may have, only letters become a letter or a hyphen by this bit.
+    const LOWER: u8 = 0x20;
+    <&[u8; N]>::try_from(name)
+        .is_ok_and(|name| name.iter().zip(known).fold(0, |rest, (a, b)| rest | ((a | LOWER) ^ b)) == 0)
 }
 
 /// What `Connection` says.
@@ -139,10 +144,9 @@ pub(crate) fn is_nominated(fields: &[Header<'_>], name: &str, known: Known) -> b
 
 /// Digits and nothing else.
 pub(crate) fn read_length(value: &[u8]) -> Option<u64> {
-    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(value).ok()?.parse().ok()
+    let digit = |byte: u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
+    let longer = |length: u64, byte: &u8| length.checked_mul(10)?.checked_add(digit(*byte)?);
+    value.iter().try_fold(0, longer).filter(|_| !value.is_empty())
 }
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ pub(crate) fn container_capabilities(context: &SecurityContext) -> Capabilities 
 }
 
 /// The values of a setting of a systemd unit.
-pub(crate) fn settings_of(unit: &str, name: &str) -> Vec<String> {
+fn settings_of(unit: &str, name: &str) -> Vec<String> {
     let text = text(unit);
     text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned).collect()
 }

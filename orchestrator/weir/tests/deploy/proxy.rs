@@ -3,6 +3,8 @@
 //! Weir's own server knows its components by name and has no roles. So this stands before it: it reads each request as
 //! an authoriser does (verb, group, resource, namespace, name), asks the shipped roles, and passes on what they allow with an
 //! identity that may do everything. What it saw stays for the test to look at.
+//!
+//! It speaks plain HTTP to everybody, or TLS to those who have a token, as pods do.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +19,12 @@ use hyper_util::rt::TokioIo;
 use k8s_openapi::api::rbac::v1::{self, PolicyRule};
 use kube::{Client, client::Body};
 use serde_json::json;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::watch,
+};
+use tokio_rustls::TlsAcceptor;
 
 /// Verb, group and resource.
 pub(crate) type Action = (String, String, String);
@@ -34,6 +41,8 @@ pub(crate) struct Asked {
 pub(crate) struct Proxy {
     roles: Mutex<Vec<Role>>,
     client: Client,
+    /// Those that do not show it are turned away.
+    token: Option<String>,
     seen: Mutex<Seen>,
     is_open: watch::Sender<bool>,
 }
@@ -158,20 +167,49 @@ fn read(method: &Method, path: &str, query: &str) -> Asked {
 impl Proxy {
     /// Opens the door on a free port of the loopback address; returns the port.
     pub(crate) async fn open(roles: Vec<Role>, client: Client) -> (Arc<Self>, u16) {
+        Self::open_for(roles, client, None).await
+    }
+
+    /// The same over TLS, for those who have this token.
+    pub(crate) async fn open_to_pods(
+        roles: Vec<Role>,
+        client: Client,
+        tls: TlsAcceptor,
+        token: &str,
+    ) -> (Arc<Self>, u16) {
+        Self::open_for(roles, client, Some((tls, token.to_owned()))).await
+    }
+
+    async fn open_for(
+        roles: Vec<Role>,
+        client: Client,
+        pods: Option<(TlsAcceptor, String)>,
+    ) -> (Arc<Self>, u16) {
+        let (tls, token) = pods.unzip();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("bound").port();
         let proxy = Arc::new(Self {
             roles: Mutex::new(roles),
             client,
+            token,
             seen: Mutex::default(),
             is_open: watch::Sender::new(true),
         });
         let accepting = Arc::clone(&proxy);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let proxy = Arc::clone(&accepting);
-                let service = service_fn(move |request| Arc::clone(&proxy).answer(request));
-                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                let (proxy, tls) = (Arc::clone(&accepting), tls.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        None => proxy.serve(stream).await,
+                        // Who does not trust this server says so and goes.
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                proxy.serve(stream).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         (proxy, port)
@@ -202,10 +240,27 @@ impl Proxy {
         grants
     }
 
+    async fn serve(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin) {
+        let service = service_fn(move |request| Arc::clone(&self).answer(request));
+        // A client that goes is no error here.
+        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    }
+
+    /// Whether a request shows the token, if there has to be one.
+    fn is_let_in(&self, request: &Request<Incoming>) -> bool {
+        let shown = request.headers().get(http::header::AUTHORIZATION).and_then(|it| it.to_str().ok());
+        self.token
+            .as_deref()
+            .is_none_or(|token| shown.and_then(|it| it.strip_prefix("Bearer ")) == Some(token))
+    }
+
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let mut door = self.is_open.subscribe();
         let _ = door.wait_for(|is_open| *is_open).await;
         drop(door);
+        if !self.is_let_in(&request) {
+            return Ok(status(StatusCode::UNAUTHORIZED));
+        }
         let uri = request.uri();
         let asked = read(request.method(), uri.path(), uri.query().unwrap_or_default());
         let allowed =
@@ -221,6 +276,7 @@ impl Proxy {
         }
         let (mut head, body) = request.into_parts();
         head.headers.remove(http::header::HOST);
+        head.headers.remove(http::header::AUTHORIZATION);
         let Ok(body) = body.collect().await else { return Ok(status(StatusCode::BAD_REQUEST)) };
         let request = Request::from_parts(head, Body::from(body.to_bytes().to_vec()));
         Ok(self.client.send(request).await.unwrap_or_else(|_| status(StatusCode::BAD_GATEWAY)))

@@ -1,24 +1,23 @@
 //! The Deployment's container.
 
-use std::{fs, path::PathBuf, thread};
+use std::{fs, net::Ipv4Addr, path::PathBuf, thread};
 
 use anyhow::ensure;
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::api::{apps::v1::Deployment, networking::v1::NetworkPolicy};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use weir_tests::eventually;
 
 use super::{
-    Machine,
+    Machine, NAMESPACE,
+    authority::Authority,
     runtime::{Place, Process},
     say_hello, shipped,
 };
 use crate::deploy::{manifest, proxy::Asked};
 
-/// The container with its own flags and these.
-fn start(machine: &Machine, more: &[String], name: &str) -> Process {
+/// The container with its own flags and these, and what the kubelet gives every pod to find its API server by.
+pub(super) fn start(machine: &Machine, more: &[String], name: &str) -> Process {
     let (container, pod) = (shipped::container(), shipped::pod());
     let context = container.security_context.expect("a security context");
     let of_pod = pod.security_context.expect("a security context of the pod");
@@ -29,12 +28,16 @@ fn start(machine: &Machine, more: &[String], name: &str) -> Process {
     let capabilities: Vec<String> = manifest::container_capabilities(&context).into_iter().collect();
     let user = of_pod.run_as_user.expect("a user");
     assert_eq!(of_pod.run_as_group, Some(user));
-    let shared = machine.shared();
+    let account = machine.shared().join("serviceaccount");
     let place = Place {
         namespace: &machine.namespace,
-        directory: &shared,
+        directory: machine.directory.path(),
+        account: &account,
         args: container.args.expect("flags").into_iter().chain(more.iter().cloned()).collect(),
-        env: vec![("KUBECONFIG", "/mnt/kubeconfig".to_owned())],
+        env: vec![
+            ("KUBERNETES_SERVICE_HOST", Ipv4Addr::LOCALHOST.to_string()),
+            ("KUBERNETES_SERVICE_PORT", machine.port.to_string()),
+        ],
         id: user.try_into().expect("a user's number"),
         capabilities: &capabilities,
         sysctls: sysctls.map(|it| (it.name, it.value.into())).collect(),
@@ -44,21 +47,11 @@ fn start(machine: &Machine, more: &[String], name: &str) -> Process {
 
 /// A certificate for `shop.example` in the Secret, and its authority in a file.
 fn issue(machine: &Machine) -> PathBuf {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    // One that issues to its own name would count as self-signed.
-    params.distinguished_name.push(DnType::CommonName, "authority");
-    let key = KeyPair::generate().unwrap();
-    let authority = params.self_signed(&key).unwrap().pem();
-    let issuer = Issuer::new(params, key);
-    let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["shop.example".to_owned()]).unwrap();
-    let pair = [params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem()];
-    let [chain, key] = pair.map(|pem| STANDARD.encode(pem));
-    let data = json!({"tls.crt": chain, "tls.key": key});
+    let authority = Authority::new();
+    let data = authority.issue("shop.example").data();
     machine.create("secrets/default/shop-tls", json!({"type": "kubernetes.io/tls", "data": data}));
     let path = machine.directory.path().join("authority.pem");
-    fs::write(&path, authority).unwrap();
+    fs::write(&path, authority.pem).unwrap();
     path
 }
 
@@ -140,8 +133,7 @@ fn what_is_shipped_serves_and_asks_for_all_that_it_is_granted() {
 
     // Alive, and not ready before it knows what it routes by.
     machine.proxy.set_open(false);
-    let published = [shipped::proposed_flag("--publish-address")];
-    let mut first = start(&machine, &published, "first");
+    let mut first = start(&machine, &[], "first");
     machine.answers(200, admin, "weir", &alive);
     machine.answers(503, admin, "weir", &ready);
     machine.proxy.set_open(true);
@@ -186,19 +178,21 @@ fn what_is_shipped_serves_and_asks_for_all_that_it_is_granted() {
     })
     .unwrap();
 
-    let address = published[0].rsplit('=').next().expect("an address");
-    machine.wait_until("the status is published", |mirror| {
-        let status = json!([{ "ip": address }]);
-        let lease = mirror.get("leases/weir-ingress/weir-ingress").unwrap_or_default();
-        let ingresses = mirror.list("ingresses/");
-        lease["spec"]["holderIdentity"].is_string()
-            && ingresses.iter().all(|it| it["status"]["loadBalancer"]["ingress"] == status)
+    // Its Service, once it is there, says where Ingresses are reached.
+    let lease = format!("leases/{NAMESPACE}/weir-ingress");
+    machine.wait_until("it leads", |mirror| {
+        mirror.get(&lease).is_some_and(|lease| lease["spec"]["holderIdentity"].is_string())
     });
+    let said = first.said();
+    assert_eq!(said.matches("the Service of --publish-service is not there").count(), 1, "{said}");
+    for address in ["192.0.2.1", "192.0.2.2"] {
+        machine.balance(address);
+        machine.is_published(address);
+    }
 
     drains(&machine, http, &mut first);
     machine.wait_until("the Lease is given up", |mirror| {
-        let lease = mirror.get("leases/weir-ingress/weir-ingress").unwrap_or_default();
-        lease["spec"]["holderIdentity"] == ""
+        mirror.get(&lease).is_some_and(|lease| lease["spec"]["holderIdentity"] == "")
     });
 
     // The next one finds the same fault, and the Event of the one before.

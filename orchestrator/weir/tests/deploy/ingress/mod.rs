@@ -1,9 +1,11 @@
 //! The ingress as it is shipped: the unit under a systemd of its own, the container by a container runtime. Both with the
 //! shipped roles, in a network of their own.
 //!
-//! `KUBECONFIG` stands for a service account's files, since the door that knows roles speaks plain HTTP.
+//! The test stands for the kubelet that gives a pod its service account's files.
 
+mod authority;
 mod container;
+mod lease;
 mod runtime;
 mod shipped;
 mod unit;
@@ -20,12 +22,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use authority::Authority;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+use tokio_rustls::TlsAcceptor;
 use weir_tests::{Namespace, Response, eventually, get};
 use weir_tests_apiserver::Apiserver;
 
-use super::proxy::Proxy;
+use super::proxy::{Proxy, Role};
 
 /// Longer than an answer takes, short enough to see a hang.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,6 +39,9 @@ const BEYOND_THE_DRAIN: Duration = Duration::from_mins(2);
 /// From the range for measurements (RFC 2544).
 const ENDPOINT: &str = "198.18.0.1";
 const ENDPOINT_PORT: u16 = 8080;
+/// Of the service account, as its files say it.
+const NAMESPACE: &str = "weir-ingress";
+const TOKEN: &str = "eyJhbGciOiJub25lIn0.e30.";
 
 /// A network with an endpoint, an API server, and the door before it.
 struct Machine {
@@ -42,11 +50,17 @@ struct Machine {
     runtime: Runtime,
     server: Option<Apiserver>,
     proxy: Arc<Proxy>,
+    /// The door's, on the loopback address.
+    port: u16,
     backend: Backend,
 }
 
 impl Machine {
     fn new() -> Self {
+        Self::with_roles(shipped::roles())
+    }
+
+    fn with_roles(roles: Vec<Role>) -> Self {
         let namespace = Namespace::new().expect("this needs root");
         namespace.ip(&format!("address add {ENDPOINT}/32 dev lo")).unwrap();
         let directory = tempfile::Builder::new().prefix("weir-deploy-").tempdir().unwrap();
@@ -59,31 +73,43 @@ impl Machine {
         let runtime = namespace.inside(|| {
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
         });
+        let authority = Authority::new();
         let (server, proxy, port) = namespace.inside(|| {
             runtime.block_on(async {
                 let server = Apiserver::start(&data, "here").await;
-                let (proxy, port) = Proxy::open(shipped::roles(), server.client("admin").await).await;
+                let tls = TlsAcceptor::from(Arc::new(authority.issue("127.0.0.1").server()));
+                let admin = server.client("admin").await;
+                let (proxy, port) = Proxy::open_to_pods(roles, admin, tls, TOKEN).await;
                 (server, proxy, port)
             })
         });
+        let cluster = json!({
+            "server": format!("https://127.0.0.1:{port}"),
+            "certificate-authority-data": STANDARD.encode(&authority.pem),
+        });
         let kubeconfig = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "weir",
-            "clusters": [{"name": "weir", "cluster": {"server": format!("http://127.0.0.1:{port}")}}],
-            "users": [{"name": "weir", "user": {}}],
+            "clusters": [{"name": "weir", "cluster": cluster}],
+            "users": [{"name": "weir", "user": {"token": TOKEN}}],
             "contexts": [{"name": "weir", "context": {
-                "cluster": "weir", "user": "weir", "namespace": "weir-ingress",
+                "cluster": "weir", "user": "weir", "namespace": NAMESPACE,
             }}],
         });
         fs::write(shared.join("kubeconfig"), kubeconfig.to_string()).unwrap();
+        let account = shared.join("serviceaccount");
+        fs::create_dir(&account).unwrap();
+        for (name, text) in [("token", TOKEN), ("ca.crt", &authority.pem), ("namespace", NAMESPACE)] {
+            fs::write(account.join(name), text).unwrap();
+        }
         let backend = Backend::start(&namespace);
-        let machine = Self { namespace, directory, runtime, server: Some(server), proxy, backend };
+        let machine = Self { namespace, directory, runtime, server: Some(server), proxy, port, backend };
         machine.fill();
         machine
     }
 
     /// The Service `default/shop`, and Ingresses to it for `plain.example` and, with a certificate, `shop.example`.
     fn fill(&self) {
-        self.create("namespaces//weir-ingress", json!({}));
+        self.create(&format!("namespaces//{NAMESPACE}"), json!({}));
         let class = serde_json::to_value(shipped::class()).expect("JSON");
         self.create(&format!("ingressclasses//{}", class["metadata"]["name"].as_str().unwrap()), class);
         let ports = json!([{"name": "http", "port": 80}]);
@@ -108,7 +134,27 @@ impl Machine {
         self.create("ingresses/default/shop", spec("shop.example", tls));
     }
 
-    /// What a process is shown.
+    /// Gives the shipped Service this address, as a cloud does; makes it first if it is not there.
+    fn balance(&self, address: &str) {
+        let service = serde_json::to_value(shipped::service()).expect("JSON");
+        let (namespace, name) = (&service["metadata"]["namespace"], &service["metadata"]["name"]);
+        let key = format!("services/{}/{}", namespace.as_str().unwrap(), name.as_str().unwrap());
+        if self.server().mirror().get(&key).is_none() {
+            self.create(&key, service);
+        }
+        let status = json!({"loadBalancer": {"ingress": [{"ip": address}]}});
+        self.namespace.inside(|| self.runtime.block_on(self.server().merge_status(&key, status)));
+    }
+
+    /// Waits until all Ingresses say that they are reached there.
+    fn is_published(&self, address: &str) {
+        let status = json!([{ "ip": address }]);
+        self.wait_until("the status is published", |mirror| {
+            mirror.list("ingresses/").iter().all(|it| it["status"]["loadBalancer"]["ingress"] == status)
+        });
+    }
+
+    /// The kubeconfig and the service account's files.
     fn shared(&self) -> std::path::PathBuf {
         self.directory.path().join("shared")
     }

@@ -24,8 +24,10 @@ const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// How it is to run.
 pub(super) struct Place<'a> {
     pub(super) namespace: &'a Namespace,
-    /// The only directory of this machine's that it sees, at `/mnt`.
+    /// For its bundle and its log.
     pub(super) directory: &'a Path,
+    /// Its service account's files: all that it sees of this machine beside the image.
+    pub(super) account: &'a Path,
     /// Behind the image's entrypoint.
     pub(super) args: Vec<String>,
     pub(super) env: Vec<(&'a str, String)>,
@@ -58,10 +60,10 @@ pub(super) struct Process {
 
 impl Process {
     pub(super) fn start(place: &Place<'_>, name: &str) -> Self {
-        let bundle = place.directory.with_file_name(format!("{name}.bundle"));
+        let bundle = place.directory.join(format!("{name}.bundle"));
         fs::create_dir_all(bundle.join("rootfs")).expect("a bundle");
         fs::write(bundle.join("config.json"), place.config().to_string()).expect("a bundle");
-        let log = place.directory.with_file_name(format!("{name}.log"));
+        let log = place.directory.join(format!("{name}.log"));
         // It ends with the test, also where that is killed.
         let mut command = place.namespace.command("setpriv");
         command
@@ -101,6 +103,11 @@ impl Process {
         let status = self.beside("cat", &[&format!("/proc/{}/status", state["pid"])]);
         let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         line.expect("a status has it").trim().to_owned()
+    }
+
+    /// What it has written to its standard error.
+    pub(super) fn said(&self) -> String {
+        fs::read_to_string(&self.log).expect("a log")
     }
 
     /// Asks it to end, as the kubelet does.
@@ -189,7 +196,7 @@ impl Place<'_> {
             mount("mqueue", "/dev/mqueue", "nosuid,noexec,nodev"),
             mount("sysfs", "/sys", "nosuid,noexec,nodev,ro"),
             mount("cgroup", "/sys/fs/cgroup", "nosuid,noexec,nodev,relatime,ro"),
-            show(self.directory, "/mnt"),
+            show(self.account, "/var/run/secrets/kubernetes.io/serviceaccount"),
             show(weir, "/weir"),
             show(Path::new(AUTHORITIES), AUTHORITIES),
         ];

@@ -2,22 +2,27 @@
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{Container, PodSpec, Probe},
+    core::v1::{Container, PodSpec, Probe, Service},
     networking::v1::IngressClass,
     rbac::v1::{ClusterRole, Role as NamespacedRole},
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::super::{
-    manifest::{object, text},
-    proxy::Role,
-};
+use super::super::{manifest::object, proxy::Role};
 
 /// What every ingress may do.
 pub(super) fn roles() -> Vec<Role> {
-    let everywhere: ClusterRole = object("ingress/rbac.yaml", "ClusterRole");
-    let lease: NamespacedRole = object("ingress/rbac.yaml", "Role");
-    vec![everywhere.into(), lease.into()]
+    vec![role_without_lease(), lease_role()]
+}
+
+/// What it may do everywhere.
+pub(super) fn role_without_lease() -> Role {
+    object::<ClusterRole>("ingress/rbac.yaml", "ClusterRole").into()
+}
+
+/// The right to its Lease.
+pub(super) fn lease_role() -> Role {
+    object::<NamespacedRole>("ingress/rbac.yaml", "Role").into()
 }
 
 /// The example of a right to a Secret, which is `default/shop-tls`.
@@ -39,11 +44,9 @@ pub(super) fn container() -> Container {
     container.clone()
 }
 
-/// A flag that a comment of the manifest proposes.
-pub(super) fn proposed_flag(name: &str) -> String {
-    let text = text("ingress/deployment.yaml");
-    let mut lines = text.lines().filter_map(|line| line.trim().strip_prefix("# - "));
-    lines.find(|flag| flag.starts_with(name)).unwrap_or_else(|| panic!("no comment has {name}")).to_owned()
+/// In front of the pods.
+pub(super) fn service() -> Service {
+    object("ingress/deployment.yaml", "Service")
 }
 
 /// Port and path of a probe.
