@@ -2,7 +2,8 @@
 # ends. Then nothing of it is left.
 #
 # CGROUP is a name that nobody else has, BOOT what becomes the first process; its arguments are passed on.
-cgroup=$(findmnt --noheadings --first-only --types cgroup2 --output TARGET)/$CGROUP
+mount=$(findmnt --noheadings --first-only --types cgroup2 --output TARGET) || exit
+cgroup=$mount/$CGROUP
 mkdir "$cgroup" || exit
 (
   echo 0 > "$cgroup/cgroup.procs" || exit
