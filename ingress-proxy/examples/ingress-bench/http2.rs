@@ -11,7 +11,7 @@ const CONNECTIONS: u32 = 16;
 /// Side by side on each connection.
 const STREAMS: u32 = 32;
 /// Of a run.
-const REQUESTS: u32 = 80_000;
+const REQUESTS: u32 = 40_000;
 /// A run that takes longer hangs.
 const LONGEST: Duration = Duration::from_mins(1);
 

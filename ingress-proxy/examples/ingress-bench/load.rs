@@ -32,7 +32,7 @@ const OPENING: usize = 16;
 /// Before anything is counted: connections are made on both sides.
 const SETTLE: Duration = Duration::from_millis(250);
 /// Counts that long. CPU time comes in hundredths of a second, and so this is also how exact it is.
-const WINDOW: Duration = Duration::from_secs(2);
+const WINDOW: Duration = Duration::from_secs(1);
 
 /// What a loop came to.
 #[derive(Clone, Copy, Debug)]

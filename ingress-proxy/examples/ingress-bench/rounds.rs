@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Samples of each figure.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 9;
 /// What one load leaves behind in the machine is over by then.
 const PAUSE: Duration = Duration::from_millis(100);
 
