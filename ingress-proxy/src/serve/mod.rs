@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::clock::in_turns;
+use crate::clock::{self, in_turns};
 use crate::config::Timeouts;
 use crate::http1;
 use crate::http2;
@@ -204,7 +204,7 @@ impl Server {
     }
 
     async fn connection(&self, mut stream: TcpStream, peer: SocketAddr, tls: bool) {
-        let deadline = Instant::now() + self.timeouts.header;
+        let deadline = clock::now() + self.timeouts.header;
         let Ok(destination) = stream.set_nodelay(true).and_then(|()| stream.local_addr()) else { return };
         let mut ends = Ends { source: peer, destination };
         let mut input = Buffer::default();

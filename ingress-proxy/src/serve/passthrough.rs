@@ -7,8 +7,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 
+use crate::clock;
 use crate::config::Timeouts;
 use crate::live::Target;
 use crate::metrics::Metrics;
@@ -39,7 +39,7 @@ pub(super) async fn relay(
     let moves = AtomicU64::new(0);
     let mut client = Counted { stream: client, moves: &moves };
     let mut both = pin!(copy_bidirectional(&mut client, &mut endpoint));
-    let (mut deadline, mut seen) = (Deadline::new(Instant::now() + timeouts.read), 0);
+    let (mut deadline, mut seen) = (Deadline::new(clock::now() + timeouts.read), 0);
     std::future::poll_fn(|cx| {
         if both.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
@@ -47,7 +47,7 @@ pub(super) async fn relay(
         let now = moves.load(Ordering::Relaxed);
         if now != seen {
             seen = now;
-            deadline.set(Instant::now(), timeouts.read);
+            deadline.set(clock::now(), timeouts.read);
         }
         if deadline.has_passed(cx) { Poll::Ready(()) } else { Poll::Pending }
     })
