@@ -99,7 +99,7 @@ impl Known {
 /// a few operations on words.
 #[inline]
 fn is<const N: usize>(name: &[u8], known: &[u8; N]) -> bool {
-    // Of the bytes that a name may have, only letters become a letter or a hyphen by this bit.
+    // Of the bytes that a name may have (RFC 9110 §5.6.2), only letters have a letter by this bit, and only the hyphen a hyphen.
     const LOWER: u8 = 0x20;
     <&[u8; N]>::try_from(name)
         .is_ok_and(|name| name.iter().zip(known).fold(0, |rest, (a, b)| rest | ((a | LOWER) ^ b)) == 0)
