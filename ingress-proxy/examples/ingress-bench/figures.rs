@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use weir_tests::{Goal, Row};
+use weir_tests::{Goal, Row, percentile};
 
 use crate::{open_loop::RATE, proxies::Kind};
 
@@ -39,16 +39,22 @@ pub(crate) const RATE_HTTP2: Figure =
     figure("requests, HTTP/2 over TLS, 16 × 32 streams, 128 B", "1/s", Some(Goal::AtLeastTimesPeer(1.0)));
 pub(crate) const CPU_HTTP2: Figure = figure("CPU per request, HTTP/2 over TLS, 128 B", "µs", None);
 const _: () = assert!(RATE == 5_800, "which these names say");
-pub(crate) const LATENCY_P50: Figure = figure("latency at 5,800 requests/s, p50", "ms", None);
-pub(crate) const LATENCY_P99: Figure =
-    figure("latency at 5,800 requests/s, p99", "ms", Some(Goal::AtMostTimesPeer(1.0)));
-pub(crate) const LATENCY_P999: Figure = figure("latency at 5,800 requests/s, p99.9", "ms", None);
+const LATENCY_P50: Figure = figure("latency at 5,800 requests/s, p50 of 0.1 s", "ms", None);
+const LATENCY_P99: Figure =
+    figure("latency at 5,800 requests/s, p99 of 0.1 s", "ms", Some(Goal::AtMostTimesPeer(1.0)));
+/// All windows of a round are as one, with all that the machine did meanwhile.
+const ROUND_P99: Figure = figure("latency at 5,800 requests/s, p99 of a round", "ms", None);
+const ROUND_P999: Figure = figure("latency at 5,800 requests/s, p99.9 of a round", "ms", None);
 pub(crate) const MEMORY: Figure = figure("memory after the loads (PSS)", "MB", Some(Goal::AtMost(25.0)));
 pub(crate) const START: Figure = figure("start to first 200", "ms", Some(Goal::AtMost(25.0)));
 
-/// Samples of figures, one of each proxy for each round.
+/// Samples of figures, one of each proxy for each round, or for each window of an open loop.
 #[derive(Debug, Default)]
-pub(crate) struct Samples(Vec<(Figure, BTreeMap<Kind, Vec<Sample>>)>);
+pub(crate) struct Samples {
+    figures: Vec<(Figure, BTreeMap<Kind, Vec<Sample>>)>,
+    /// Milliseconds of requests in the round's open loop so far.
+    latencies: BTreeMap<Kind, Vec<f64>>,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Sample {
@@ -67,13 +73,28 @@ impl Samples {
         self.push(figure, kind, Sample { value, busy: Some(busy) });
     }
 
+    /// Milliseconds of the requests in a window of an open loop.
+    pub(crate) fn add_latencies(&mut self, kind: Kind, milliseconds: &[f64]) {
+        self.add(LATENCY_P50, kind, percentile(milliseconds, 50.0));
+        self.add(LATENCY_P99, kind, percentile(milliseconds, 99.0));
+        self.latencies.entry(kind).or_default().extend(milliseconds);
+    }
+
+    /// All proxies have taken all loads.
+    pub(crate) fn end_round(&mut self) {
+        for (kind, milliseconds) in std::mem::take(&mut self.latencies) {
+            self.add(ROUND_P99, kind, percentile(&milliseconds, 99.0));
+            self.add(ROUND_P999, kind, percentile(&milliseconds, 99.9));
+        }
+    }
+
     fn push(&mut self, figure: Figure, kind: Kind, sample: Sample) {
-        let known = self.0.iter().position(|(known, _)| known.name == figure.name);
+        let known = self.figures.iter().position(|(known, _)| known.name == figure.name);
         let at = known.unwrap_or_else(|| {
-            self.0.push((figure, BTreeMap::new()));
-            self.0.len() - 1
+            self.figures.push((figure, BTreeMap::new()));
+            self.figures.len() - 1
         });
-        self.0[at].1.entry(kind).or_default().push(sample);
+        self.figures[at].1.entry(kind).or_default().push(sample);
     }
 
     /// Figure by figure, Weir first, each beside the yardstick's samples of the same rounds.
@@ -83,7 +104,7 @@ impl Samples {
                 by_kind.iter().map(|(kind, samples)| row(*figure, *kind, samples, by_kind.get(&YARDSTICK)));
             rows.collect::<Vec<_>>()
         };
-        self.0.iter().flat_map(of_figure).collect()
+        self.figures.iter().flat_map(of_figure).collect()
     }
 }
 

@@ -43,7 +43,8 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] = [Self::Weir, Self::Nginx, Self::Haproxy, Self::Pingora, Self::Direct];
+    /// All but none.
+    pub(crate) const PROXIES: [Self; 4] = [Self::Weir, Self::Nginx, Self::Haproxy, Self::Pingora];
 
     /// What rows call it.
     pub(crate) fn name(self) -> &'static str {

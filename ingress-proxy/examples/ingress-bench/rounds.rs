@@ -1,20 +1,21 @@
 //! Rounds: all proxies are started, each takes each load, all are weighed and ended.
 //!
-//! What else runs on the machine comes and goes; so the proxies take a load one right after the other, a figure is compared
-//! within its round, and each round begins with another of them.
+//! What else runs on the machine comes and goes; so the proxies take a load one right after the other, and a figure is
+//! compared within its round, or within its window where a load has several. They do so in every order there is: who comes
+//! behind a proxy that left the core awake is better off.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::time::sleep;
-use weir_tests::{Row, percentile};
+use weir_tests::Row;
 
 use crate::{
     Bench,
     backend::{LARGE, SMALL},
     figures::{
-        CPU_CONNECTION, CPU_HTTP2, CPU_LARGE, CPU_SMALL, CPU_TLS, LATENCY_P50, LATENCY_P99, LATENCY_P999,
-        MEMORY, RATE_HTTP2, RATE_LARGE, RATE_SMALL, START, Samples,
+        CPU_CONNECTION, CPU_HTTP2, CPU_LARGE, CPU_SMALL, CPU_TLS, MEMORY, RATE_HTTP2, RATE_LARGE, RATE_SMALL,
+        START, Samples,
     },
     http2, load, open_loop, process,
     proxies::{Kind, Proxy},
@@ -41,39 +42,74 @@ impl Load {
     fn goes_directly(self) -> bool {
         matches!(self, Self::Small | Self::Large | Self::OpenLoop)
     }
+
+    /// How often every proxy takes it in a round.
+    fn windows(self) -> usize {
+        match self {
+            // All orders of four.
+            Self::OpenLoop => 24,
+            Self::Small | Self::Large | Self::Tls | Self::Connections | Self::Http2 => 1,
+        }
+    }
 }
 
 /// The figures of these loads; of none, of starts alone.
 pub(crate) async fn measure(bench: &Bench, loads: &[Load]) -> Result<Vec<Row>> {
     let mut samples = Samples::default();
+    let direct = Proxy::start(Kind::Direct, bench).await?;
     for round in 0..ROUNDS {
         eprintln!("round {} of {ROUNDS}", round + 1);
-        let mut order = Kind::ALL;
-        order.rotate_left(round % Kind::ALL.len());
         let mut proxies = Vec::new();
-        for kind in order {
-            let proxy = Proxy::start(kind, bench).await?;
-            if kind != Kind::Direct {
-                samples.add(START, kind, proxy.start.as_secs_f64() * 1e3);
-            }
+        for kind in in_order(&Kind::PROXIES, round) {
+            let proxy = Proxy::start(*kind, bench).await?;
+            samples.add(START, *kind, proxy.start.as_secs_f64() * 1e3);
             proxies.push(proxy);
         }
         for load in loads {
-            for proxy in proxies.iter().filter(|proxy| proxy.kind != Kind::Direct || load.goes_directly()) {
-                let taken = take(*load, proxy, bench, &mut samples).await;
-                taken.with_context(|| format!("{load:?} through {}", proxy.kind.name()))?;
-                sleep(PAUSE).await;
+            let windows = load.windows();
+            for window in 0..windows {
+                for proxy in in_order(&proxies, window) {
+                    take(*load, proxy, bench, &mut samples).await?;
+                }
+            }
+            // Last, since the proxies' core falls asleep meanwhile.
+            if load.goes_directly() {
+                for _ in 0..windows {
+                    take(*load, &direct, bench, &mut samples).await?;
+                }
             }
         }
-        for proxy in proxies.iter().filter(|proxy| proxy.kind != Kind::Direct && !loads.is_empty()) {
+        for proxy in proxies.iter().filter(|_| !loads.is_empty()) {
             samples.add(MEMORY, proxy.kind, process::pss_bytes(&proxy.pids)? as f64 / 1e6);
         }
+        samples.end_round();
     }
     Ok(samples.rows())
 }
 
+/// The items in one of the n! orders that they have. Orders with numbers from 0 to n! are all of them, once.
+fn in_order<T>(items: &[T], mut number: usize) -> Vec<&T> {
+    let mut order: Vec<&T> = items.iter().collect();
+    for end in (1..order.len()).rev() {
+        order.swap(number % (end + 1), end);
+        number /= end + 1;
+    }
+    order
+}
+
 /// Puts the load on the proxy and keeps what comes of it.
 async fn take(load: Load, proxy: &Proxy, bench: &Bench, samples: &mut Samples) -> Result<()> {
+    put(load, proxy, bench, samples)
+        .await
+        .with_context(|| format!("{load:?} through {}", proxy.kind.name()))?;
+    // A window of an open loop begins with requests that do not count.
+    if load != Load::OpenLoop {
+        sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+async fn put(load: Load, proxy: &Proxy, bench: &Bench, samples: &mut Samples) -> Result<()> {
     let kind = proxy.kind;
     let client = || bench.certificate.client();
     match load {
@@ -105,10 +141,7 @@ async fn take(load: Load, proxy: &Proxy, bench: &Bench, samples: &mut Samples) -
             samples.add(CPU_HTTP2, kind, count.cpu_us_per_request());
         }
         Load::OpenLoop => {
-            let latencies = open_loop::latencies_ms(proxy.http, SMALL).await?;
-            for (figure, percent) in [(LATENCY_P50, 50.0), (LATENCY_P99, 99.0), (LATENCY_P999, 99.9)] {
-                samples.add(figure, kind, percentile(&latencies, percent));
-            }
+            samples.add_latencies(kind, &open_loop::latencies_ms(proxy.http, SMALL).await?);
         }
     }
     Ok(())
