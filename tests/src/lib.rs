@@ -6,6 +6,7 @@
 //! machine outside would be. Everything is removed on drop, also when a test panics.
 
 mod ask;
+mod authority;
 mod cgroup;
 mod cluster;
 mod eventually;
@@ -19,6 +20,7 @@ mod row;
 pub mod rules;
 
 pub use ask::{ask_tcp, ask_udp};
+pub use authority::{Authority, Pair};
 pub use cgroup::{Cgroup, Entered};
 pub use cluster::{CLIENT_ADDRESS, Cluster, NODE_ADDRESS, NODE_NAME, Options};
 pub use eventually::eventually;

@@ -12,23 +12,24 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use weir_tests::{Authority, Pair};
 
 use super::backend::Backend;
 use super::cluster::{Cluster, eventually, in_time, quick, read_all, split};
 use super::tls::{connect, connect_as, pair, tls_spec};
-use super::tls_to_endpoints::{Authority, endpoint};
+use super::tls_to_endpoints::{endpoint, secret};
 use crate::compile::SecretFact;
 use crate::proxy::Ends;
 use crate::upstream::{AnyCertificate, ProxyProtocol};
 
 /// A client with this certificate, or none.
-fn client(certificate: Option<(String, String)>) -> Arc<ClientConfig> {
+fn client(certificate: Option<Pair>) -> Arc<ClientConfig> {
     let builder = ClientConfig::builder()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate::default()));
     Arc::new(match certificate {
         None => builder.with_no_client_auth(),
-        Some((chain, key)) => {
+        Some(Pair { chain, key }) => {
             let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
             let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
             builder.with_client_auth_cert(chain, key).unwrap()
@@ -75,13 +76,13 @@ async fn clients_show_certificates_where_they_are_asked_to() {
     let nobody = client(None);
     let (status, text) = ask(&cluster, &nobody, "a.foo.com", "a.foo.com").await;
     assert_eq!(status, 503, "{text}");
-    cluster.secret("ca", ours.secret(None));
+    cluster.secret("ca", secret(&ours, None));
     let (status, text) = ask(&cluster, &nobody, "a.foo.com", "a.foo.com").await;
     assert_eq!((status, text.as_str()), (400, "400: no client certificate was shown\n"));
-    let (status, text) = ask(&cluster, &client(Some(theirs.sign("eve"))), "a.foo.com", "a.foo.com").await;
+    let (status, text) = ask(&cluster, &client(Some(theirs.issue("eve"))), "a.foo.com", "a.foo.com").await;
     assert_eq!(status, 400);
     assert!(text.contains("the client certificate is not taken: invalid peer certificate"), "{text}");
-    let ann = client(Some(ours.sign("ann")));
+    let ann = client(Some(ours.issue("ann")));
     let answer = ask(&cluster, &ann, "a.foo.com", "a.foo.com").await;
     assert_eq!(seen(&answer, "ssl-client-verify"), "SUCCESS");
     assert_eq!(seen(&answer, "ssl-client-subject-dn"), "CN=ann");
@@ -102,7 +103,7 @@ async fn clients_show_certificates_where_they_are_asked_to() {
     // Over plain HTTP there is no certificate to show.
     assert_eq!(cluster.get("a.foo.com", "/other").await.0, 308);
 
-    cluster.secret("ca", theirs.secret(None));
+    cluster.secret("ca", secret(&theirs, None));
     assert_eq!(ask(&cluster, &ann, "a.foo.com", "a.foo.com").await.0, 400, "others are trusted now");
 }
 
@@ -114,9 +115,9 @@ async fn a_path_that_falls_through_to_a_wildcard_has_the_wildcards_clients() {
     cluster.service("a", false, &[a.address]);
     cluster.route("*.foo.com", "/", "a");
     cluster.annotate("a-*.foo.com-", &[("auth-tls-secret", "n/ca")]);
-    cluster.secret("ca", ours.secret(None));
+    cluster.secret("ca", secret(&ours, None));
     cluster.route("a.foo.com", "/open", "a");
-    let (nobody, ann) = (client(None), client(Some(ours.sign("ann"))));
+    let (nobody, ann) = (client(None), client(Some(ours.issue("ann"))));
     let ask = async |client, path| {
         let mut stream = connect_as(client, &cluster, "a.foo.com").await;
         let request = format!("GET {path} HTTP/1.1\r\nHost: a.foo.com\r\nConnection: close\r\n\r\n");
@@ -133,8 +134,8 @@ async fn what_is_asked_of_clients_has_its_degrees() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let asked = [("auth-tls-secret", "ca"), ("auth-tls-verify-client", "optional_no_ca")];
     let cluster = guarded(&a, &[&asked[..], &[("auth-tls-pass-certificate-to-upstream", "true")]].concat());
-    cluster.secret("ca", ours.secret(None));
-    let (nobody, eve) = (client(None), client(Some(theirs.sign("eve"))));
+    cluster.secret("ca", secret(&ours, None));
+    let (nobody, eve) = (client(None), client(Some(theirs.issue("eve"))));
     let answer = ask(&cluster, &nobody, "a.foo.com", "a.foo.com").await;
     assert_eq!(
         (seen(&answer, "ssl-client-verify"), seen(&answer, "ssl-client-subject-dn")),
@@ -149,8 +150,8 @@ async fn what_is_asked_of_clients_has_its_degrees() {
     );
 
     cluster.annotate("guarded", &[("auth-tls-secret", "ca"), ("auth-tls-match-cn", "CN=(ann|bob)$")]);
-    assert_eq!(ask(&cluster, &client(Some(ours.sign("ann"))), "a.foo.com", "a.foo.com").await.0, 200);
-    assert_eq!(ask(&cluster, &client(Some(ours.sign("eve"))), "a.foo.com", "a.foo.com").await.0, 403);
+    assert_eq!(ask(&cluster, &client(Some(ours.issue("ann"))), "a.foo.com", "a.foo.com").await.0, 200);
+    assert_eq!(ask(&cluster, &client(Some(ours.issue("eve"))), "a.foo.com", "a.foo.com").await.0, 403);
     cluster.annotate(
         "guarded",
         &[("auth-tls-secret", "ca"), ("auth-tls-error-page", "https://b.foo.com/how?from=$request_uri")],

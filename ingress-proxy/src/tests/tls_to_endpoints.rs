@@ -10,71 +10,50 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
+use weir_tests::{Authority, Pair};
 
 use super::cluster::{Cluster, eventually};
 use super::streams::{Client, post};
 use crate::compile::SecretFact;
 
-/// Who signs certificates.
-pub(super) struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pub(super) pem: String,
+fn roots(authority: &Authority) -> Arc<RootCertStore> {
+    crate::upstream::read_authorities(authority.pem.as_bytes()).unwrap()
 }
 
-impl Authority {
-    pub(super) fn new() -> Self {
-        let mut parameters = CertificateParams::new(Vec::new()).unwrap();
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let pem = parameters.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(parameters, key), pem }
-    }
-
-    /// Certificate and key for a name, as PEM.
-    pub(super) fn sign(&self, name: &str) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let mut parameters = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        parameters.distinguished_name.push(rcgen::DnType::CommonName, name);
-        (parameters.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
-    }
-
-    fn roots(&self) -> Arc<RootCertStore> {
-        crate::upstream::read_authorities(self.pem.as_bytes()).unwrap()
-    }
-
-    /// A Secret with its certificate, and one that it signed, if there is to be one.
-    pub(super) fn secret(&self, name: Option<&str>) -> SecretFact {
-        match name.map(|name| self.sign(name)) {
-            None => {
-                let data = BTreeMap::from([("ca.crt".to_owned(), self.pem.clone().into_bytes())]);
-                SecretFact::Opaque(Arc::new(data))
-            }
-            Some((chain, key)) => {
-                let pair = crate::tls::read_pair(chain.as_bytes(), key.as_bytes()).unwrap();
-                SecretFact::Usable(Arc::new(pair), Some(self.pem.as_bytes().into()))
-            }
+/// A Secret with the authority's certificate, and one that it issued, if there is to be one.
+pub(super) fn secret(authority: &Authority, name: Option<&str>) -> SecretFact {
+    match name {
+        None => {
+            let data = BTreeMap::from([("ca.crt".to_owned(), authority.pem.clone().into_bytes())]);
+            SecretFact::Opaque(Arc::new(data))
+        }
+        Some(name) => {
+            SecretFact::Usable(Arc::new(pair(authority, name)), Some(authority.pem.as_bytes().into()))
         }
     }
 }
 
+fn pair(authority: &Authority, name: &str) -> CertifiedKey {
+    let Pair { chain, key } = authority.issue(name);
+    crate::tls::read_pair(chain.as_bytes(), key.as_bytes()).unwrap()
+}
+
 /// TLS with a certificate for a name. `clients`: who must have signed the client's.
 pub(super) fn server_config(authority: &Authority, name: &str, clients: Option<&Authority>) -> ServerConfig {
-    let (chain, key) = authority.sign(name);
-    let pair = crate::tls::read_pair(chain.as_bytes(), key.as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
     let builder = match clients {
         None => builder.unwrap().with_no_client_auth(),
         Some(clients) => builder.unwrap().with_client_cert_verifier(
-            WebPkiClientVerifier::builder_with_provider(clients.roots(), provider).build().unwrap(),
+            WebPkiClientVerifier::builder_with_provider(roots(clients), provider).build().unwrap(),
         ),
     };
-    builder.with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(pair)))
+    builder.with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(pair(authority, name))))
 }
 
 /// An endpoint with a certificate for `name`, that says what it saw: version, SNI, whether the client had a certificate,
@@ -152,12 +131,12 @@ async fn certificates_are_verified_where_that_is_asked_for() {
     let (status, body) = cluster.get("x", "/").await;
     assert_eq!(status, 503, "{body}");
     assert!(body.contains("was not read yet"), "{body}");
-    cluster.secret("ca", other.secret(None));
+    cluster.secret("ca", secret(&other, None));
     let (status, body) = cluster.get("x", "/").await;
     assert_eq!(status, 502, "{body}");
     assert!(body.contains("the endpoint's certificate is not trusted"), "{body}");
     assert!(cluster.metrics().contains("reason=\"TlsUntrusted\""));
-    cluster.secret("ca", authority.secret(None));
+    cluster.secret("ca", secret(&authority, None));
     let (status, body) = cluster.get("x", "/").await;
     assert_eq!((status, body.as_str()), (200, "HTTP/1.1 sni None client false resumed false body 0"));
     // The name of the Service is what the certificate must have, unless another is said.
@@ -179,11 +158,11 @@ async fn endpoints_that_ask_for_a_certificate_get_ours_and_its_rotation() {
     let (servers, clients, others) = (Authority::new(), Authority::new(), Authority::new());
     let address = endpoint(&servers, "a.n.svc", Some(&clients)).await;
     let cluster = cluster(address, &[("backend-protocol", "HTTPS"), ("proxy-ssl-secret", "us")]);
-    cluster.secret("us", others.secret(Some("weir")));
+    cluster.secret("us", secret(&others, Some("weir")));
     // TLS 1.3 tells of a certificate that is not taken only behind the handshake.
     let (status, _) = cluster.get("x", "/").await;
     assert_eq!(status, 502);
-    cluster.secret("us", clients.secret(Some("weir")));
+    cluster.secret("us", secret(&clients, Some("weir")));
     eventually("a request with the new certificate", async || {
         cluster.get("x", "/").await.1.contains("client true")
     })
@@ -218,7 +197,7 @@ async fn endpoints_that_wait_for_a_secret_are_counted_when_they_come() {
         line.unwrap().parse::<usize>().unwrap()
     };
     assert_eq!(counted(), 0);
-    cluster.secret("ca", authority.secret(None));
+    cluster.secret("ca", secret(&authority, None));
     assert_eq!(counted(), 1);
     cluster.endpoints("a", &[]);
     assert_eq!(counted(), 0);

@@ -9,9 +9,10 @@ use kube::api::DeleteParams;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use weir_tests::{Authority, Pair};
 use weir_tests_apiserver::Apiserver;
 
-use super::{ENDPOINTS, HOST, backend, pair};
+use super::{ENDPOINTS, HOST, backend};
 
 /// Between two changes of the endpoints.
 const FLAP: Duration = Duration::from_millis(100);
@@ -43,13 +44,13 @@ fn ingress(host: &str, paths: &[(&str, &str)]) -> Value {
     json!({"spec": {"ingressClassName": "weir", "rules": [{"host": host, "http": {"paths": paths}}]}})
 }
 
-fn data(authority: &pair::Authority) -> Value {
-    let (certificate, key) = authority.issue(HOST);
-    json!({"tls.crt": STANDARD.encode(certificate), "tls.key": STANDARD.encode(key)})
+fn data(authority: &Authority) -> Value {
+    let Pair { chain, key } = authority.issue(HOST);
+    json!({"tls.crt": STANDARD.encode(chain), "tls.key": STANDARD.encode(key)})
 }
 
 /// What there is from the start.
-pub(super) fn objects(authority: &pair::Authority) -> Vec<(&'static str, Value)> {
+pub(super) fn objects(authority: &Authority) -> Vec<(&'static str, Value)> {
     let mut first = ingress(HOST, &[("/", "web"), ("/grpc", "grpc")]);
     first["spec"]["tls"] = json!([{"hosts": [HOST], "secretName": "pair"}]);
     // It is asked both ways.
@@ -83,11 +84,7 @@ pub(super) async fn flap(api: Arc<Apiserver>, stop: CancellationToken) -> usize 
 }
 
 /// One certificate after the other. Returns how many.
-pub(super) async fn rotate(
-    api: Arc<Apiserver>,
-    authority: pair::Authority,
-    stop: CancellationToken,
-) -> usize {
+pub(super) async fn rotate(api: Arc<Apiserver>, authority: Authority, stop: CancellationToken) -> usize {
     let mut turns = 0;
     while !stop.is_cancelled() {
         api.merge("secrets/default/pair", json!({"data": data(&authority)})).await;

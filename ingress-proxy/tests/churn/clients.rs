@@ -9,16 +9,16 @@ use bytes::Bytes;
 use h2::Reason;
 use h2::client::SendRequest;
 use http::Request;
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
+use weir_tests::Authority;
 
-use super::pair::Authority;
 use super::{HOST, Outcome, Site};
 
 /// Pause between two requests of one client.
@@ -32,7 +32,9 @@ pub(super) fn start(
     authority: &Authority,
     stop: &CancellationToken,
 ) -> Vec<(&'static str, JoinHandle<Outcome>)> {
-    let tls = ClientConfig::builder().with_root_certificates(authority.roots()).with_no_client_auth();
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
+    let tls = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     let tls = TlsConnector::from(Arc::new(tls));
     vec![
         ("connections", tokio::spawn(connections(site.http, stop.clone()))),

@@ -4,7 +4,6 @@
 mod backend;
 mod changes;
 mod clients;
-mod pair;
 mod steady;
 
 use std::net::SocketAddr;
@@ -13,6 +12,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use weir_tests::Authority;
 use weir_tests_apiserver::Apiserver;
 
 /// Whom requests are for.
@@ -71,7 +71,7 @@ pub(crate) async fn run<P>(api: Apiserver, site: Site, start: impl AsyncFn(&Apis
     for address in ENDPOINTS {
         backend::start(address).await;
     }
-    let authority = pair::Authority::new();
+    let authority = Authority::new();
     for (key, object) in changes::objects(&authority) {
         api.create(key, object).await;
     }

@@ -10,12 +10,13 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use weir_tests::Authority;
 
 use super::super::backend::nobody;
 use super::super::cluster::{eventually, in_time};
 use super::super::pages::explained;
 use super::super::script::{Act, Close, END, Endpoint, OK, Until};
-use super::super::tls_to_endpoints::{Authority, endpoint};
+use super::super::tls_to_endpoints::{endpoint, secret};
 use super::*;
 
 /// Checks that find out soon, and leave a busy machine time to answer.
@@ -165,10 +166,10 @@ async fn tls_is_spoken_as_with_requests() {
         let cluster = checking(&[address], &tls);
         let passed = "weir_ingress_health_checks_total{result=\"Passed\"}";
         eventually("a check without verification", async || cluster.metrics().contains(passed)).await;
-        cluster.secret("ca", other.secret(None));
+        cluster.secret("ca", secret(&other, None));
         cluster.annotate("i", &check(&verified));
         out(&cluster, address, "the endpoint's certificate is not trusted").await;
-        cluster.secret("ca", authority.secret(None));
+        cluster.secret("ca", secret(&authority, None));
         eventually("it is trusted", async || cluster.get("x.com", "/").await.0 == 200).await;
         back(&cluster, address).await;
     }
@@ -177,7 +178,7 @@ async fn tls_is_spoken_as_with_requests() {
     for protocol in ["HTTPS", "GRPCS"] {
         let cluster = checking(&[address], &[("backend-protocol", protocol)]);
         eventually("it wants a certificate", async || why(&cluster, "x.com", address).is_some()).await;
-        cluster.secret("us", other.secret(Some("weir")));
+        cluster.secret("us", secret(&other, Some("weir")));
         cluster.annotate("i", &check(&[("backend-protocol", protocol), ("proxy-ssl-secret", "us")]));
         let passed = "weir_ingress_health_checks_total{result=\"Passed\"}";
         eventually("a check with a certificate", async || cluster.metrics().contains(passed)).await;

@@ -11,10 +11,11 @@ use http::{HeaderMap, Request, Response};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
+use weir_tests::Authority;
 
 use super::super::super::backend::Backend;
 use super::super::super::cluster::eventually;
-use super::super::super::tls_to_endpoints::{Authority, server_config};
+use super::super::super::tls_to_endpoints::{secret, server_config};
 use super::{back, checking, names, out};
 
 /// Checks that find out at once.
@@ -246,7 +247,7 @@ async fn over_tls_it_asks_for_http2_whatever_requests_speak() {
             ("proxy-ssl-secret", "ca"),
         ];
         let cluster = checking(&[], &others);
-        cluster.secret("ca", authority.secret(None));
+        cluster.secret("ca", secret(&authority, None));
         cluster.endpoints("a", &[server.address]);
         assert_eq!(server.heard().await.0.uri, "https://a.n.svc/grpc.health.v1.Health/Check", "{protocol}");
         eventually("it passes", async || cluster.metrics().contains(PASSED)).await;

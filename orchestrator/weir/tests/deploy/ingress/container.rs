@@ -3,14 +3,14 @@
 use std::{fs, net::Ipv4Addr, path::PathBuf, thread};
 
 use anyhow::ensure;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::api::{apps::v1::Deployment, networking::v1::NetworkPolicy};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
-use weir_tests::eventually;
+use weir_tests::{Authority, Pair, eventually};
 
 use super::{
     Machine, NAMESPACE,
-    authority::Authority,
     runtime::{Place, Process},
     say_hello, shipped,
 };
@@ -48,7 +48,8 @@ pub(super) fn start(machine: &Machine, more: &[String], name: &str) -> Process {
 /// A certificate for `shop.example` in the Secret, and its authority in a file.
 fn issue(machine: &Machine) -> PathBuf {
     let authority = Authority::new();
-    let data = authority.issue("shop.example").data();
+    let Pair { chain, key } = authority.issue("shop.example");
+    let data = json!({"tls.crt": STANDARD.encode(chain), "tls.key": STANDARD.encode(key)});
     machine.create("secrets/default/shop-tls", json!({"type": "kubernetes.io/tls", "data": data}));
     let path = machine.directory.path().join("authority.pem");
     fs::write(&path, authority.pem).unwrap();

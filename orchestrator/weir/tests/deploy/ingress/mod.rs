@@ -3,7 +3,6 @@
 //!
 //! The test stands for the kubelet that gives a pod its service account's files.
 
-mod authority;
 mod container;
 mod lease;
 mod runtime;
@@ -22,12 +21,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use authority::Authority;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
-use weir_tests::{Namespace, Response, eventually, get};
+use weir_tests::{Authority, Namespace, Pair, Response, eventually, get};
 use weir_tests_apiserver::Apiserver;
 
 use super::proxy::{Proxy, Role};
@@ -55,6 +57,13 @@ struct Machine {
     backend: Backend,
 }
 
+/// For a server that asks clients for no certificate.
+fn server_config(pair: &Pair) -> ServerConfig {
+    let chain = vec![CertificateDer::from_pem_slice(pair.chain.as_bytes()).unwrap()];
+    let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
+    ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap()
+}
+
 impl Machine {
     fn new() -> Self {
         Self::with_roles(shipped::roles())
@@ -77,7 +86,7 @@ impl Machine {
         let (server, proxy, port) = namespace.inside(|| {
             runtime.block_on(async {
                 let server = Apiserver::start(&data, "here").await;
-                let tls = TlsAcceptor::from(Arc::new(authority.issue("127.0.0.1").server()));
+                let tls = TlsAcceptor::from(Arc::new(server_config(&authority.issue("127.0.0.1"))));
                 let admin = server.client("admin").await;
                 let (proxy, port) = Proxy::open_to_pods(roles, admin, tls, TOKEN).await;
                 (server, proxy, port)
