@@ -33,7 +33,7 @@ use crate::policy::is_in;
 use crate::proxy::{Ends, Handshake, Proxy};
 use crate::rewound::Rewound;
 use crate::stream::Stream;
-use crate::tls::ClientAuth;
+use crate::tls::{ClientAuth, H2};
 use crate::wire::Buffer;
 
 /// Open client connections. Beyond, new ones are closed at once and counted: memory per connection is bounded,
@@ -45,8 +45,6 @@ const BACKLOG: u32 = 4_096;
 const SWEEP: Duration = Duration::from_secs(5);
 /// After `accept()` failed for want of file descriptors, wait for some to be closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// The protocol that TLS agrees on when it is HTTP/2.
-const H2: &[u8] = b"h2";
 /// What an HTTP/2 client says first.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 

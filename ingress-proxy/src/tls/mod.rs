@@ -22,6 +22,9 @@ pub(crate) use clients::ClientAuth;
 
 use crate::table::{HostMap, HostPattern};
 
+/// HTTP/2 in ALPN.
+pub(crate) const H2: &[u8] = b"h2";
+
 /// The pair of one secret.
 pub(crate) type Pair = Arc<ArcSwap<CertifiedKey>>;
 
@@ -102,7 +105,7 @@ pub(crate) fn server_config(
     // few clients open two connections at once with what they learned from one.
     config.ticketer = Ticketer::new()?;
     config.send_tls13_tickets = 1;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
 

@@ -11,9 +11,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use tokio_rustls::TlsConnector;
 
 use crate::compile::{BackendKey, Credentials, Protocol};
-
-/// In ALPN.
-const HTTP2: &[u8] = b"h2";
+use crate::tls::H2;
 
 /// Why TLS cannot be spoken with a backend's endpoints.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +65,7 @@ impl EndpointTls {
         };
         config.enable_sni = settings.tells_name;
         if protocol.is_http2() {
-            config.alpn_protocols = vec![HTTP2.to_vec()];
+            config.alpn_protocols = vec![H2.to_vec()];
         }
         Ok(Self { connector: TlsConnector::from(Arc::new(config)), name: server })
     }
@@ -75,7 +73,7 @@ impl EndpointTls {
     /// The same, that asks for HTTP/2.
     pub(crate) fn by_http2(&self) -> Self {
         let mut config = ClientConfig::clone(self.connector.config());
-        config.alpn_protocols = vec![HTTP2.to_vec()];
+        config.alpn_protocols = vec![H2.to_vec()];
         Self { connector: TlsConnector::from(Arc::new(config)), name: self.name.clone() }
     }
 }
