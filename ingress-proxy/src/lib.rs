@@ -251,7 +251,8 @@ impl Ingress {
         .checking(checks);
         let publishes = self.published.says_something();
         let candidacy = Candidacy::new(config.election, self.client.clone(), self.metrics.election.clone());
-        let publisher = Publisher::start(self.client.clone(), self.published, candidacy.leads());
+        let status = self.metrics.status.clone();
+        let publisher = Publisher::start(self.client.clone(), self.published, candidacy.leads(), status);
         let watcher = Watcher::new(
             self.client,
             &config.ingress_class,

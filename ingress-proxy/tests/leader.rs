@@ -146,6 +146,8 @@ async fn a_replica_without_a_lease_serves_and_publishes_nothing() {
     };
     timeout(HANGS, failed).await.expect("it goes on trying");
     assert_eq!(replica.leads(), 0);
+    let [addresses, outdated] = ["addresses", "outdated"].map(|name| format!("weir_ingress_status_{name}"));
+    assert_eq!((replica.metric(&addresses), replica.metric(&outdated)), (1, 1));
     let ingress = api.mirror().get("ingresses/default/first").expect("it is there");
     assert_eq!(ingress["status"]["loadBalancer"]["ingress"], Value::Null);
     assert!(!replica.ended.is_finished());

@@ -21,6 +21,7 @@ use crate::policy::By;
 use crate::subrequest::SubrequestMetrics;
 use crate::trace::TraceMetrics;
 use crate::upstream::CheckMetrics;
+use crate::watch::StatusMetrics;
 pub(crate) use hosts::{HostMetrics, Hosts};
 
 /// Pairs of Ingress and Service with series of their own; those beyond share the pair `other`.
@@ -171,6 +172,8 @@ pub(crate) struct Metrics {
     expiry: Family<SecretLabels, Gauge>,
     /// Of who publishes status.
     pub(crate) election: weir_election::Metrics,
+    /// Of what is published.
+    pub(crate) status: StatusMetrics,
     /// Of spans.
     pub(crate) traces: TraceMetrics,
     /// Of requests of the proxy's own.
@@ -257,6 +260,7 @@ impl Metrics {
                 "Requests answered, by host of a rule and status class",
             )),
             election: weir_election::Metrics::register(r),
+            status: StatusMetrics::register(r),
             traces: TraceMetrics::register(r),
             subrequests: SubrequestMetrics::register(r),
             responses: registered(r, "requests", "Requests answered, by status class"),

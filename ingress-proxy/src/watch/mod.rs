@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use change::{Change, Effect, Kind, Relists};
 pub(crate) use report::Problems;
 pub(crate) use secrets::read as read_secret;
-pub(crate) use status::{Publisher, Source};
+pub(crate) use status::{Publisher, Source, StatusMetrics};
 
 /// After a compilation the next waits for this many times what that one took: a burst of changes gets a fifth of a core.
 const PAUSES: u32 = 4;

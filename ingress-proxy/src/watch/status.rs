@@ -10,10 +10,14 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::networking::v1::Ingress;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::sync::watch;
 
 use crate::compile::{Address, ObjectKey, Snapshot};
+use crate::metrics::registered;
 use crate::{Config, Error};
 
 /// A status that was written is not written again for so long: its echo may still be under way, and whoever writes something
@@ -49,6 +53,28 @@ impl Source {
         match self {
             Self::Given(addresses) => !addresses.is_empty(),
             Self::Service(_) => true,
+        }
+    }
+}
+
+/// What operators see of it.
+#[derive(Debug, Clone)]
+pub(crate) struct StatusMetrics {
+    pub(super) addresses: Gauge,
+    pub(super) outdated: Gauge,
+    failures: Counter,
+}
+
+impl StatusMetrics {
+    pub(crate) fn register(r: &mut Registry) -> Self {
+        Self {
+            addresses: registered(
+                r,
+                "status_addresses",
+                "Addresses to publish; with none, every status stays as it is",
+            ),
+            outdated: registered(r, "status_outdated", "Ingresses whose status has other addresses"),
+            failures: registered(r, "status_failures", "Writes of a status that failed and are tried again"),
         }
     }
 }
@@ -91,26 +117,34 @@ pub(crate) struct Publisher {
     fault: Option<&'static str>,
     claimed: BTreeSet<ObjectKey>,
     wanted: watch::Sender<Wanted>,
+    metrics: StatusMetrics,
 }
 
 impl Publisher {
-    pub(crate) fn start(client: Client, source: Source, leads: watch::Receiver<bool>) -> Self {
+    pub(crate) fn start(
+        client: Client,
+        source: Source,
+        leads: watch::Receiver<bool>,
+        metrics: StatusMetrics,
+    ) -> Self {
         let says_something = source.says_something();
-        let (publisher, wanted) = Self::new(source);
+        let failures = metrics.failures.clone();
+        let (publisher, wanted) = Self::new(source, metrics);
         if says_something {
-            tokio::spawn(write_all(client, wanted, leads));
+            tokio::spawn(write_all(client, wanted, leads, failures));
         }
         publisher
     }
 
     /// And what is to be written.
-    pub(super) fn new(source: Source) -> (Self, watch::Receiver<Wanted>) {
-        let (addresses, service) = match source {
+    pub(super) fn new(source: Source, metrics: StatusMetrics) -> (Self, watch::Receiver<Wanted>) {
+        let (addresses, service): (Arc<[Address]>, _) = match source {
             Source::Given(addresses) => (addresses.into(), None),
             Source::Service(service) => (Arc::default(), Some(service)),
         };
+        metrics.addresses.set(addresses.len() as i64);
         let (wanted, receiver) = watch::channel(Wanted { addresses, wrong: BTreeSet::new() });
-        (Self { service, fault: None, claimed: BTreeSet::new(), wanted }, receiver)
+        (Self { service, fault: None, claimed: BTreeSet::new(), wanted, metrics }, receiver)
     }
 
     /// The Service whose addresses are published, if they are one's.
@@ -139,6 +173,8 @@ impl Publisher {
             wanted.addresses = addresses.into();
             wanted.look(&self.claimed, &self.claimed, snapshot);
         });
+        self.metrics.addresses.set(addresses.len() as i64);
+        self.count();
     }
 
     /// These Ingresses are ours now, or no more.
@@ -158,12 +194,22 @@ impl Publisher {
     /// Publishes where it is needed: the status of these Ingresses may have changed.
     pub(super) fn publish(&self, snapshot: &Snapshot, ingresses: &BTreeSet<ObjectKey>) {
         self.wanted.send_if_modified(|wanted| wanted.look(ingresses, &self.claimed, snapshot));
+        self.count();
+    }
+
+    fn count(&self) {
+        self.metrics.outdated.set(self.wanted.borrow().wrong.len() as i64);
     }
 }
 
 /// What is wrong while another leads is looked at when this replica does. Ends when the publisher is dropped, or when this
 /// replica will never lead.
-async fn write_all(client: Client, mut wanted: watch::Receiver<Wanted>, mut leads: watch::Receiver<bool>) {
+async fn write_all(
+    client: Client,
+    mut wanted: watch::Receiver<Wanted>,
+    mut leads: watch::Receiver<bool>,
+    failures: Counter,
+) {
     let mut written: HashMap<ObjectKey, Instant> = HashMap::new();
     let mut addresses = Arc::default();
     loop {
@@ -194,6 +240,7 @@ async fn write_all(client: Client, mut wanted: watch::Receiver<Wanted>, mut lead
                 Err(kube::Error::Api(status)) if status.code == 404 => {} // it is gone, so is the need
                 Err(error) => {
                     tracing::warn!(ingress = %key, %error, "cannot publish the status, trying again");
+                    failures.inc();
                     failed = true;
                 }
             }

@@ -39,6 +39,7 @@ struct World {
     compiled: Compiled,
     reporter: (report::Reporter, mpsc::Receiver<Problem>),
     publisher: (status::Publisher, watch::Receiver<status::Wanted>),
+    status: status::StatusMetrics,
 }
 
 struct Served {
@@ -86,17 +87,20 @@ fn describe(target: &Arc<Target>) -> String {
 
 impl World {
     fn new() -> Self {
+        let metrics =
+            crate::metrics::Metrics::register(&mut prometheus_client::registry::Registry::default());
         Self {
             snapshot: Snapshot::default(),
             relists: Relists::default(),
             compiler: Compiler::new(CLASS),
             served: Served::new(),
             compiled: Compiled::default(),
-            reporter: report::Reporter::new(
-                &crate::metrics::Metrics::register(&mut prometheus_client::registry::Registry::default()),
-                report::Problems::default(),
+            reporter: report::Reporter::new(&metrics, report::Problems::default()),
+            publisher: status::Publisher::new(
+                status::Source::Service(published_service()),
+                metrics.status.clone(),
             ),
-            publisher: status::Publisher::new(status::Source::Service(published_service())),
+            status: metrics.status,
         }
     }
 
@@ -174,6 +178,8 @@ impl World {
             wrong: claimed.filter(is_wrong).cloned().collect::<BTreeSet<_>>(),
         };
         prop_assert_eq!(&*self.publisher.1.borrow(), &wanted, "statuses");
+        let counted = [self.status.addresses.get(), self.status.outdated.get()];
+        prop_assert_eq!(counted, [wanted.addresses.len() as i64, wanted.wrong.len() as i64]);
         Ok(())
     }
 }
