@@ -1,6 +1,6 @@
 //! The dataplane's units under a real systemd.
 
-use std::net::SocketAddr;
+use std::{fs, net::SocketAddr};
 
 use weir_tests::{eventually, get};
 
@@ -68,4 +68,22 @@ fn the_units_serve_and_what_they_pinned_does_between_two_agents() {
     })
     .unwrap();
     is_served(&machine, &systemd);
+}
+
+#[test]
+fn it_is_tried_again_until_it_can_start() {
+    let machine = Machine::new();
+    let systemd = Systemd::boot(&machine.node, &[]);
+    systemd.run("hostname", NODE).unwrap();
+    // As on a machine whose kubeconfig comes later.
+    systemd.systemctl("start weir-dataplane").unwrap_err();
+    eventually("more starts than systemd allows by itself", || {
+        let [state, restarts] = ["SubState", "NRestarts"].map(|it| systemd.property("weir-dataplane", it));
+        anyhow::ensure!(state == "auto-restart" && restarts.parse::<u32>()? > 5, "{state} after {restarts}");
+        Ok(())
+    })
+    .unwrap();
+    let kubeconfig = fs::read_to_string(machine.directory.path().join("agent.kubeconfig")).unwrap();
+    systemd.write("/etc/weir/dataplane.kubeconfig", &kubeconfig).unwrap();
+    machine.is_ready(&manifest::unit_flags());
 }
