@@ -309,7 +309,8 @@ impl Own {
             }
             Some(SecretFact::Unreadable(why)) => {
                 let text = format!(
-                    "Secret {:?} for TLS cannot be read: {why}. Its hosts are served with the default certificate until the                      ingress may list and watch this Secret: a Role that names it in resourceNames grants that",
+                    "Secret {:?} for TLS cannot be read: {why}. Its hosts are served with the default certificate until \
+                     the ingress may list and watch this Secret: a Role that names it in resourceNames grants that",
                     key.name
                 );
                 self.problem(ingress, Reason::BadSecret, text);
