@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::networking::v1::{HTTPIngressPath, IngressBackend, ServiceBackendPort};
 
 use super::host::{HostCompilation, Member};
-use super::{BackendKey, ObjectKey, Reason, TargetSpec};
+use super::{BackendKey, ObjectKey, PortFact, Protocol, Reason, TargetSpec};
 use crate::policy::{Policy, Rewrite};
 use crate::table::{MAX_PATTERNS, PathKind, Pattern, Taken, normalize_path};
 
@@ -122,8 +122,20 @@ impl<'a> HostCompilation<'a> {
         policy: Option<Arc<Policy>>,
     ) -> Arc<TargetSpec> {
         let (service, backend) = match self.backend(member, backend) {
-            Ok(key) => {
+            Ok((key, port)) => {
                 let notes = &member.own.notes;
+                // What `backend-protocol` says was judged with the annotations.
+                if notes.protocol.is_none()
+                    && port.protocol.is_some_and(Protocol::is_http2)
+                    && member.own.settings.upstream.proxy_protocol.is_some()
+                {
+                    let (service, port) = (&key.service, port.describe());
+                    let text = format!(
+                        "annotation proxy-protocol is not spoken with endpoints of HTTP/2, and port {port} of Service \
+                         {service} has them by its appProtocol: it has no effect there"
+                    );
+                    self.problem(member, Reason::UnservedAnnotation, text);
+                }
                 let (protocol, tls, health) = (notes.protocol, notes.tls.clone(), notes.health.clone());
                 (key.service.name.clone(), Ok(BackendKey { protocol, tls, health, ..key }))
             }
@@ -155,7 +167,7 @@ impl<'a> HostCompilation<'a> {
         &self,
         member: Member<'_>,
         backend: &IngressBackend,
-    ) -> Result<BackendKey, (String, Reason, String)> {
+    ) -> Result<(BackendKey, &'a PortFact), (String, Reason, String)> {
         let Some(service) = &backend.service else {
             let text = "a backend is no Service: resource backends are not served".to_owned();
             return Err((String::new(), Reason::BadBackend, text));
@@ -179,7 +191,7 @@ impl<'a> HostCompilation<'a> {
             _ => fact.ports.len() == 1,
         });
         if let Some(port) = found {
-            return Ok(BackendKey::new(key, &port.name));
+            return Ok((BackendKey::new(key, &port.name), port));
         }
         let wanted = match wanted {
             Some(ServiceBackendPort { name: Some(name), .. }) if !name.is_empty() => {
@@ -188,7 +200,7 @@ impl<'a> HostCompilation<'a> {
             Some(ServiceBackendPort { number: Some(number), .. }) => number.to_string(),
             _ => "without name or number".to_owned(),
         };
-        let has: Vec<_> = fact.ports.iter().map(super::PortFact::describe).collect();
+        let has: Vec<_> = fact.ports.iter().map(PortFact::describe).collect();
         fail(Reason::BadPort, format!("Service {key} has no port {wanted}: it has {}", has.join(", ")))
     }
 }

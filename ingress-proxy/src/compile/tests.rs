@@ -316,3 +316,33 @@ spec: {ports: [{name: grpc, port: 80, appProtocol: kubernetes.io/h2c}, {name: we
     let said = Some(Protocol::Https);
     assert_eq!(spoken("grpc", said), Protocol::Https, "an annotation goes before");
 }
+
+#[test]
+fn a_proxy_header_that_an_app_protocol_forbids_is_told() {
+    let with = |annotations: &str| {
+        let compiled = compiled(&format!(
+            "
+kind: Service
+metadata: {{name: g, namespace: n}}
+spec: {{ports: [{{name: grpc, port: 80, appProtocol: kubernetes.io/h2c}}, {{name: web, port: 81}}]}}
+---
+kind: Ingress
+metadata: {{name: i, namespace: n, annotations: {{{annotations}}}}}
+spec:
+  ingressClassName: weir
+  rules:
+  - http:
+      paths:
+      - {{path: /, pathType: Prefix, backend: {{service: {{name: g, port: {{number: 80}}}}}}}}
+      - {{path: /web, pathType: Prefix, backend: {{service: {{name: g, port: {{number: 81}}}}}}}}
+"
+        ));
+        compiled.problems.iter().map(|problem| (problem.reason, problem.text.clone())).collect::<Vec<_>>()
+    };
+    let told = with("weir.dev/proxy-protocol: v2");
+    let text = "annotation proxy-protocol is not spoken with endpoints of HTTP/2, and port 80 (grpc) of Service n/g has \
+                them by its appProtocol: it has no effect there";
+    assert_eq!(told, [(Reason::UnservedAnnotation, text.to_owned())]);
+    assert_eq!(with("weir.dev/proxy-protocol: v2, weir.dev/backend-protocol: HTTP"), []);
+    assert_eq!(with(""), []);
+}

@@ -21,7 +21,7 @@ const ADDRESSES: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
 /// In rules and for TLS.
 const HOSTS: [&str; 8] = ["", "a.com", "b.a.com", "www.a.com", "*.a.com", "b.com", "*.com", "no host"];
 const PATHS: [&str; 5] = ["/", "/p", "/p/q", "/(r)[0-9]", "/%2f"];
-const ANNOTATIONS: [(&str, &str); 17] = [
+const ANNOTATIONS: [(&str, &str); 18] = [
     ("canary", "true"),
     ("canary-weight", "10"),
     ("server-alias", "alias.com,b.com"),
@@ -39,6 +39,7 @@ const ANNOTATIONS: [(&str, &str); 17] = [
     ("server-snippet", "return 418;"),
     ("backend-protocol", "GRPC"),
     ("proxy-body-size", "1k"),
+    ("proxy-protocol", "v1"),
 ];
 /// The first is the default certificate, the others are in secrets.
 pub(super) static PAIRS: LazyLock<[Arc<CertifiedKey>; 3]> =
