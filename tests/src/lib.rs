@@ -1,5 +1,5 @@
 //! A machine for whole-cluster tests and benches: namespaces, a node in one of them, clients in another. Other crates'
-//! privileged tests make their machines of the same parts.
+//! tests make theirs of the same parts.
 //!
 //! A [`Cluster`] is one `weir up` in a network namespace that has no route to the world, in a cgroup of its own, with
 //! its files in a temporary directory. The client's namespace is on the other side of the node's uplink, as any

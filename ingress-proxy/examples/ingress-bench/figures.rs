@@ -39,12 +39,12 @@ pub(crate) const RATE_HTTP2: Figure =
     figure("requests, HTTP/2 over TLS, 16 × 32 streams, 128 B", "1/s", Some(Goal::AtLeastTimesPeer(1.0)));
 pub(crate) const CPU_HTTP2: Figure = figure("CPU per request, HTTP/2 over TLS, 128 B", "µs", None);
 const _: () = assert!(RATE == 5_800, "which these names say");
-const LATENCY_P50: Figure = figure("latency at 5,800 requests/s, p50 of 0.1 s", "ms", None);
+const LATENCY_P50: Figure = figure("latency at 5,800 requests/s, p50 of 50 ms", "µs", None);
 const LATENCY_P99: Figure =
-    figure("latency at 5,800 requests/s, p99 of 0.1 s", "ms", Some(Goal::AtMostTimesPeer(1.0)));
+    figure("latency at 5,800 requests/s, p99 of 50 ms", "µs", Some(Goal::AtMostTimesPeer(1.0)));
 /// All windows of a round are as one, with all that the machine did meanwhile.
-const ROUND_P99: Figure = figure("latency at 5,800 requests/s, p99 of a round", "ms", None);
-const ROUND_P999: Figure = figure("latency at 5,800 requests/s, p99.9 of a round", "ms", None);
+const ROUND_P99: Figure = figure("latency at 5,800 requests/s, p99 of a round", "µs", None);
+const ROUND_P999: Figure = figure("latency at 5,800 requests/s, p99.9 of a round", "µs", None);
 pub(crate) const MEMORY: Figure = figure("memory after the loads (PSS)", "MB", Some(Goal::AtMost(25.0)));
 pub(crate) const START: Figure = figure("start to first 200", "ms", Some(Goal::AtMost(25.0)));
 
@@ -52,7 +52,7 @@ pub(crate) const START: Figure = figure("start to first 200", "ms", Some(Goal::A
 #[derive(Debug, Default)]
 pub(crate) struct Samples {
     figures: Vec<(Figure, BTreeMap<Kind, Vec<Sample>>)>,
-    /// Milliseconds of requests in the round's open loop so far.
+    /// Microseconds of requests in the round's open loop so far.
     latencies: BTreeMap<Kind, Vec<f64>>,
 }
 
@@ -73,18 +73,18 @@ impl Samples {
         self.push(figure, kind, Sample { value, busy: Some(busy) });
     }
 
-    /// Milliseconds of the requests in a window of an open loop.
-    pub(crate) fn add_latencies(&mut self, kind: Kind, milliseconds: &[f64]) {
-        self.add(LATENCY_P50, kind, percentile(milliseconds, 50.0));
-        self.add(LATENCY_P99, kind, percentile(milliseconds, 99.0));
-        self.latencies.entry(kind).or_default().extend(milliseconds);
+    /// Microseconds of the requests in a window of an open loop.
+    pub(crate) fn add_latencies(&mut self, kind: Kind, microseconds: &[f64]) {
+        self.add(LATENCY_P50, kind, percentile(microseconds, 50.0));
+        self.add(LATENCY_P99, kind, percentile(microseconds, 99.0));
+        self.latencies.entry(kind).or_default().extend(microseconds);
     }
 
     /// All proxies have taken all loads.
     pub(crate) fn end_round(&mut self) {
-        for (kind, milliseconds) in std::mem::take(&mut self.latencies) {
-            self.add(ROUND_P99, kind, percentile(&milliseconds, 99.0));
-            self.add(ROUND_P999, kind, percentile(&milliseconds, 99.9));
+        for (kind, microseconds) in std::mem::take(&mut self.latencies) {
+            self.add(ROUND_P99, kind, percentile(&microseconds, 99.0));
+            self.add(ROUND_P999, kind, percentile(&microseconds, 99.9));
         }
     }
 

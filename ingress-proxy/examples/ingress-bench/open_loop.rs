@@ -34,9 +34,9 @@ pub(crate) const RATE: u32 = 5_800;
 /// is as awake as it gets.
 ///
 /// Other guests take a core away for milliseconds, several times a second. In a window of seconds that decides what the
-/// slowest hundredth is, for every proxy alike, and one run says half of what the next one says. A tenth of a second is
-/// long enough for six requests to be a hundredth, and undisturbed more often than not.
-const COUNTED: u32 = RATE / 10;
+/// slowest hundredth is, for every proxy alike, and one run says half of what the next one says. Fifty milliseconds are long
+/// enough for three requests to be a hundredth, and undisturbed more often than not.
+const COUNTED: u32 = RATE / 20;
 const UNCOUNTED: u32 = RATE / 40;
 const REQUESTS: u32 = UNCOUNTED + COUNTED;
 /// Connections that take what is due. If all are busy, it waits, and the wait counts.
@@ -44,8 +44,8 @@ const CONNECTIONS: usize = 64;
 /// All must be answered that long after the last was due.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Milliseconds that each request took.
-pub(crate) async fn latencies_ms(address: SocketAddr, body: Body) -> Result<Vec<f64>> {
+/// Microseconds that each request took.
+pub(crate) async fn latencies_us(address: SocketAddr, body: Body) -> Result<Vec<f64>> {
     let schedule = Arc::new(Schedule::default());
     let mut tasks = JoinSet::new();
     for _ in 0..CONNECTIONS {
@@ -64,7 +64,7 @@ pub(crate) async fn latencies_ms(address: SocketAddr, body: Body) -> Result<Vec<
         },
     }
     let state = schedule.state();
-    Ok(state.taken[UNCOUNTED as usize..].iter().map(|time| time.as_secs_f64() * 1e3).collect())
+    Ok(state.taken[UNCOUNTED as usize..].iter().map(|time| time.as_secs_f64() * 1e6).collect())
 }
 
 /// What is due, and what was done.

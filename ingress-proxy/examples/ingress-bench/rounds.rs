@@ -46,8 +46,8 @@ impl Load {
     /// How often every proxy takes it in a round.
     fn windows(self) -> usize {
         match self {
-            // All orders of four.
-            Self::OpenLoop => 24,
+            // All orders of four, twice.
+            Self::OpenLoop => 48,
             Self::Small | Self::Large | Self::Tls | Self::Connections | Self::Http2 => 1,
         }
     }
@@ -87,7 +87,7 @@ pub(crate) async fn measure(bench: &Bench, loads: &[Load]) -> Result<Vec<Row>> {
     Ok(samples.rows())
 }
 
-/// The items in one of the n! orders that they have. Orders with numbers from 0 to n! are all of them, once.
+/// The items in one of the n! orders that they have. Orders with consecutive numbers, n! of them, are all, once.
 fn in_order<T>(items: &[T], mut number: usize) -> Vec<&T> {
     let mut order: Vec<&T> = items.iter().collect();
     for end in (1..order.len()).rev() {
@@ -141,7 +141,7 @@ async fn put(load: Load, proxy: &Proxy, bench: &Bench, samples: &mut Samples) ->
             samples.add(CPU_HTTP2, kind, count.cpu_us_per_request());
         }
         Load::OpenLoop => {
-            samples.add_latencies(kind, &open_loop::latencies_ms(proxy.http, SMALL).await?);
+            samples.add_latencies(kind, &open_loop::latencies_us(proxy.http, SMALL).await?);
         }
     }
     Ok(())
