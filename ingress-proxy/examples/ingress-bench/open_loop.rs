@@ -33,7 +33,7 @@ pub(crate) const RATE: u32 = 5_800;
 /// Requests of a window that count, and how many go before them: by then every connection has had two, and the proxy's core
 /// is as awake as it gets.
 ///
-/// Other guests take a core away for milliseconds, several times a second. In a window of seconds that decides what the
+/// Other guests take a core away for milliseconds, about once a second. In a window of seconds that decides what the
 /// slowest hundredth is, for every proxy alike, and one run says half of what the next one says. Fifty milliseconds are long
 /// enough for three requests to be a hundredth, and undisturbed more often than not.
 const COUNTED: u32 = RATE / 20;
