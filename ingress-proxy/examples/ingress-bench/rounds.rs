@@ -97,7 +97,7 @@ fn in_order<T>(items: &[T], mut number: usize) -> Vec<&T> {
     order
 }
 
-/// Puts the load on the proxy and keeps what comes of it.
+/// Puts the load on the proxy, and lets it rest.
 async fn take(load: Load, proxy: &Proxy, bench: &Bench, samples: &mut Samples) -> Result<()> {
     put(load, proxy, bench, samples)
         .await
@@ -109,6 +109,7 @@ async fn take(load: Load, proxy: &Proxy, bench: &Bench, samples: &mut Samples) -
     Ok(())
 }
 
+/// Puts the load on the proxy and keeps what comes of it.
 async fn put(load: Load, proxy: &Proxy, bench: &Bench, samples: &mut Samples) -> Result<()> {
     let kind = proxy.kind;
     let client = || bench.certificate.client();
