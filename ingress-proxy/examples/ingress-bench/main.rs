@@ -8,13 +8,14 @@
 //!  API server ◀──── lists, watches ─── │ (Weir alone)
 //! ```
 //! Everything is in a network namespace that has nothing but its loopback. [`rounds`] puts the same loads on all proxies, in
-//! an order that changes, and on the backend behind them; [`routing`] and [`scale`] measure what only Weir has; [`changes`] is whether anybody notices
-//! that everything changes.
+//! an order that changes, and on the backend behind them; [`routing`] and [`scale`] measure what only Weir has; [`changes`]
+//! is whether anybody notices that everything changes.
 //!
 //! CPU time is the proxies' own, as the kernel counts it for each process: what the load and the backend cost on their core
 //! is not in it, nor does it matter there whether that core is the narrow place. Where it is, rates say so in a note.
 //! Figures are compared within a round, those of the open loop within a window, and a ratio is the median of the ratios: it
-//! may say otherwise than the two medians do where the machine was not quiet. A response that is not a 200 of the right length ends the bench.
+//! may say otherwise than the two medians do where the machine was not quiet. A response that is not a 200 of the right
+//! length ends the bench.
 
 mod backend;
 mod bare;
